@@ -1,0 +1,1 @@
+"""Tensors and learning: networks, diffusion, training, metrics. No rasters here."""

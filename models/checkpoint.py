@@ -1,0 +1,181 @@
+"""A checkpoint is one safetensors file whose header carries a JSON card. No pickle is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .errors import CheckpointError
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Card",
+    "bundled_models",
+    "find_checkpoint",
+    "load_model",
+    "read_card",
+    "save_checkpoint",
+    "sha256",
+]
+
+DEFAULT_MODEL = "generic"
+FORMAT = "uknowpan-1"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of itself."""
+
+    name: str
+    architecture: str
+    """"fsa-s-lite" or "fsa-s"."""
+    config: dict[str, Any]
+    """Fields of the architecture's config."""
+    stage: str
+    sensor: str = "generic"
+    bands: int | None = None
+    """How many bands it takes; None: any number."""
+    ratios: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6])
+    registration: str = "area"
+    """"area": LMS interpolated at nested pixel areas; "pancollection": half a pixel off."""
+    residual_scale: float = 1.0
+    """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band)."""
+    steps: int = 1
+    """Network evaluations taken by default."""
+    sigma_scale: float = 1.0
+    """Calibration: factor of the predicted 1-sigma, from validation scenes."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data with licences, iterations, seed, code version, command."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Measured results and the command that made them."""
+    limits: str = ""
+    """Where it is known to fail."""
+
+
+def _architectures() -> dict[str, Any]:
+    from .student import FSAStudent, StudentConfig
+    from .student_lite import FSAStudentLite, LiteConfig
+
+    return {"fsa-s-lite": (FSAStudentLite, LiteConfig), "fsa-s": (FSAStudent, StudentConfig)}
+
+
+def build_network(card: Card) -> nn.Module:
+    """The network that a card describes, with random weights.
+
+    Raises:
+        CheckpointError: unknown architecture or config fields.
+    """
+    known = _architectures()
+    if card.architecture not in known:
+        raise CheckpointError(
+            f"the checkpoint's architecture {card.architecture!r} is unknown to this version "
+            f"(known: {', '.join(known)})"
+        )
+    network, config = known[card.architecture]
+    try:
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()}
+        return network(config(**fields))
+    except TypeError as error:
+        raise CheckpointError(
+            f"the checkpoint's config does not fit architecture {card.architecture}: {error}"
+        ) from error
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
+    """Write weights and card, beside the target first, then renamed."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
+    try:
+        save_file(weights, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a checkpoint; reads the header only.
+
+    Raises:
+        CheckpointError: missing, truncated, not safetensors, or without a card.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}); pickles "
+            "(.pth, .pt) are never loaded"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file without an uknowpan card")
+    try:
+        return Card(**json.loads(metadata["card"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the card of {path} cannot be read: {error}") from error
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Card]:
+    """Network with its weights (evaluation mode, CPU), and the card.
+
+    Raises:
+        CheckpointError: as `read_card`, or the weights do not fit the architecture.
+    """
+    from safetensors.torch import load_file
+
+    card = read_card(path)
+    model = build_network(card)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise CheckpointError(f"the weights in {path} do not fit its card: {first}") from error
+    return model.eval(), card
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name -> file of the checkpoints inside the package."""
+    folder = Path(str(resources.files("uknowpan_models"))) / "weights"
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """A bundled model's name, or a path, to a file.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    bundled = bundled_models()
+    if name_or_path in bundled:
+        return bundled[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise CheckpointError(
+        f"no model {name_or_path!r}: neither a file nor bundled "
+        f"(bundled: {', '.join(bundled) or 'none'}; see `uknowpan models list`)"
+    )
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""The condition of the `generic` student: dimensionless features of a scene, band by band.
+
+Everything is divided by the scene's own detail contrast, so that gain, offset and bit depth do
+not matter. The features offer the network what classical methods would inject, made with the
+blur and shift that the scene itself shows (`uknowpan_models.psf`); the network decides how much
+of each to take where, and adds what none of them has.
+
+Band features (F = 6), in units of the band's detail contrast r_b:
+    0 global injection  g_b (pan - pan_low)           g_b: regression of details, whole scene
+    1 local injection   g_b(x) (pan - pan_low)        g_b(x): the same in a 5 x 5 MS window
+    2 ratio injection   lms_b / pan_low (pan - pan_low)     high-pass modulation
+    3 own detail        lms_b - local mean
+    4 unexplained       the part of 3 that PAN's detail does not explain
+    5 correlation       of the band's and PAN's details in that window, -1 to 1
+PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 x 5 box mean
+(the high-pass of U-Know-DiffPAN), pan_low - local mean.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .resample import (
+    UPSAMPLE_REACH,
+    box_mean,
+    degrade,
+    degrade_reach,
+    upsample,
+)
+from .psf import DETAIL_WINDOW
+from .statistics import SceneStatistics
+from .types import Condition
+
+__all__ = [
+    "BAND_FEATURES",
+    "INJECTIONS",
+    "PAN_FEATURES",
+    "SCENE_FEATURES",
+    "condition_reach",
+    "generic_condition",
+]
+
+BAND_FEATURES = 6
+INJECTIONS = 5
+"""The first so many band features are details that the network may mix into its answer."""
+PAN_FEATURES = 3
+SCENE_FEATURES = 3
+
+LOCAL_PRIOR = 0.1
+"""Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""
+
+LARGEST_RATIO_GAIN = 4.0
+"""Bound of feature 2's gain, as a multiple of the scene's mean ratio."""
+
+
+def condition_reach(statistics: SceneStatistics) -> int:
+    """MS pixels around it that a pixel's condition depends on."""
+    psf = statistics.psf
+    blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
+    return UPSAMPLE_REACH + DETAIL_WINDOW // 2 + blur
+
+
+def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Condition:
+    """Features of one window of a scene.
+
+    Args:
+        pan: (B, 1, H, W), in the units that the statistics were made in.
+        ms: (B, C, h, w), H = ratio * h.
+        statistics: of the whole scene.
+
+    Returns:
+        A `Condition` whose outermost `condition_reach` MS pixels are not to be used (they saw
+        the window's border).
+    """
+    ratio, psf = statistics.ratio, statistics.psf
+    scale = statistics.detail_std.to(pan)  # (C + 1,)
+    band_scale, pan_scale = scale[:-1].view(1, -1, 1, 1), scale[-1]
+    pan_lr = degrade(pan, ratio, psf.sigma, psf.shift)
+    lms, pan_low = upsample(ms, ratio), upsample(pan_lr, ratio)
+    detail = pan - pan_low
+
+    # Local regression of each band on the degraded PAN, on the MS grid.
+    ms_detail = (ms - box_mean(ms, DETAIL_WINDOW)) / band_scale
+    pan_detail = (pan_lr - box_mean(pan_lr, DETAIL_WINDOW)) / pan_scale
+    cross = box_mean(ms_detail * pan_detail, DETAIL_WINDOW)
+    pan_power = box_mean(pan_detail**2, DETAIL_WINDOW)
+    ms_power = box_mean(ms_detail**2, DETAIL_WINDOW)
+    global_gain = (statistics.detail_gain.to(pan) * pan_scale / scale[:-1]).view(1, -1, 1, 1)
+    local_gain = (cross + LOCAL_PRIOR * global_gain) / (pan_power + LOCAL_PRIOR)
+    correlation = cross / ((pan_power + 0.01) * (ms_power + 0.01)).sqrt()
+    unexplained = ms_detail - local_gain * pan_detail
+
+    # Ratio injection needs a zero level; where the scene has none its gain is bounded.
+    mean = statistics.mean.to(pan)
+    mean_ratio = (mean[:-1] / mean[-1].abs().clamp_min(1e-6)).view(1, -1, 1, 1).abs()
+    floor = 0.05 * mean[-1].abs() + 1e-6
+    ratio_gain = lms / pan_low.clamp_min(floor)
+    ratio_gain = torch.minimum(ratio_gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
+
+    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail], 1)
+    local_up, unexplained_up, correlation_up, own_up = upsample(on_ms_grid, ratio).chunk(4, 1)
+    detail_unit = detail / pan_scale
+    band_features = torch.stack(
+        [
+            global_gain * detail_unit,
+            local_up * detail_unit,
+            ratio_gain * detail / band_scale,
+            own_up,
+            unexplained_up,
+            correlation_up.clamp(-1, 1),
+        ],
+        2,
+    )
+    high_pass = (pan - box_mean(pan, 5)) / pan_scale
+    low_detail = upsample(pan_detail, ratio)
+    return Condition(
+        lms=lms,
+        pan=pan,
+        pan_features=torch.cat([detail_unit, high_pass, low_detail], 1),
+        band_features=band_features,
+        scene=_scene_numbers(statistics).to(pan).expand(len(pan), -1),
+    )
+
+
+def _scene_numbers(statistics: SceneStatistics) -> Tensor:
+    psf, ratio = statistics.psf, statistics.ratio
+    sharpness = psf.sigma / ratio * 4 - 2  # about -1 to 1
+    shift = math.hypot(*psf.shift) / ratio  # its direction would not survive turned patches
+    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift]])

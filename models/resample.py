@@ -1,0 +1,146 @@
+"""Going between the MS and the PAN grid.
+
+Pixel areas nest: the centre of MS pixel ``i`` lies at PAN index ``ratio * i + (ratio - 1) / 2``
+(DESIGN section 3). Borders are replicated; callers that must not see them read a margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "UPSAMPLE_REACH",
+    "Kernel",
+    "box",
+    "box_mean",
+    "crop",
+    "cubic",
+    "decimate",
+    "degrade",
+    "degrade_reach",
+    "gaussian",
+    "upsample",
+]
+
+UPSAMPLE_REACH = 2
+"""How many MS pixels around it an interpolated pixel depends on."""
+
+
+def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
+    """Cubic convolution kernel (Keys 1981, a = -1/2)."""
+    x = x.abs()
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+@lru_cache(maxsize=64)
+def _phase_kernels(ratio: int) -> Tensor:
+    """(ratio, 5) taps over MS pixels i-2..i+2 for each of the PAN pixels inside MS pixel i."""
+    centre = (torch.arange(ratio, dtype=torch.float64) - (ratio - 1) / 2) / ratio
+    taps = torch.arange(-2, 3, dtype=torch.float64)
+    return _cubic(centre[:, None] - taps[None, :]).float()
+
+
+def upsample(ms: Tensor, ratio: int) -> Tensor:
+    """Interpolate MS to the PAN grid by cubic convolution: ``lms``.
+
+    Args:
+        ms: (B, C, h, w).
+        ratio: PAN pixels per MS pixel along one axis.
+
+    Returns:
+        (B, C, ratio * h, ratio * w).
+    """
+    b, c, h, w = ms.shape
+    kernel = _phase_kernels(ratio).to(ms)
+    x = F.pad(ms.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
+    x = F.conv2d(x, kernel[:, None, :, None])  # (BC, ratio, h, w + 4)
+    x = x.transpose(1, 2).reshape(b * c, 1, h * ratio, w + 4)
+    x = F.conv2d(x, kernel[:, None, None, :])  # (BC, ratio, H, w)
+    return x.permute(0, 2, 3, 1).reshape(b, c, h * ratio, w * ratio)
+
+
+def degrade_reach(sigma: float, shift: tuple[float, float], ratio: int) -> int:
+    """MS pixels around it that a degraded pixel depends on."""
+    return math.ceil((3.0 * sigma + max(abs(shift[0]), abs(shift[1]))) / ratio + 0.5)
+
+
+Kernel = Callable[[Tensor], Tensor]
+"""Weight as a function of the distance (PAN pixels) from the sampling position."""
+
+
+def gaussian(sigma: float) -> Kernel:
+    """Gaussian of standard deviation `sigma` PAN pixels."""
+    return lambda x: torch.exp(-0.5 * (x / sigma) ** 2)
+
+
+def box(width: float) -> Kernel:
+    """Mean over `width` PAN pixels; pixels at the edge count by their share."""
+    return lambda x: (width / 2 + 0.5 - x.abs()).clamp(0, 1)
+
+
+def cubic(stretch: float) -> Kernel:
+    """Cubic convolution stretched by `stretch` (the ratio: antialiased; 1: not)."""
+    return lambda x: _cubic(x / stretch)
+
+
+def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Tensor:
+    offsets = torch.arange(-reach * ratio, (reach + 1) * ratio, dtype=torch.float64)
+    taps = kernel(offsets - (ratio - 1) / 2 - shift)
+    return (taps / taps.sum()).float()
+
+
+def decimate(
+    x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int
+) -> Tensor:
+    """Filter by a separable kernel and sample at the MS pixels' centres.
+
+    Args:
+        x: (B, C, H, W), H and W multiples of the ratio.
+        ratio: PAN pixels per MS pixel.
+        kernel: 1-D profile of the filter; normalised here.
+        shift: (dy, dx) in PAN pixels, added to the sampling positions.
+        reach: MS pixels on either side that the filter spans.
+
+    Returns:
+        (B, C, H / ratio, W / ratio).
+    """
+    b, c, height, width = x.shape
+    pad = reach * ratio
+    y = F.pad(x.reshape(b * c, 1, height, width), (pad, pad, pad, pad), mode="replicate")
+    rows = _taps(kernel, shift[0], ratio, reach).to(x)
+    cols = _taps(kernel, shift[1], ratio, reach).to(x)
+    y = F.conv2d(y, rows[None, None, :, None], stride=(ratio, 1))
+    y = F.conv2d(y, cols[None, None, None, :], stride=(1, ratio))
+    return y.reshape(b, c, height // ratio, width // ratio)
+
+
+def degrade(
+    pan: Tensor, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
+    """`decimate` with a Gaussian of `sigma` PAN pixels: how a `Psf` acts on the PAN."""
+    return decimate(pan, ratio, gaussian(sigma), shift, degrade_reach(sigma, shift, ratio))
+
+
+def box_mean(x: Tensor, size: int) -> Tensor:
+    """Mean over a size x size window (odd size), borders by the pixels that exist.
+
+    Args:
+        x: (B, C, h, w).
+        size: odd window width.
+    """
+    pad = size // 2
+    x = F.avg_pool2d(x, (size, 1), 1, (pad, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, size), 1, (0, pad), count_include_pad=False)
+
+
+def crop(x: Tensor, margin: int) -> Tensor:
+    """Take `margin` pixels off every side."""
+    return x if margin == 0 else x[..., margin:-margin, margin:-margin]

@@ -1,0 +1,124 @@
+"""Numbers of a whole scene that every tile shares: moments, blur, shift, scale.
+
+They are computed once, from samples spread over the scene, so that a pixel's result does not
+depend on the tile that it was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .psf import DETAIL_WINDOW, Psf, Window, default_psf, estimate_psf
+from .resample import box_mean, crop, degrade
+
+__all__ = ["SceneStatistics", "scene_statistics"]
+
+
+@dataclass(frozen=True)
+class SceneStatistics:
+    """First and second moments of the MS bands and of PAN degraded to the MS grid.
+
+    Index C (the last) of every array is the degraded PAN.
+    """
+
+    ratio: int
+    psf: Psf
+    mean: Tensor
+    """(C + 1,) float64."""
+    covariance: Tensor
+    """(C + 1, C + 1) float64, of the values."""
+    detail: Tensor
+    """(C + 1, C + 1) float64, of the values less their local mean."""
+
+    @property
+    def bands(self) -> int:
+        return len(self.mean) - 1
+
+    @property
+    def detail_std(self) -> Tensor:
+        """(C + 1,) standard deviation of details, kept away from zero on flat scenes."""
+        floor = 1e-4 * (self.mean.abs() + self.covariance.diagonal().clamp_min(0).sqrt()) + 1e-12
+        return torch.maximum(self.detail.diagonal().clamp_min(0).sqrt(), floor)
+
+    @property
+    def detail_gain(self) -> Tensor:
+        """(C,) regression of a band's details on those of the degraded PAN."""
+        return self.detail[:-1, -1] / self.detail_std[-1] ** 2
+
+    def select(self, bands: Sequence[int]) -> SceneStatistics:
+        """The statistics of a subset (or another order) of the bands."""
+        index = torch.tensor([*bands, self.bands])
+        return SceneStatistics(
+            self.ratio,
+            self.psf,
+            self.mean[index],
+            self.covariance[index][:, index],
+            self.detail[index][:, index],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what `--resume` compares and `info` prints."""
+        return {
+            "ratio": self.ratio,
+            "sigma": self.psf.sigma,
+            "shift": list(self.psf.shift),
+            "correlation": self.psf.correlation,
+            "mean": self.mean.tolist(),
+            "covariance": self.covariance.tolist(),
+            "detail": self.detail.tolist(),
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> SceneStatistics:
+        """The inverse of `as_dict`."""
+        as_tensor = {
+            k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")
+        }
+        psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
+        return SceneStatistics(ratio=data["ratio"], psf=psf, **as_tensor)
+
+
+def scene_statistics(
+    windows: Sequence[Window],
+    ratio: int,
+    psf: Psf | None = None,
+    valid: Sequence[Tensor] | None = None,
+) -> SceneStatistics:
+    """Statistics of a scene from samples.
+
+    Args:
+        windows: samples, each pan (1, H, W) and ms (C, h, w), H = ratio * h.
+        ratio: PAN pixels per MS pixel.
+        psf: the blur and shift, if known; else they are estimated from the samples.
+        valid: (h, w) bool per sample; invalid MS pixels (and what touches them) are left out.
+
+    Raises:
+        ValueError: no valid pixel in any sample.
+    """
+    masks = [torch.ones(ms.shape[-2:], dtype=torch.bool) for _, ms in windows]
+    if valid is not None:
+        masks = list(valid)
+    if psf is None:
+        clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
+        psf = estimate_psf(clean, ratio) if clean else default_psf(ratio)
+    edge = DETAIL_WINDOW // 2
+    values, details = [], []
+    for (pan, ms), mask in zip(windows, masks, strict=True):
+        both = torch.cat([ms, degrade(pan[None], ratio, psf.sigma, psf.shift)[0]])[None]
+        detail = both - box_mean(both, DETAIL_WINDOW)
+        whole = box_mean(mask[None, None].float(), 2 * DETAIL_WINDOW + 1) > 1 - 1e-4
+        keep = (whole[0, 0] if min(mask.shape) > 4 * edge else mask) & mask
+        values.append(both[0][:, keep].double())
+        details.append(crop(detail, 0)[0][:, keep].double())
+    value, detail = torch.cat(values, 1), torch.cat(details, 1)
+    if value.shape[1] == 0:
+        raise ValueError("the samples of the scene hold no pixel where PAN and all MS bands are valid")
+    mean = value.mean(1)
+    centred = value - mean[:, None]
+    n = value.shape[1]
+    return SceneStatistics(ratio, psf, mean, centred @ centred.T / n, detail @ detail.T / n)

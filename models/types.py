@@ -1,0 +1,66 @@
+"""What travels between the parts of a model.
+
+Shapes: B images, C bands; ``H, W`` on the PAN grid, ``h, w`` on the MS grid (``H = ratio * h``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Condition", "Denoised"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser knows of the scene besides the noisy residual."""
+
+    lms: Tensor
+    """(B, C, H, W) MS interpolated to the PAN grid."""
+    pan: Tensor
+    """(B, 1, H, W) PAN."""
+    self_cond: Tensor | None = None
+    """(B, C, H, W) slot of self-conditioning, for networks that have one."""
+    pan_features: Tensor | None = None
+    """(B, P, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
+    band_features: Tensor | None = None
+    """(B, C, F, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
+    scene: Tensor | None = None
+    """(B, S) numbers of the whole scene: ratio, blur and shift."""
+
+    def crop(self, rows: slice, cols: slice) -> Condition:
+        """The same condition for a window of the PAN grid."""
+        return self._map(lambda name, x: x if name == "scene" else x[..., rows, cols])
+
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """`torch.Tensor.to` for every tensor."""
+        return self._map(lambda name, x: x.to(*args, **kwargs))
+
+    @staticmethod
+    def stack(items: list[Condition]) -> Condition:
+        """One batch of several conditions of equal shapes."""
+        names = [f.name for f in fields(Condition) if getattr(items[0], f.name) is not None]
+        return Condition(**{n: torch.cat([getattr(i, n) for i in items]) for n in names})
+
+    def _map(self, function: Any) -> Condition:
+        changed = {
+            f.name: function(f.name, getattr(self, f.name))
+            for f in fields(self)
+            if getattr(self, f.name) is not None
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a denoiser returns."""
+
+    x0: Tensor
+    """(B, C, H, W) the predicted standardised residual gt - lms."""
+    log_sigma: Tensor | None = None
+    """(B, C, H, W) natural logarithm of the predicted error's 1-sigma, in units of x0."""
+    features: tuple[Tensor, ...] = ()
+    """Intermediate activations that distillation compares."""

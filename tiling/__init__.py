@@ -1,0 +1,1 @@
+"""Rasters to arrays and back."""
