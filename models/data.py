@@ -19,6 +19,7 @@ from torch import Tensor
 from .condition import condition_reach, generic_condition
 from .errors import DataError
 from .psf import default_psf
+from .resample import mirrored
 from .simulate import degrade_truth, random_degradation, synthetic_pan
 from .statistics import SceneStatistics, scene_statistics
 from .types import Condition
@@ -185,26 +186,18 @@ def cut_patch(
     need = -(-size // ratio) + 1
     row, col = (int(rng.integers(max(n - need, 0) + 1)) for n in (h, w))
     oy, ox = (int(rng.integers(ratio)) for _ in range(2))
-    ms_rows = _mirrored(row - margin, need + 2 * margin, h)
-    ms_cols = _mirrored(col - margin, need + 2 * margin, w)
-    pan_rows = _mirrored((row - margin) * ratio, (need + 2 * margin) * ratio, h * ratio)
-    pan_cols = _mirrored((col - margin) * ratio, (need + 2 * margin) * ratio, w * ratio)
+    ms_rows = mirrored(row - margin, need + 2 * margin, h)
+    ms_cols = mirrored(col - margin, need + 2 * margin, w)
+    pan_rows = mirrored((row - margin) * ratio, (need + 2 * margin) * ratio, h * ratio)
+    pan_cols = mirrored((col - margin) * ratio, (need + 2 * margin) * ratio, w * ratio)
     ms_window = ms[:, ms_rows][:, :, ms_cols][None]
     pan_window = variant.pan[:, pan_rows][:, :, pan_cols][None]
     condition = generic_condition(pan_window, ms_window, statistics)
     inner = slice(margin * ratio + oy, margin * ratio + oy + size)
     inner_x = slice(margin * ratio + ox, margin * ratio + ox + size)
     condition = condition.crop(inner, inner_x)
-    gt_rows = _mirrored(row * ratio + oy, size, h * ratio)
-    gt_cols = _mirrored(col * ratio + ox, size, w * ratio)
+    gt_rows = mirrored(row * ratio + oy, size, h * ratio)
+    gt_cols = mirrored(col * ratio + ox, size, w * ratio)
     truth = gt[:, gt_rows][:, :, gt_cols][None]
     scale = residual_scale * statistics.detail_std[:-1].float().view(1, -1, 1, 1)
     return condition, (truth - condition.lms) / scale
-
-
-def _mirrored(start: int, count: int, length: int) -> Tensor:
-    """Indices start .. start + count, reflected about the edges of 0 .. length."""
-    index = torch.arange(start, start + count) % (2 * length)
-    return torch.where(index < length, index, 2 * length - 1 - index)
-
-

@@ -201,7 +201,7 @@ def scc(fused: Tensor, gt: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Spatial correlation: one cosine of the Sobel gradients' magnitudes over all bands.
 
     The outermost pixels are dropped first, what lies outside counts 0, as in the toolbox. Two
-    images without gradients give 1, one without and one with give 0.
+    images of zeros give 1, one of zeros and another give 0.
     """
     f, g, keep = prepare(fused, gt, mask)
     if min(f.shape[-2:]) < 3:
@@ -212,8 +212,8 @@ def scc(fused: Tensor, gt: Tensor, *, mask: Tensor | None = None) -> Tensor:
     power_a, power_b = a.square().sum((1, 2, 3)), b.square().sum((1, 2, 3))
     norm = (power_a * power_b).sqrt()
     cosine = (a * b).sum((1, 2, 3)) / torch.where(norm > 0, norm, 1.0)
-    both_flat = (power_a == 0) & (power_b == 0)
-    return torch.where(both_flat, 1.0, cosine).reshape(fused.shape[:-3])
+    both_zero = (power_a == 0) & (power_b == 0)
+    return torch.where(both_zero, 1.0, cosine).reshape(fused.shape[:-3])
 
 
 def _gradient(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "degrade",
     "degrade_reach",
     "gaussian",
+    "mirrored",
     "upsample",
 ]
 
@@ -144,3 +145,9 @@ def box_mean(x: Tensor, size: int) -> Tensor:
 def crop(x: Tensor, margin: int) -> Tensor:
     """Take `margin` pixels off every side."""
     return x if margin == 0 else x[..., margin:-margin, margin:-margin]
+
+
+def mirrored(start: int, count: int, length: int) -> Tensor:
+    """Indices start .. start + count, reflected about the edges of 0 .. length (edge repeated)."""
+    index = torch.arange(start, start + count) % (2 * length)
+    return torch.where(index < length, index, 2 * length - 1 - index)

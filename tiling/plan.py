@@ -55,9 +55,7 @@ def _cut(length: int, size: int, overlap: int, multiple: int) -> tuple[int, list
     return size, [i * stride for i in range(count)]
 
 
-def strip_rows(
-    plan: list[list[Tile]], index: int, frame_shape: tuple[int, int]
-) -> tuple[int, int]:
+def strip_rows(plan: list[list[Tile]], index: int, frame_shape: tuple[int, int]) -> tuple[int, int]:
     """MS rows [first, last) of the frame that are final once tile row `index` is blended in."""
     first = plan[index][0].row
     last = plan[index + 1][0].row if index + 1 < len(plan) else frame_shape[0]

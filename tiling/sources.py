@@ -1,20 +1,26 @@
 """One raster seen on a pixel grid: opening, validity, reflection at its edges, warping."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from .errors import IncompatiblePair, InputUnreadable
 from .read import BoolArray, FloatArray, reflected_indices
+
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
+"""What rasterio raises when GDAL fails; some calls let its own classes through."""
 
 # GDAL wants some CRS to warp; where neither file has one, both are put into this one.
 _ANY_CRS = CRS.from_epsg(3857)
@@ -25,9 +31,12 @@ _EXACT = 1e-9
 def open_raster(path: str) -> rasterio.DatasetReader:
     """Open a raster, or say in one sentence why not."""
     try:
-        dataset = rasterio.open(path)
-    except (RasterioError, OSError) as error:
-        raise InputUnreadable(f"{path} cannot be opened as a raster: {_reason(error)}.") from error
+        with warnings.catch_warnings():
+            # Judged, with a sentence of our own, when the pair is placed.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path)
+    except GDAL_ERRORS as error:
+        raise InputUnreadable(f"{path} cannot be opened as a raster: {reason(error)}.") from error
     if dataset.count == 0:
         parts = list(dataset.subdatasets)
         dataset.close()
@@ -36,7 +45,8 @@ def open_raster(path: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What GDAL said, without its line breaks and full stop."""
     text = str(error.__cause__ or error).replace("\n", " ").strip()
     return text.rstrip(".") or type(error).__name__
 
@@ -44,10 +54,28 @@ def _reason(error: BaseException) -> str:
 def alpha_bands(dataset: rasterio.DatasetReader) -> list[int]:
     """1-based numbers of the bands marked alpha (never all of them)."""
     alpha = [
-        i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True)
+        i
+        for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True)
         if c == ColorInterp.alpha
     ]
     return alpha if len(alpha) < dataset.count else []
+
+
+def holds_image(dataset: rasterio.DatasetReader, band: int) -> bool:
+    """Whether a band marked alpha is no mask: most values are neither 0 nor full."""
+    kind = np.dtype(dataset.dtypes[band - 1])
+    full = [1, 255] if kind.kind == "f" else [1, 255, np.iinfo(kind).max]
+    samples = []
+    for i in range(1, 10, 2):
+        for j in range(1, 10, 2):
+            window = Window(dataset.width * j // 10, dataset.height * i // 10, 8, 8)
+            try:
+                samples.append(dataset.read(band, window=window).ravel())
+            except GDAL_ERRORS:
+                return False  # the read that matters says it better
+    values = np.concatenate(samples)
+    values = values[values != 0]
+    return values.size > 0 and float(np.isin(values, full).mean()) < 0.5
 
 
 def usable_nodata(value: float | None, dtype: str) -> float | None:
@@ -127,10 +155,10 @@ class Source:
                 data &= self.dataset.read_masks(pick.bands[0], window=window) != 0
             if pick.alpha is not None:
                 data &= self.dataset.read(pick.alpha, window=window) != 0
-        except (RasterioError, OSError) as error:
+        except GDAL_ERRORS as error:
             raise InputUnreadable(
                 f"{pick.path} cannot be read at rows {window.row_off} to "
-                f"{window.row_off + window.height - 1} (truncated or corrupt?): {_reason(error)}."
+                f"{window.row_off + window.height - 1} (truncated or corrupt?): {reason(error)}."
             ) from error
         for band, nodata in zip(raw, pick.nodata, strict=True):
             if nodata is not None:
@@ -159,7 +187,8 @@ def _equals(band: npt.NDArray, nodata: float) -> BoolArray:
         return np.isnan(band)
     with np.errstate(over="ignore", invalid="ignore"):
         value = band.dtype.type(nodata)
-        return (band == value) | (np.abs(band - value) <= 2 * np.spacing(np.abs(value)))
+        near = 2 * np.finfo(band.dtype).eps * np.abs(value)
+        return (band == value) | (np.abs(band - value) <= near)
 
 
 class WarpedSource(Source):
@@ -193,6 +222,10 @@ class WarpedSource(Source):
             kwargs["src_crs"] = kwargs["crs"] = crs or _ANY_CRS
         else:
             kwargs["crs"] = crs
+        native = dataset
+        if selection.alpha is None and alpha_bands(dataset):
+            # An alpha band named as data: GDAL would weight the others by it.
+            dataset = _without_alpha(dataset, selection.path)
         if src_transform != dataset.transform:
             kwargs["src_transform"] = src_transform
         try:
@@ -206,15 +239,13 @@ class WarpedSource(Source):
                 XSCALE=repr(scale[1]),
                 **kwargs,
             )
-        except (RasterioError, OSError, ValueError) as error:
+        except (*GDAL_ERRORS, ValueError) as error:
             raise IncompatiblePair(
-                f"{selection.path} cannot be resampled onto the PAN grid: {_reason(error)}."
+                f"{selection.path} cannot be resampled onto the PAN grid: {reason(error)}."
             ) from error
-        self._native = dataset
+        self._opened = [dataset, native]
         kind = np.dtype(dataset.dtypes[selection.bands[0] - 1])
-        self._limits = (
-            (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else None
-        )
+        self._limits = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else None
         plain = BandSelection(
             selection.path, selection.bands, (None,) * len(selection.bands), False, None
         )
@@ -229,7 +260,31 @@ class WarpedSource(Source):
 
     def close(self) -> None:
         self.dataset.close()
-        self._native.close()
+        for dataset in self._opened:
+            dataset.close()
+
+
+def _without_alpha(dataset: rasterio.DatasetReader, path: str) -> rasterio.DatasetReader:
+    """The same bands, none of them marked alpha."""
+    bands = "".join(
+        f'<VRTRasterBand dataType="{_gdal_name(dtype)}" band="{band}"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band, dtype in zip(dataset.indexes, dataset.dtypes, strict=True)
+    )
+    place = ", ".join(repr(v) for v in dataset.transform.to_gdal())
+    srs = f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>" if dataset.crs else ""
+    return open_raster(
+        f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">'
+        f"{srs}<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
+    )
+
+
+def _gdal_name(dtype: str) -> str:
+    """GDAL's name of a numpy dtype: uint16 -> UInt16, uint8 -> Byte."""
+    if dtype == "uint8":
+        return "Byte"
+    return dtype.capitalize().replace("Uint", "UInt")
 
 
 def read_stack(

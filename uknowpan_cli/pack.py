@@ -23,6 +23,7 @@ class PackedScene:
     """pair (PAN finer than MS), reduced (PAN on the MS's grid), ms (no PAN)."""
     pan: str
     ms: str
+    """Several files of one grid are joined by a semicolon."""
     ratio: int
     sensor: str
     licence: str
@@ -88,11 +89,14 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
     from uknowpan_models.psf import estimate_psf
     from uknowpan_models.resample import cubic, decimate
 
-    gt = _read(root / scene.ms)
+    gt = np.concatenate([_read(root / path) for path in scene.ms.split(";")])
     if scene.kind == "ms":
         return _compact(gt), None, "PAN is synthesised in training"
     pan = torch.from_numpy(_read(root / scene.pan).astype(np.float32))
     ms = torch.from_numpy(gt.astype(np.float32))
+    rows, cols = (min(m, p // scene.ratio) for m, p in zip(ms.shape[1:], pan.shape[1:], strict=True))
+    gt, ms = gt[:, :rows, :cols], ms[:, :rows, :cols]
+    pan = pan[:, : rows * scene.ratio, : cols * scene.ratio]
     psf = estimate_psf([(pan, ms)], scene.ratio)
     reduced = decimate(pan[None], scene.ratio, cubic(scene.ratio), psf.shift, 6)[0]
     note = (

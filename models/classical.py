@@ -1,0 +1,87 @@
+"""Classical pansharpening, for comparison and for who wants no network.
+
+All methods take the scene's statistics (moments of the whole scene), so that tiles agree. See
+Vivone et al., "A New Benchmark Based on Recent Advances in Multispectral Pansharpening", IEEE
+GRSM 2021, for the methods and their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .resample import UPSAMPLE_REACH, degrade, degrade_reach, upsample
+from .statistics import SceneStatistics
+
+__all__ = ["CLASSICAL_METHODS", "classical_reach"]
+
+Method = Callable[[Tensor, Tensor, SceneStatistics], Tensor]
+
+
+def classical_reach(statistics: SceneStatistics) -> int:
+    """MS pixels around it that an output pixel of any of these methods depends on."""
+    psf = statistics.psf
+    return UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, statistics.ratio)
+
+
+def _bands(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) to (1, C, 1, 1) in the dtype of `like`."""
+    return values.to(like).view(1, -1, 1, 1)
+
+
+def _intensity_weights(statistics: SceneStatistics) -> tuple[Tensor, Tensor]:
+    """Regression of the degraded PAN on the MS bands: weights (C,) and intercept."""
+    covariance, mean = statistics.covariance, statistics.mean
+    ms = covariance[:-1, :-1]
+    ridge = 1e-6 * ms.diagonal().mean().clamp_min(1e-30)
+    weights = torch.linalg.solve(ms + ridge * torch.eye(len(ms), dtype=ms.dtype), covariance[:-1, -1])
+    return weights, mean[-1] - weights @ mean[:-1]
+
+
+def bicubic(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+    """MS interpolated, PAN unused (EXP of the toolbox, with a cubic kernel)."""
+    return upsample(ms, statistics.ratio)
+
+
+def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+    """Weighted Brovey: lms * pan / intensity, the weights by regression on the degraded PAN."""
+    lms = upsample(ms, statistics.ratio)
+    weights, intercept = _intensity_weights(statistics)
+    intensity = (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
+    floor = 0.02 * float(statistics.mean[-1].abs()) + 1e-9
+    return lms * (pan / intensity.clamp_min(floor)).clamp(0.0, 10.0)
+
+
+def gsa(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+    """Gram-Schmidt adaptive (Aiazzi et al. 2007): lms + g_b (pan - intensity)."""
+    lms = upsample(ms, statistics.ratio)
+    weights, intercept = _intensity_weights(statistics)
+    ms_covariance = statistics.covariance[:-1, :-1]
+    variance = (weights @ ms_covariance @ weights).clamp_min(1e-30)
+    gains = ms_covariance @ weights / variance
+    intensity = (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
+    return lms + _bands(gains, lms) * (pan - intensity)
+
+
+def mtf_glp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+    """MTF-matched generalised Laplacian pyramid with regression gains (MTF-GLP-CBD, global).
+
+    Aiazzi et al. 2006: lms + g_b (pan - pan_low), g_b = cov(ms_b, pan_low) / var(pan_low).
+    """
+    lms = upsample(ms, statistics.ratio)
+    psf = statistics.psf
+    pan_low = upsample(degrade(pan, statistics.ratio, psf.sigma, psf.shift), statistics.ratio)
+    covariance = statistics.covariance
+    gains = covariance[:-1, -1] / covariance[-1, -1].clamp_min(1e-30)
+    return lms + _bands(gains, lms) * (pan - pan_low)
+
+
+CLASSICAL_METHODS: dict[str, Method] = {
+    "bicubic": bicubic,
+    "brovey": brovey,
+    "gsa": gsa,
+    "mtf-glp": mtf_glp,
+}
+"""Name -> function(pan (B, 1, H, W), ms (B, C, h, w), statistics) -> hrms (B, C, H, W)."""

@@ -1,0 +1,457 @@
+"""Geometry: wherever the MS comes from, its pixels lie over the right PAN pixels."""
+
+import os
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from scipy.ndimage import binary_erosion
+from uknowpan_tiling import (
+    IncompatiblePair,
+    InputUnreadable,
+    open_pair,
+    parse_band_spec,
+    sample_windows,
+)
+
+from tests.conftest import ORIGIN, gain, ground, write_raster
+
+EDGE = 30
+"""DN: less than one PAN pixel at the steepest slope of the landscape (34 per pixel)"""
+
+
+def assert_aligned(pair, tolerance, res=0.5, edge=None):
+    """Each valid MS pixel equals the landscape at the centre of its ratio x ratio PAN pixels.
+
+    edge: tolerance for the two outermost valid pixels, where GDAL's kernels are cut off.
+    """
+    tile = pair.read_frame(0, 0, *pair.frame_shape)
+    r = pair.ratio
+    rows, cols = np.mgrid[: pair.frame_shape[0], : pair.frame_shape[1]]
+    place = pair.grid.transform
+    y = (rows + 0.5) * r - pair.offset[0]
+    x = (cols + 0.5) * r - pair.offset[1]
+    expected = ground(place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f, res)
+    assert tile.ms_valid.mean() > 0.25
+    inner = binary_erosion(tile.ms_valid, np.ones((3, 3)), 2)
+    for band, values in enumerate(tile.ms):
+        difference = np.abs(values / gain(band) - expected)
+        assert difference[inner].max() < tolerance
+        assert difference[tile.ms_valid].max() < (edge or tolerance)
+    # And the PAN, on its own pixels.
+    py, px = np.mgrid[: tile.pan.shape[1], : tile.pan.shape[2]]
+    y, x = py + 0.5 - pair.offset[0], px + 0.5 - pair.offset[1]
+    expected = ground(place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f, res)
+    assert np.abs(tile.pan[0] - expected)[tile.pan_valid].max() < 0.51
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
+def test_nested_ratios(make_pair, ratio):
+    files = make_pair(ratio=ratio, ms_shape=(12, 10))
+    with open_pair(files.pan, files.ms, ratio=ratio) as pair:
+        assert (pair.ratio, pair.nested, pair.offset) == (ratio, True, (0, 0))
+        assert pair.frame_shape == (12, 10) and pair.notes == []
+        tile = pair.read_frame(0, 0, 12, 10)
+        np.testing.assert_array_equal(tile.ms, files.ms_values)
+        np.testing.assert_array_equal(tile.pan[0], files.pan_values)
+        assert tile.valid.all() and not pair.may_have_invalid
+        assert tile.pan.dtype == tile.ms.dtype == np.float32
+        assert_aligned(pair, 0.51)
+
+
+@pytest.mark.parametrize("offset", [(1, 3), (-2, -5), (4, -8), (-40, -36)])
+def test_whole_pixel_offsets_are_read_as_they_are(make_pair, offset):
+    files = make_pair(offset=offset, pan_shape=(96, 83))
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.nested
+        assert pair.offset == (-offset[0] % 4, -offset[1] % 4)
+        assert pair.frame_shape == (
+            -(-(96 + pair.offset[0]) // 4),
+            -(-(83 + pair.offset[1]) // 4),
+        )
+        assert_aligned(pair, 0.51)
+        # The native MS pixels, not resampled ones.
+        row, col = (offset[0] + pair.offset[0]) // 4, (offset[1] + pair.offset[1]) // 4
+        tile = pair.read_frame(row, col, *files.ms_values.shape[1:])
+        assert tile.ms_valid.all()
+        np.testing.assert_array_equal(tile.ms, files.ms_values)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "offset"),
+    [(4, (0.5, 0.5)), (2, (-0.5, -0.5)), (4, (1.5, -2.25)), (4.02, (0, 0)), (3.9, (-3, -2))],
+)
+def test_what_does_not_nest_is_resampled(make_pair, ratio, offset):
+    files = make_pair(ratio=ratio, offset=offset, dtype="float32")
+    with open_pair(files.pan, files.ms) as pair:
+        assert not pair.nested and pair.offset == (0, 0)
+        assert "cubic" in pair.notes[0]
+        assert_aligned(pair, 3.0, edge=EDGE)
+
+
+@pytest.mark.parametrize("ms_crs", ["EPSG:32630", "EPSG:3857", "EPSG:4326"])
+def test_another_crs(make_pair, ms_crs):
+    files = make_pair(ms_crs=ms_crs, dtype="float32", ms_shape=(40, 40), pan_shape=(100, 100))
+    with open_pair(files.pan, files.ms, ratio=4) as pair:
+        assert not pair.nested and ms_crs in pair.notes[0]
+        assert pair.may_have_invalid
+        assert_aligned(pair, 4.0, edge=EDGE)
+
+
+def test_ms_on_the_pan_grid(make_pair):
+    files = make_pair(ratio=1, ms_shape=(48, 44), dtype="float32")
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.ratio == 4 and pair.frame_shape == (12, 11)
+        assert any("average" in note for note in pair.notes)
+        tile = pair.read_frame(0, 0, 12, 11)
+        means = files.ms_values.reshape(4, 12, 4, 11, 4).mean(axis=(2, 4))
+        np.testing.assert_allclose(tile.ms, means, rtol=1e-5)
+    with open_pair(files.pan, files.ms, ratio=2) as pair:
+        assert pair.frame_shape == (24, 22)
+
+
+def test_shift_moves_the_ms(make_pair):
+    # An MS written 2 px too far up and 1.5 px too far left is put back.
+    files = make_pair(offset=(-2, -1.5), dtype="float32")
+    moved = make_pair(dtype="float32", name="true")
+    transform = rasterio.open(files.ms[0]).transform
+    wrong = write_raster_like(moved.ms[0], transform)
+    with open_pair(files.pan, [wrong], shift=(2, 1.5)) as pair:
+        assert pair.shift == (2.0, 1.5)
+        assert_aligned(pair, 3.0, edge=EDGE)
+    with open_pair(files.pan, [wrong]) as pair, pytest.raises(AssertionError):
+        assert_aligned(pair, 3.0, edge=EDGE)
+
+
+def write_raster_like(path, transform):
+    with rasterio.open(path, "r+") as dataset:
+        dataset.transform = transform
+    return path
+
+
+def test_same_rotation_nests_another_is_refused(make_pair):
+    files = make_pair(rotation=20)
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.nested
+        assert_aligned(pair, 0.51)
+    straight = make_pair(name="straight")
+    with pytest.raises(IncompatiblePair, match="rotated"):
+        open_pair(straight.pan, files.ms)
+
+
+def test_same_rotation_without_nesting_is_resampled(make_pair):
+    files = make_pair(rotation=20, offset=(0.5, 0.5), dtype="float32")
+    with open_pair(files.pan, files.ms) as pair:
+        assert not pair.nested
+        assert_aligned(pair, 3.0, edge=EDGE)
+
+
+def test_south_up_ms(make_pair, tmp_path):
+    files = make_pair(dtype="float32")
+    with rasterio.open(files.ms[0]) as dataset:
+        t = dataset.transform
+        height = dataset.height
+    flipped = write_raster(
+        tmp_path / "flipped.tif",
+        files.ms_values[:, ::-1],
+        Affine(t.a, 0, t.c, 0, -t.e, t.f + height * t.e),
+    )
+    with open_pair(files.pan, [flipped]) as pair:
+        assert_aligned(pair, 1.0)
+
+
+def test_no_georeferencing_at_all(make_pair):
+    files = make_pair(georeferenced=(False, False))
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.ratio == 4 and pair.nested and "assumed" in pair.notes[0]
+        assert pair.grid.crs is None and pair.grid.transform.is_identity
+        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values)
+    odd = make_pair(georeferenced=(False, False), pan_shape=(96, 81), name="odd")
+    with pytest.raises(IncompatiblePair, match="81 x 96"):
+        open_pair(odd.pan, odd.ms)
+
+
+@pytest.mark.parametrize("which", [(True, False), (False, True)])
+def test_one_without_georeferencing_is_refused(make_pair, which):
+    files = make_pair(georeferenced=which)
+    with pytest.raises(IncompatiblePair, match="no georeferencing"):
+        open_pair(files.pan, files.ms)
+
+
+def test_missing_crs_is_assumed(make_pair, tmp_path):
+    files = make_pair(dtype="float32", offset=(0.5, 0.5))
+    with rasterio.open(files.ms[0]) as dataset:
+        place = dataset.transform
+    bare = write_raster(tmp_path / "bare.tif", files.ms_values, place, crs=None)
+    with open_pair(files.pan, [bare]) as pair:
+        assert any("no CRS" in note for note in pair.notes)
+        assert_aligned(pair, 3.0, edge=EDGE)
+    bare_pan = write_raster(
+        tmp_path / "bare_pan.tif", files.pan_values[None], Affine(0.5, 0, *ORIGIN[:1], 0, -0.5,
+        ORIGIN[1]), crs=None)  # fmt: skip
+    with open_pair(bare_pan, [bare]) as pair:
+        assert pair.grid.crs is None
+        assert_aligned(pair, 3.0, edge=EDGE)
+
+
+def test_separate_files_equal_one_file(make_pair):
+    one = make_pair(dtype="int16")
+    many = make_pair(dtype="int16", separate=True, name="many")
+    with open_pair(one.pan, one.ms) as a, open_pair(many.pan, many.ms) as b:
+        np.testing.assert_array_equal(
+            a.read_frame(3, 2, 9, 8, 5).ms, b.read_frame(3, 2, 9, 8, 5).ms
+        )
+        assert b.meta.descriptions == ("many_ms1", "many_ms2", "many_ms3", "many_ms4")
+        assert b.inputs == [many.pan, *many.ms]
+
+
+def test_separate_files_on_grids_of_their_own(make_pair):
+    """Ratio 4 and ratio 2 bands, one of them off by half a pixel, on one frame."""
+    fine = make_pair(name="fine", ratio=2, ms_shape=(48, 40), dtype="float32", bands=1)
+    off = make_pair(name="off", offset=(1, 2.5), dtype="float32", bands=1)
+    base = make_pair(name="base", dtype="float32", bands=1)
+    with open_pair(base.pan, [*base.ms, *off.ms, *fine.ms]) as pair:
+        assert pair.ratio == 4 and pair.bands == 3
+        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        inner = binary_erosion(tile.ms_valid, np.ones((3, 3)), 2)
+        for band in (1, 2):
+            assert np.abs(tile.ms[band] - tile.ms[0])[inner].max() < 3
+        assert tile.ms_valid.mean() > 0.8
+
+
+def test_band_specs(make_pair, tmp_path):
+    assert parse_band_spec("a.tif,band=2") == ("a.tif", 2)
+    assert parse_band_spec("a,b.tif") == ("a,b.tif", None)
+    odd = tmp_path / "x,band=3"
+    odd.write_bytes(b"")
+    assert parse_band_spec(str(odd)) == (str(odd), None)
+    with pytest.raises(IncompatiblePair, match="number from 1"):
+        parse_band_spec("a.tif,band=x")
+
+    files = make_pair()
+    ms = files.ms[0]
+    with open_pair(files.pan, [f"{ms},band=3", f"{ms},band=1"]) as pair:
+        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values[[2, 0]])
+    with open_pair(files.pan, [ms], ms_bands=[4, 2, 2]) as pair:
+        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values[[3, 1, 1]])
+    with pytest.raises(IncompatiblePair, match="no band 9; it has bands 1 to 4"):
+        open_pair(files.pan, [f"{ms},band=9"])
+    with pytest.raises(IncompatiblePair, match="band 5 does not exist; there are bands 1 to 4"):
+        open_pair(files.pan, [ms], ms_bands=[5])
+
+
+def test_pan_band_is_asked_for(make_pair, tmp_path):
+    files = make_pair()
+    both = write_raster(
+        tmp_path / "both.tif",
+        np.stack([files.pan_values // 2, files.pan_values]),
+        Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1]),
+    )
+    with pytest.raises(IncompatiblePair, match="band=N"):
+        open_pair(both, files.ms)
+    with open_pair(f"{both},band=2", files.ms) as a, open_pair(both, files.ms, pan_band=2) as b:
+        for pair in (a, b):
+            np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).pan[0], files.pan_values)
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (-3, 2), (0.4, -1.3)])
+@pytest.mark.parametrize("box", [(13, 9, 51, 62), (0, 0, 96, 80), (60, 70, 61, 71)])
+def test_bounds_show_the_full_scene(make_pair, offset, box):
+    top, left, bottom, right = box
+    files = make_pair(offset=offset, ms_shape=(30, 26), pan_shape=(96, 80), noise=50,
+                      dtype="float32")  # fmt: skip
+    bounds = (
+        ORIGIN[0] + 0.5 * left + 0.1,
+        ORIGIN[1] - 0.5 * bottom + 0.1,
+        ORIGIN[0] + 0.5 * right - 0.1,
+        ORIGIN[1] - 0.5 * top - 0.1,
+    )
+    with (
+        open_pair(files.pan, files.ms) as full,
+        open_pair(files.pan, files.ms, bounds=bounds) as part,
+    ):
+        assert (part.grid.height, part.grid.width) == (bottom - top, right - left)
+        assert part.grid.transform * (0, 0) == full.grid.transform * (left, top)
+        assert part.origin[0] % 12 == 0 and part.origin[1] % 12 == 0
+        assert part.full_shape == full.full_shape
+        margin = 7
+        a = part.read_frame(0, 0, *part.frame_shape, margin)
+        b = full.read_frame(*part.origin, *part.frame_shape, margin)
+        for name in ("pan", "ms", "pan_valid", "ms_valid", "valid"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        m = margin * part.ratio
+        row, pan = part.to_output(0, a.pan[:, m:-m, m:-m])
+        assert row == 0
+        np.testing.assert_array_equal(pan[0], files.pan_values[top:bottom, left:right])
+        # Statistics are taken at the same places of the scene.
+        moved = [(r + part.origin[0], c + part.origin[1], h, w)
+                 for r, c, h, w in sample_windows(part, 4, 8)]  # fmt: skip
+        assert moved == sample_windows(full, 4, 8)
+
+
+@pytest.mark.parametrize("bounds", [(0, 0, 1, 1), (1, 1, 1, 2), (5, 5, 0, 0)])
+def test_bounds_without_pixels(make_pair, bounds):
+    files = make_pair()
+    with pytest.raises(IncompatiblePair, match="Bounds"):
+        open_pair(files.pan, files.ms, bounds=bounds)
+
+
+@pytest.mark.parametrize("case", ["nested", "warped", "holes"])
+def test_a_pixel_does_not_depend_on_the_tile(make_pair, case):
+    """Reflection beyond edges and filling of holes are functions of position only."""
+    holes = np.zeros((23, 18), bool)
+    if case == "holes":
+        holes[5:19, 3:15] = True
+        holes[0, :4] = holes[20:, 17] = True
+    files = make_pair(
+        ms_shape=(23, 18), noise=50, nodata=0, holes=holes, pan_nodata=0,
+        pan_holes=holes.repeat(4, 0).repeat(4, 1) if case == "holes" else None,
+        offset=(0.3, -0.6) if case == "warped" else (-2, 3), pan_shape=(92, 72),
+    )  # fmt: skip
+    with open_pair(files.pan, files.ms) as pair:
+        big = pair.read_frame(-30, -25, 90, 75)
+        assert np.isfinite(big.ms).all() and np.isfinite(big.pan).all()
+        for row, col, h, w, margin in [
+            (0, 0, 5, 6, 0), (-20, -20, 9, 7, 2), (7, 6, 4, 4, 0), (6, 2, 3, 5, 9),
+            (21, 15, 8, 8, 3),
+        ]:  # fmt: skip
+            tile = pair.read_frame(row, col, h, w, margin)
+            top, left = row - margin + 30, col - margin + 25
+            ms = np.s_[..., top : top + h + 2 * margin, left : left + w + 2 * margin]
+            pan = np.s_[
+                ..., 4 * top : 4 * (top + h + 2 * margin), 4 * left : 4 * (left + w + 2 * margin)
+            ]
+            np.testing.assert_array_equal(tile.ms, big.ms[ms])
+            np.testing.assert_array_equal(tile.ms_valid, big.ms_valid[ms])
+            np.testing.assert_array_equal(tile.pan, big.pan[pan])
+            np.testing.assert_array_equal(tile.pan_valid, big.pan_valid[pan])
+            np.testing.assert_array_equal(tile.valid, big.valid[pan])
+
+
+def test_reflection_repeats_in_tiny_scenes(make_pair):
+    files = make_pair(ms_shape=(3, 2), bands=1)
+    with open_pair(files.pan, files.ms) as pair:
+        tile = pair.read_frame(0, 0, 3, 2, margin=8)
+    np.testing.assert_array_equal(tile.ms[0], np.pad(files.ms_values[0], 8, mode="symmetric"))
+    np.testing.assert_array_equal(tile.pan[0], np.pad(files.pan_values, 32, mode="symmetric"))
+    assert tile.ms_valid.sum() == 6 and tile.pan_valid.sum() == 96
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "left_out"),
+    # Whole PAN pixels of the first/last rows that get no value: more than half an MS pixel away.
+    [((1, 0), (24, 20), (0, 0)), ((2, 0), (24, 20), (0, 0)), ((3, 0), (24, 20), (1, 0)),
+     ((0, 0), (23, 20), (0, 2)), ((0.5, 0), (24, 20), (0, 0)), ((2.5, 0), (24, 20), (0, 0)),
+     ((-2.5, 0), (24, 20), (0, 0)), ((-2.6, 0), (24, 20), (0, 1))],
+)  # fmt: skip
+def test_edges_are_extrapolated_by_half_an_ms_pixel(make_pair, offset, shape, left_out):
+    files = make_pair(offset=offset, ms_shape=shape, pan_shape=(96, 80))
+    with open_pair(files.pan, files.ms) as pair:
+        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        _, valid = pair.to_output(0, tile.valid)
+        good = np.flatnonzero(valid.all(axis=1))
+        assert (good[0], 95 - good[-1]) == left_out
+        assert good.size == 96 - sum(left_out)
+        assert pair.may_have_invalid == (left_out != (0, 0))
+
+
+def test_partial_overlap(make_pair):
+    files = make_pair(offset=(40, -20))
+    with open_pair(files.pan, files.ms) as pair:
+        _, valid = pair.to_output(0, pair.read_frame(0, 0, *pair.frame_shape).valid)
+        assert pair.may_have_invalid
+        # Covered: rows 40 to 96 and columns 0 to 60, and 2 more on open sides.
+        assert valid[38:, :62].all() and valid.sum() == 58 * 62
+
+
+def test_refusals(make_pair, tmp_path):
+    files = make_pair()
+
+    def message(pan=files.pan, ms=files.ms, kind=IncompatiblePair, **options):
+        with pytest.raises(kind) as caught:
+            open_pair(pan, ms, **options)
+        text = str(caught.value)
+        assert text.endswith(".") or text.endswith("?")
+        return text
+
+    place = Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])
+    assert "swapped" in message(pan=f"{files.ms[0]},band=1", ms=[files.pan])
+    far = make_pair(name="far", offset=(1000, 0))
+    text = message(ms=far.ms)
+    assert "do not overlap" in text and "4999500" in text
+    text = message(ms=make_pair(name="utm30", ms_crs="EPSG:32630", offset=(9000, 0)).ms)
+    assert "do not overlap" in text and "EPSG:32630" in text
+    tall = write_raster(tmp_path / "tall.tif", np.ones((1, 20, 20), "uint8"),
+                        place * Affine.scale(2, 4))  # fmt: skip
+    assert "4 x 2 PAN pixels" in message(ms=[tall])
+    coarse = write_raster(tmp_path / "coarse.tif", np.ones((1, 5, 5), "uint8"),
+                          place * Affine.scale(20))  # fmt: skip
+    assert "20 x 20" in message(ms=[coarse])
+    cplx = write_raster(tmp_path / "c.tif", np.ones((1, 20, 20), "complex64"),
+                        place * Affine.scale(4))  # fmt: skip
+    assert "complex" in message(ms=[cplx])
+    assert "is outside" in message(ratio=9)
+    assert "unknown" in message(resampling="magic")
+    assert "No MS" in message(ms=[])
+    assert "cannot be opened" in message(ms=[str(tmp_path / "none.tif")], kind=InputUnreadable)
+    text_file = tmp_path / "text.tif"
+    text_file.write_text("hello")
+    assert "cannot be opened" in message(pan=str(text_file), kind=InputUnreadable)
+    gcps = [rasterio.control.GroundControlPoint(r, c, ORIGIN[0] + c, ORIGIN[1] - r)
+            for r, c in [(0, 0), (0, 19), (19, 0)]]  # fmt: skip
+    with rasterio.open(tmp_path / "gcp.tif", "w", driver="GTiff", width=20, height=20, count=1,
+                       dtype="uint8", gcps=gcps, crs="EPSG:32631"):  # fmt: skip
+        pass
+    assert "gdalwarp -tps" in message(ms=[str(tmp_path / "gcp.tif")])
+    ones = [1.0] * 20
+    rpcs = rasterio.rpc.RPC(
+        height_off=0, height_scale=1, lat_off=45, lat_scale=1, long_off=3, long_scale=1,
+        line_off=10, line_scale=10, samp_off=10, samp_scale=10,
+        line_num_coeff=ones, line_den_coeff=ones, samp_num_coeff=ones, samp_den_coeff=ones,
+    )  # fmt: skip
+    with rasterio.open(tmp_path / "rpc.tif", "w", driver="GTiff", width=20, height=20, count=1,
+                       dtype="uint8", rpcs=rpcs):  # fmt: skip
+        pass
+    assert "gdalwarp -rpc" in message(ms=[str(tmp_path / "rpc.tif")])
+
+
+def test_truncated_file_is_named(make_pair):
+    files = make_pair(ms_shape=(200, 200))
+    os.truncate(files.ms[0], os.path.getsize(files.ms[0]) // 2)
+    with (
+        pytest.raises(InputUnreadable, match=r"scene_ms\.tif"),
+        open_pair(files.pan, files.ms) as pair,
+    ):
+        pair.read_frame(0, 0, 200, 200)
+
+
+def test_sample_windows(make_pair):
+    holes = np.ones((60, 60), bool)
+    holes[40:, 40:] = False
+    files = make_pair(ms_shape=(60, 60), nodata=0, holes=holes, bands=1)
+    with open_pair(files.pan, files.ms) as pair:
+        windows = sample_windows(pair, 9, 12)
+        assert windows and all(pair.valid_fraction(*w) >= 0.5 for w in windows)
+        assert windows == sample_windows(pair, 9, 12)
+        assert np.isclose(pair.fill_values[1], files.ms_values[0][40:, 40:].mean(), rtol=0.1)
+    plain = make_pair(ms_shape=(60, 60), bands=1, name="plain")
+    with open_pair(plain.pan, plain.ms) as pair:
+        windows = sample_windows(pair, 7, 10)
+        assert len(windows) == 7
+        # Spread: every third of the scene is looked at.
+        assert {r // 20 for r, *_ in windows} == {c // 20 for _, c, *_ in windows} == {0, 1, 2}
+        # A window larger than the scene is the scene.
+        assert sample_windows(pair, 7, 100) == [(0, 0, 60, 60)]
+
+
+def test_identity_follows_inputs(make_pair):
+    files = make_pair()
+    with open_pair(files.pan, files.ms) as a, open_pair(files.pan, files.ms) as b:
+        assert a.identity() == b.identity()
+    with open_pair(files.pan, files.ms, shift=(0, 1)) as c:
+        assert c.identity() != a.identity()
+    with rasterio.open(files.ms[0], "r+") as dataset:
+        dataset.update_tags(x="y")
+    with open_pair(files.pan, files.ms) as d:
+        assert d.identity() != a.identity()

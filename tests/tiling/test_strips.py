@@ -1,0 +1,160 @@
+"""Strips survive a kill and give the same file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from uknowpan_tiling import (
+    Grid,
+    MsMeta,
+    OutputError,
+    ResumeMismatch,
+    SceneWriter,
+    StripStore,
+    encode,
+    uncertainty_meta,
+)
+
+META = MsMeta(
+    "uint16", 0, (None,) * 2, (ColorInterp.gray, ColorInterp.undefined),
+    (1.0,) * 2, (0.0,) * 2, (None,) * 2, ({},) * 2, {}, None,
+)  # fmt: skip
+ROWS = [0, 16, 16, 40, 70]
+"""where strips begin; one of them is empty, as bounds can make it"""
+
+
+def strip(index):
+    rng = np.random.default_rng(index)
+    n = ROWS[index + 1] - ROWS[index]
+    return rng.uniform(0, 4000, (2, n, 50)).astype(np.float32), rng.random((n, 50)) < 0.8
+
+
+def finish(path, store):
+    grid = Grid(CRS.from_epsg(32631), Affine(1, 0, 0, 0, -1, 0), 50, 70)
+    image = SceneWriter(str(path), grid, META)
+    sigma = SceneWriter(f"{path}.u.tif", grid, uncertainty_meta(META))
+    for index in store.missing():
+        values, valid = strip(index)
+        store.put(
+            index,
+            {"image": encode(values, valid, image.encoding),
+             "sigma": encode(values / 10, valid, sigma.encoding)},
+        )  # fmt: skip
+    with image, sigma:
+        store.assemble({"image": image, "sigma": sigma})
+    store.remove()
+
+
+def open_store(path, resume=False, **changes):
+    fingerprint = {"seed": 1, "inputs": [["a.tif", 5, 6]], "model": "m"} | changes
+    return StripStore(str(path), fingerprint, ["image", "sigma"], 4, resume=resume)
+
+
+def test_store_gives_what_direct_writing_gives(tmp_path):
+    finish(tmp_path / "a.tif", open_store(tmp_path / "a.tif"))
+    assert sorted(os.listdir(tmp_path)) == ["a.tif", "a.tif.u.tif"]
+    grid = Grid(CRS.from_epsg(32631), Affine(1, 0, 0, 0, -1, 0), 50, 70)
+    with SceneWriter(str(tmp_path / "b.tif"), grid, META) as out:
+        for index in range(4):
+            out.write_rows(ROWS[index], *strip(index))
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+    with rasterio.open(tmp_path / "a.tif.u.tif") as sigma:
+        assert sigma.dtypes[0] == "float32" and np.isnan(sigma.nodata)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import test_strips as t
+store = t.open_store(Path(sys.argv[1]))
+put = store.put
+def put_and_die(index, rows):
+    if index == 3:
+        (store.folder / "image-000003.tmp").write_bytes(b"torn")
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(index, rows)
+store.put = put_and_die
+t.finish(Path(sys.argv[1]), store)
+"""
+
+
+def test_kill_and_resume(tmp_path):
+    path = tmp_path / "a.tif"
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", KILLED, path, here], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert not path.exists()
+    store = open_store(path, resume=True)
+    assert store.missing() == [3]
+    finish(path, store)
+    assert sorted(os.listdir(tmp_path)) == ["a.tif", "a.tif.u.tif"]
+    finish(tmp_path / "b.tif", open_store(tmp_path / "b.tif"))
+    assert path.read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_without_resume_old_strips_go(tmp_path):
+    path = tmp_path / "a.tif"
+    store = open_store(path)
+    store.put(0, {"image": np.zeros((2, 16, 50), "uint16"), "sigma": np.zeros((2, 16, 50))})
+    assert open_store(path, resume=True).missing() == [1, 2, 3]
+    assert open_store(path).missing() == [0, 1, 2, 3]
+
+
+def test_resume_without_anything_starts_afresh(tmp_path):
+    assert open_store(tmp_path / "a.tif", resume=True).missing() == [0, 1, 2, 3]
+
+
+def test_other_parameters_do_not_mix(tmp_path):
+    path = tmp_path / "a.tif"
+    open_store(path)
+    with pytest.raises(ResumeMismatch, match="other model, seed;"):
+        open_store(path, resume=True, seed=2, model="n")
+    with pytest.raises(ResumeMismatch, match="other layers, tiles;"):
+        StripStore(
+            str(path),
+            {"seed": 1, "inputs": [["a.tif", 5, 6]], "model": "m"},
+            ["image"],
+            3,
+            resume=True,
+        )
+    # NumPy tuples and such are compared as JSON sees them.
+    open_store(path, resume=True, inputs=(("a.tif", 5, 6),))
+
+
+@pytest.mark.parametrize("state", [None, "not json", json.dumps({"kind": "other"}), "[]"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, state, resume):
+    folder = tmp_path / "a.tif.part"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    if state is not None:
+        (folder / "state.json").write_text(state)
+    with pytest.raises(OutputError, match="in the way"):
+        open_store(tmp_path / "a.tif", resume=resume)
+    assert (folder / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", ["empty", "short"])
+def test_torn_strips_are_made_again(tmp_path, damage):
+    path = tmp_path / "a.tif"
+    store = open_store(path)
+    rows = {"image": np.ones((2, 16, 50), "uint16"), "sigma": np.ones((2, 16, 50), "float32")}
+    store.put(0, rows)
+    store.put(1, {k: v[:, :0] for k, v in rows.items()})
+    file = store.folder / "sigma-000000.npy"
+    os.truncate(file, 0 if damage == "empty" else file.stat().st_size - 1)
+    assert open_store(path, resume=True).missing() == [0, 2, 3]
+
+
+def test_layers_must_be_complete(tmp_path):
+    with pytest.raises(ValueError, match="layers"):
+        open_store(tmp_path / "a.tif").put(0, {"image": np.zeros((2, 1, 1))})

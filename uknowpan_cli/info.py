@@ -1,0 +1,134 @@
+"""`uknowpan info`: what a scene pair or a checkpoint is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import exits
+from . import options as opt
+
+if TYPE_CHECKING:
+    from uknowpan_tiling import ScenePair
+
+__all__ = ["info"]
+
+
+def info(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint."),
+    ],
+    model: opt.ModelOption = None,
+    bidx: opt.BidxOption = None,
+    pan_bidx: opt.PanBidxOption = None,
+    nodata: opt.NodataOption = None,
+    ratio: opt.RatioOption = None,
+    resampling: opt.ResamplingOption = "cubic",
+    bounds: opt.BoundsOption = None,
+    num_threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a
+    checkpoint (its card)."""
+    with opt.guarded(verbose):
+        if len(paths) == 1:
+            _checkpoint(paths[0], as_json)
+            return
+        from .opening import PairRequest, open_request, set_threads
+
+        set_threads(num_threads)
+        request = PairRequest(
+            paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling, bounds
+        )
+        with open_request(request) as pair:
+            facts = _scene(pair, model)
+        typer.echo(json.dumps(facts) if as_json else _text(facts))
+
+
+def _checkpoint(path: str, as_json: bool) -> None:
+    from uknowpan_models.checkpoint import bundled_models
+
+    if path not in bundled_models() and not path.endswith(".safetensors"):
+        opt.fail(
+            f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model nor "
+            "a .safetensors file.",
+            exits.USAGE,
+        )
+    from .models_command import show
+
+    show(path, as_json)
+
+
+def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
+    from uknowpan_models.pansharpener import load_sharpener
+
+    from .estimate import estimate
+    from .pipeline import SharpenOptions, survey
+
+    sharpener = load_sharpener(model)
+    found = survey(pair)
+    psf = found.statistics.psf
+    facts: dict[str, Any] = {
+        "width": pair.grid.width,
+        "height": pair.grid.height,
+        "crs": pair.grid.crs.to_string() if pair.grid.crs else None,
+        "transform": list(pair.grid.transform)[:6],
+        "bounds": list(pair.grid.bounds),
+        "ratio": pair.ratio,
+        "nested": pair.nested,
+        "bands": pair.bands,
+        "descriptions": list(pair.meta.descriptions),
+        "dtype": pair.meta.dtype,
+        "pan_dtype": pair.pan_meta.dtype,
+        "nodata": pair.meta.nodata,
+        "may_have_invalid": pair.may_have_invalid,
+        "scale": asdict(found.scale),
+        "shift_pan_pixels": list(psf.shift),
+        "blur_sigma_pan_pixels": psf.sigma,
+        "correlation": psf.correlation,
+        "notes": list(pair.notes),
+    }
+    try:
+        sharpener.check(pair.bands, pair.ratio)
+    except Exception as error:
+        facts["model"] = {"name": sharpener.name, "fits": False, "reason": str(error)}
+        return facts
+    forecast = asdict(estimate(pair, sharpener, SharpenOptions(output="")))
+    facts["model"] = {"name": sharpener.name, "fits": True}
+    facts["memory_mb"], facts["seconds"] = forecast["memory_mb"], forecast["seconds"]
+    return facts
+
+
+def _text(facts: dict[str, Any]) -> str:
+    nodata = "none" if facts["nodata"] is None else f"{facts['nodata']:g}"
+    names = [d or f"band {i}" for i, d in enumerate(facts["descriptions"], 1)]
+    dy, dx = facts["shift_pan_pixels"]
+    scale = facts["scale"]
+    measured = (
+        f"{dy:+.2f} rows, {dx:+.2f} columns (PAN pixels), blur sigma "
+        f"{facts['blur_sigma_pan_pixels']:.2f} PAN pixels, correlation {facts['correlation']:.2f}"
+    )
+    if facts["correlation"] == 0:
+        measured = "PAN and MS resemble each other too little to measure it"
+    rows = [
+        ("output", f"{facts['width']} x {facts['height']} pixels, {facts['crs'] or 'no CRS'}"),
+        ("bounds", ", ".join(f"{v:.10g}" for v in facts["bounds"])),
+        ("ratio", f"{facts['ratio']}, MS {'nests' if facts['nested'] else 'is resampled'}"),
+        ("bands", f"{facts['bands']}: {', '.join(names)}"),
+        ("dtype", f"{facts['dtype']} (PAN {facts['pan_dtype']}), nodata {nodata}"),
+        ("scale", f"PAN {scale['pan']:g}, MS {scale['ms']:g} ({scale['source']})"),
+        ("shift", measured),
+    ]
+    model = facts["model"]
+    if model["fits"]:
+        rows.append(("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"))
+        rows.append(("time", f"about {facts['seconds']:.0f} s with model {model['name']}"))
+    else:
+        rows.append(("model", model["reason"]))
+    rows += [("note", note) for note in facts["notes"]]
+    return "\n".join(f"{name:8s} {text}" for name, text in rows)

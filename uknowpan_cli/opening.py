@@ -1,0 +1,117 @@
+"""From what was typed to an opened pair and a sharpener; shared by `sharpen` and `info`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import exits
+from .options import Coregister, fail, numbers
+
+if TYPE_CHECKING:
+    from uknowpan_models.pansharpener import Sharpener
+    from uknowpan_tiling import ScenePair
+
+    from .pipeline import Survey
+
+__all__ = ["PairRequest", "choose_device", "coregistered", "open_request", "set_threads"]
+
+log = logging.getLogger("uknowpan")
+
+NOTICEABLE_SHIFT = 0.5
+"""PAN pixels above which `--coregister check` warns."""
+
+
+@dataclass(frozen=True)
+class PairRequest:
+    """What was typed about the two rasters."""
+
+    pan: str
+    ms: Sequence[str]
+    pan_band: int | None
+    bidx: str | None
+    nodata: float | None
+    ratio: int | None
+    resampling: str
+    bounds: str | None
+
+
+def open_request(request: PairRequest, shift: tuple[float, float] = (0.0, 0.0)) -> ScenePair:
+    """Open the pair; usage errors exit with 2."""
+    from uknowpan_tiling import open_pair
+
+    bands = numbers(request.bidx, "--bidx")
+    if bands is not None and any(b < 1 or b != int(b) for b in bands):
+        fail(f"--bidx takes band numbers from 1 on, not {request.bidx!r}.", exits.USAGE)
+    bounds = numbers(request.bounds, "--bounds", 4)
+    return open_pair(
+        request.pan,
+        list(request.ms),
+        pan_band=request.pan_band,
+        ms_bands=None if bands is None else [int(b) for b in bands],
+        nodata=request.nodata,
+        ratio=request.ratio,
+        resampling=request.resampling,
+        shift=shift,
+        bounds=None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3]),
+    )
+
+
+def coregistered(
+    request: PairRequest, pair: ScenePair, sharpener: Sharpener, mode: Coregister
+) -> ScenePair:
+    """Measure the shift between PAN and MS, and warn of it or open the pair anew without it."""
+    if mode is Coregister.off:
+        return pair
+    from uknowpan_models.psf import default_psf
+
+    from .pipeline import measured_psf
+
+    psf = measured_psf(pair)
+    if psf == default_psf(pair.ratio):
+        log.info("PAN and MS resemble each other too little to measure a shift")
+        return pair
+    dy, dx = psf.shift
+    if mode is Coregister.shift:
+        pair.close()
+        log.info("the MS is moved by %.2f rows and %.2f columns (PAN pixels)", dy, dx)
+        return open_request(request, (dy, dx))
+    if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
+        log.warning(
+            "the MS lies %.2f rows and %.2f columns (PAN pixels) off the PAN; "
+            "--coregister shift moves it back",
+            dy,
+            dx,
+        )
+    return pair
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the GPU where there is one; a device that is not there exits with 2."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        fail(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.", exits.USAGE)
+    if device.type not in ("cpu", "cuda"):
+        fail(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.", exits.USAGE)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        fail(f"--device {name}: PyTorch sees {found} CUDA devices here.", exits.USAGE)
+    return name
+
+
+def set_threads(count: int | None) -> int:
+    """Give torch its threads, and spare it denormals (they made networks ten times slower)."""
+    import torch
+
+    threads = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    return threads

@@ -1,0 +1,158 @@
+"""Options that several commands share, named as in GDAL and rasterio where those have them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import exits
+from .console import set_up_logging
+
+__all__ = [
+    "BidxOption",
+    "BoundsOption",
+    "Coregister",
+    "DeviceOption",
+    "JsonOption",
+    "Method",
+    "ModelOption",
+    "MsArgument",
+    "NodataOption",
+    "OverwriteOption",
+    "PanArgument",
+    "PanBidxOption",
+    "QuietOption",
+    "RatioOption",
+    "ResamplingOption",
+    "ThreadsOption",
+    "VerboseOption",
+    "fail",
+    "guarded",
+    "numbers",
+]
+
+
+class Method(StrEnum):
+    bicubic = "bicubic"
+    brovey = "brovey"
+    gsa = "gsa"
+    mtf_glp = "mtf-glp"
+
+
+class Coregister(StrEnum):
+    off = "off"
+    check = "check"
+    shift = "shift"
+
+
+PanArgument = Annotated[
+    str,
+    typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one."),
+]
+MsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MS...",
+        help="Multispectral raster; or several files, their bands in order; FILE,band=N selects.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", envvar="UKNOWPAN_MODEL", help="Bundled model's name or a checkpoint file."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+]
+BidxOption = Annotated[
+    str | None,
+    typer.Option("--bidx", "-b", help="MS bands to use, 1-based, in order: 3,2,1."),
+]
+PanBidxOption = Annotated[
+    int | None, typer.Option("--pan-bidx", help="Band of PAN, if it has several.")
+]
+NodataOption = Annotated[
+    float | None, typer.Option("--nodata", help="Nodata value, instead of what the files say.")
+]
+RatioOption = Annotated[
+    int | None,
+    typer.Option("--ratio", min=1, max=8, help="PAN pixels per MS pixel, if not as georeferenced."),
+]
+ResamplingOption = Annotated[
+    str,
+    typer.Option("--resampling", "-r", help="For an MS whose pixels do not nest in the PAN's."),
+]
+BoundsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bounds", help="Only this part, for a quick trial: LEFT,BOTTOM,RIGHT,TOP in the PAN's CRS."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--num-threads", "-j", min=1, help="CPU threads; default: all cores.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
+VerboseOption = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")
+]
+
+
+def numbers(text: str | None, option: str, count: int | None = None) -> list[float] | None:
+    """Numbers separated by commas or blanks; a usage error (exit 2) if they are none."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        values = []
+    if not values or (count is not None and len(values) != count):
+        wanted = f"{count} numbers" if count else "numbers"
+        fail(f"{option} takes {wanted} separated by commas, not {text!r}.", exits.USAGE)
+    return values
+
+
+def fail(message: str, code: int) -> None:
+    """One sentence on stderr, then the exit code."""
+    typer.echo(f"uknowpan: error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
+    """Turn exceptions into one sentence and the exit code; SIGTERM counts as Ctrl-C."""
+    set_up_logging(verbosity, log_json)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        before = None
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        if verbosity >= 2:
+            traceback.print_exc(file=sys.stderr)
+        code = exits.exit_code(error)
+        logging.getLogger("uknowpan").debug("exit %d", code)
+        fail(exits.sentence(error), code)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

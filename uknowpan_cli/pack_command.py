@@ -1,0 +1,29 @@
+"""`uknowpan pack`: scenes of a recipe into one training file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as opt
+
+__all__ = ["pack"]
+
+
+def pack(
+    recipe: Annotated[Path, typer.Argument(help="CSV: name,kind,pan,ms,ratio,sensor,licence,...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Scenes file (HDF5) to write.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder the recipe's paths start from.")],
+    quiet: opt.QuietOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Gather the scenes of a recipe (see docs/recipes) into one file that `train` reads."""
+    with opt.guarded(-1 if quiet else verbose):
+        from .pack import pack_scenes
+
+        for line in pack_scenes(recipe, root, output):
+            if not quiet:
+                typer.echo(line, err=True)
+        typer.echo(output)

@@ -1,0 +1,503 @@
+"""One scene from file to file: statistics, tiles, sampling, blending, writing. No Typer here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from uknowpan_models.pansharpener import Sharpener
+from uknowpan_models.psf import Psf
+from uknowpan_models.statistics import SceneStatistics, scene_statistics
+from uknowpan_tiling import (
+    IncompatiblePair,
+    OutputOptions,
+    ScenePair,
+    SceneWriter,
+    StripBlender,
+    StripStore,
+    Tile,
+    TileArrays,
+    check_output,
+    encode,
+    output_encoding,
+    plan_tiles,
+    sample_windows,
+    tile_rows_needed,
+    uncertainty_meta,
+)
+
+from . import __version__
+from .exits import OutOfMemory, is_out_of_memory
+
+__all__ = [
+    "SceneScale",
+    "SharpenOptions",
+    "SharpenReport",
+    "TilePlan",
+    "measured_psf",
+    "plan_scene",
+    "scene_scale",
+    "sharpen_scene",
+    "survey",
+]
+
+log = logging.getLogger("uknowpan")
+
+SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
+"""Samples for the scene's statistics: how many, and PAN pixels along a side."""
+
+SMALLEST_TILE = 64
+"""PAN pixels; the back-off from memory shortage stops here."""
+
+
+@dataclass(frozen=True)
+class SharpenOptions:
+    """What decides how a scene is sharpened, beside the sharpener; sizes in PAN pixels."""
+
+    output: str
+    tile: int = 256
+    overlap: int | None = None
+    """None: what the method needs (0 for local ones)."""
+    batch_size: int = 1
+    max_value: float | None = None
+    """Digital number that stands for full scale; None: found out."""
+    writing: OutputOptions = field(default_factory=OutputOptions)
+    uncertainty: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class SceneScale:
+    """Divisors that bring digital numbers to about [0, 1]."""
+
+    pan: float
+    ms: float
+    source: str
+    """Where they come from: "option", "bit depth" or "percentile"."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass over the scene found."""
+
+    scale: SceneScale
+    statistics: SceneStatistics
+    """In scaled units."""
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How the scene is cut; sizes in MS pixels."""
+
+    rows: list[list[Tile]]
+    overlap: int
+    margin: int
+
+    @property
+    def count(self) -> int:
+        return sum(len(row) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class SharpenReport:
+    """What was done."""
+
+    output: str
+    width: int
+    height: int
+    bands: int
+    ratio: int
+    method: str
+    scale: SceneScale
+    sigma: float
+    shift: tuple[float, float]
+    correlation: float
+    tiles: int
+    skipped_tiles: int
+    seconds: float
+    megapixels_per_second: float
+    uncertainty: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def scene_scale(
+    pair: ScenePair, samples: Sequence[TileArrays], max_value: float | None
+) -> SceneScale:
+    """Full scale of PAN and MS: an option, the bit depth in the metadata, or the 99.5 percentile.
+
+    Raises:
+        ValueError: a sample without any valid pixel, or a scale that is not positive.
+    """
+    if max_value is not None:
+        return SceneScale(max_value, max_value, "option")
+    if pair.meta.nbits and pair.pan_meta.nbits:
+        return SceneScale(2.0**pair.pan_meta.nbits - 1, 2.0**pair.meta.nbits - 1, "bit depth")
+    pan = np.concatenate([s.pan[0][s.pan_valid] for s in samples])
+    ms = np.concatenate([s.ms[:, s.ms_valid].ravel() for s in samples])
+    values = []
+    for name, pixels in (("PAN", pan), ("MS", ms)):
+        if pixels.size == 0:
+            raise ValueError(f"the {name} holds no valid pixel")
+        high = float(np.percentile(np.abs(pixels), 99.5))
+        values.append(high if high > 0 else 1.0)
+    return SceneScale(values[0], values[1], "percentile")
+
+
+def survey(
+    pair: ScenePair, psf: Psf | None = None, max_value: float | None = None
+) -> Survey:
+    """First pass: samples spread over the whole scene give scale, moments, blur and shift.
+
+    Args:
+        pair: the opened scene.
+        psf: blur and shift, if they are to be assumed; else they are measured.
+        max_value: full scale, if known.
+
+    Raises:
+        IncompatiblePair: nothing in the scene is valid.
+    """
+    size = max(SURVEY_SIZE // pair.ratio, 32)
+    windows = sample_windows(pair, SURVEY_WINDOWS, size)
+    if not windows:
+        raise IncompatiblePair(
+            "No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap."
+        )
+    samples = [pair.read_frame(*window) for window in windows]
+    try:
+        scale = scene_scale(pair, samples, max_value)
+        pieces, valid = [], []
+        for s in samples:
+            h, w = s.ms_valid.shape
+            whole = s.pan_valid.reshape(h, pair.ratio, w, pair.ratio).all((1, 3)) & s.ms_valid
+            pan, ms = torch.from_numpy(s.pan / scale.pan), torch.from_numpy(s.ms / scale.ms)
+            for part in _clean_parts(whole):
+                pieces.append((_cut(pan, part, pair.ratio), _cut(ms, part, 1)))
+                valid.append(torch.from_numpy(whole[part]))
+        statistics = scene_statistics(pieces, pair.ratio, psf, valid)
+    except ValueError as error:
+        raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
+    return Survey(scale, statistics)
+
+
+def measured_psf(pair: ScenePair) -> Psf:
+    """Blur and shift of the MS against the PAN, as the scene itself shows them."""
+    return survey(pair).statistics.psf
+
+
+Part = tuple[slice, slice]
+
+
+def _clean_parts(valid: np.ndarray) -> list[Part]:
+    """The sample itself where all of it is valid, else its quarters: clean ones tell the blur."""
+    h, w = valid.shape
+    if valid.all() or min(h, w) < 64:
+        return [(slice(0, h), slice(0, w))]
+    rows, cols = (slice(0, h // 2), slice(h // 2, h)), (slice(0, w // 2), slice(w // 2, w))
+    return [(r, c) for r in rows for c in cols if valid[r, c].any()]
+
+
+def _cut(x: torch.Tensor, part: Part, factor: int) -> torch.Tensor:
+    rows, cols = (slice(p.start * factor, p.stop * factor) for p in part)
+    return x[:, rows, cols]
+
+
+def plan_scene(
+    pair: ScenePair, sharpener: Sharpener, statistics: SceneStatistics, options: SharpenOptions
+) -> TilePlan:
+    """Cut the frame into tiles that suit the sharpener."""
+    ratio = pair.ratio
+    multiple = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
+    overlap_pan = options.overlap
+    if overlap_pan is None:
+        overlap_pan = 0 if sharpener.local else 32
+    tile = max(round(options.tile / ratio / multiple), 1) * multiple
+    overlap = math.ceil(overlap_pan / ratio / multiple) * multiple
+    overlap = min(overlap, tile // 2 // multiple * multiple)
+    rows = plan_tiles(pair.frame_shape, tile, overlap, multiple)
+    return TilePlan(rows, overlap, sharpener.margin(statistics))
+
+
+def _batches(
+    pair: ScenePair, tiles: Sequence[Tile], margin: int, batch_size: int
+) -> Iterator[list[tuple[int, TileArrays]]]:
+    """Read tiles, leave out those without a valid pixel, and group the rest."""
+    batch: list[tuple[int, TileArrays]] = []
+    for index, tile in enumerate(tiles):
+        arrays = pair.read_frame(tile.row, tile.col, tile.height, tile.width, margin)
+        if not _core(arrays.valid, margin * pair.ratio).any():
+            continue
+        batch.append((index, arrays))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _core(x: np.ndarray, margin: int) -> np.ndarray:
+    return x[..., margin:-margin, margin:-margin] if margin else x
+
+
+def _prefetched(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Read the next batch in a thread while the present one is computed."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, iterator, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, iterator, None)
+            yield item
+
+
+@dataclass
+class TileRow:
+    """One row of tiles, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
+
+    hrms: list[np.ndarray | None]
+    valid: list[np.ndarray | None]
+    sigma: list[np.ndarray | None]
+
+
+def sharpen_row(
+    pair: ScenePair,
+    sharpener: Sharpener,
+    found: Survey,
+    tiles: Sequence[Tile],
+    margin: int,
+    options: SharpenOptions,
+    on_tile: Callable[[int], None],
+) -> TileRow:
+    """Read and sharpen one row of tiles in batches."""
+    row = TileRow(*([None] * len(tiles) for _ in range(3)))
+    ratio, origin = pair.ratio, pair.origin
+    limit = None if options.max_value is None else options.max_value
+    for batch in _prefetched(_batches(pair, tiles, margin, options.batch_size)):
+        pan = torch.from_numpy(np.stack([a.pan for _, a in batch]) / np.float32(found.scale.pan))
+        ms = torch.from_numpy(np.stack([a.ms for _, a in batch]) / np.float32(found.scale.ms))
+        places = [
+            ((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio)
+            for i, _ in batch
+        ]
+        done = sharpener.sharpen(pan, ms, found.statistics, places)
+        hrms = (done.hrms * found.scale.ms).float().cpu()
+        if limit is not None:
+            hrms = hrms.clamp(0.0, limit)
+        sigma = None if done.sigma is None else (done.sigma * found.scale.ms).float().cpu()
+        for k, (i, arrays) in enumerate(batch):
+            row.hrms[i] = hrms[k].numpy()
+            row.valid[i] = _core(arrays.valid, margin * ratio)[None]
+            row.sigma[i] = None if sigma is None else sigma[k].numpy()
+        on_tile(len(batch))
+    return row
+
+
+def sharpen_scene(
+    pair: ScenePair,
+    sharpener: Sharpener,
+    options: SharpenOptions,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SharpenReport:
+    """Sharpen a scene into `options.output`.
+
+    When memory runs out the batch is halved, then the tile.
+
+    Args:
+        pair: the opened scene.
+        sharpener: a model or a classical method.
+        options: sizes and output.
+        on_progress: called with (tiles done, tiles in all).
+
+    Raises:
+        TilingError, ModelError: see their classes.
+        OutOfMemory: not even the smallest tile fits.
+    """
+    while True:
+        try:
+            return _sharpen_scene(pair, sharpener, options, on_progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            options = _smaller(options, error)
+            log.warning(
+                "memory is short: going on with batches of %d and tiles of %d PAN pixels",
+                options.batch_size,
+                options.tile,
+            )
+
+
+def _smaller(options: SharpenOptions, error: BaseException) -> SharpenOptions:
+    if options.batch_size > 1:
+        return replace(options, batch_size=options.batch_size // 2)
+    if options.tile // 2 >= SMALLEST_TILE:
+        return replace(options, tile=options.tile // 2)
+    raise OutOfMemory(
+        f"Memory ran out with tiles of {options.tile} PAN pixels, one at a time; "
+        "free memory, or sharpen a part with --bounds."
+    ) from error
+
+
+def _sharpen_scene(
+    pair: ScenePair,
+    sharpener: Sharpener,
+    options: SharpenOptions,
+    on_progress: Callable[[int, int], None],
+) -> SharpenReport:
+    began = time.monotonic()
+    sharpener.check(pair.bands, pair.ratio)
+    outputs = {"image": options.output}
+    if options.uncertainty is not None:
+        outputs["uncertainty"] = options.uncertainty
+    for path in outputs.values():
+        check_output(path, pair.inputs, options.writing.overwrite)
+
+    found = survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
+    plan = plan_scene(pair, sharpener, found.statistics, options)
+    fingerprint = {
+        **pair.identity(),
+        "version": __version__,
+        "method": sharpener.provenance(),
+        "tile": [plan.rows[0][0].height, plan.rows[0][0].width, plan.overlap],
+        "max_value": options.max_value,
+        "dtype": options.writing.dtype,
+        "output_nodata": repr(options.writing.nodata),
+    }
+    store = StripStore(
+        options.output, fingerprint, list(outputs), len(plan.rows), resume=options.resume
+    )
+    found = _remembered(found, store.folder / "survey.json")
+
+    encodings = {
+        "image": output_encoding(
+            pair.meta, options.writing.dtype, options.writing.nodata, pair.may_have_invalid
+        ),
+        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
+    }
+    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
+    blenders = {name: StripBlender(*shape) for name in outputs}
+    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
+    missing = set(store.missing())
+    needed = tile_rows_needed(missing, plan.overlap)
+    total, done, skipped = sum(len(plan.rows[i]) for i in needed), 0, 0
+    on_progress(0, total)
+    for index in needed:
+        tiles = plan.rows[index]
+        before = done
+
+        def count(tiles_done: int, before: int = before) -> None:
+            nonlocal done
+            done += tiles_done
+            on_progress(done, total)
+
+        row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
+        skipped += sum(array is None for array in row.hrms)
+        done = before + len(tiles)
+        on_progress(done, total)
+        _, valid = validity.add_row(tiles, row.valid)
+        strips = {}
+        for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
+            if name in outputs:
+                first, values = blenders[name].add_row(tiles, arrays)
+                _, cut_valid = pair.to_output(first, valid)
+                _, cut_values = pair.to_output(first, values)
+                strips[name] = encode(cut_values, cut_valid[0], encodings[name])
+        if index in missing:
+            store.put(index, strips)
+
+    _write(pair, sharpener, options, found, store, outputs)
+    seconds = time.monotonic() - began
+    pixels = pair.grid.width * pair.grid.height
+    psf = found.statistics.psf
+    return SharpenReport(
+        output=options.output,
+        width=pair.grid.width,
+        height=pair.grid.height,
+        bands=pair.bands,
+        ratio=pair.ratio,
+        method=sharpener.name,
+        scale=found.scale,
+        sigma=psf.sigma,
+        shift=psf.shift,
+        correlation=psf.correlation,
+        tiles=plan.count,
+        skipped_tiles=skipped,
+        seconds=round(seconds, 2),
+        megapixels_per_second=round(pixels / 1e6 / max(seconds, 1e-9), 3),
+        uncertainty=options.uncertainty,
+        notes=list(pair.notes),
+    )
+
+
+def _remembered(found: Survey, path: Path) -> Survey:
+    """The survey of the run that is resumed, to the last bit; else this one, kept for later."""
+    if path.exists():
+        data = json.loads(path.read_text())
+        return Survey(
+            SceneScale(**data["scale"]), SceneStatistics.from_dict(data["statistics"])
+        )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(
+        json.dumps({"scale": asdict(found.scale), "statistics": found.statistics.as_dict()})
+    )
+    temporary.replace(path)
+    return found
+
+
+def _tags(sharpener: Sharpener, found: Survey, pair: ScenePair) -> dict[str, str]:
+    psf = found.statistics.psf
+    tags = {
+        "VERSION": __version__,
+        **sharpener.provenance(),
+        "RATIO": str(pair.ratio),
+        "SCALE_PAN": f"{found.scale.pan:g}",
+        "SCALE_MS": f"{found.scale.ms:g}",
+        "BLUR_SIGMA": f"{psf.sigma:.3f}",
+        "MEASURED_SHIFT": f"{psf.shift[0]:.3f} {psf.shift[1]:.3f}",
+        "APPLIED_SHIFT": f"{pair.shift[0]:.3f} {pair.shift[1]:.3f}",
+        "PAN": Path(pair.inputs[0]).name,
+        "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
+    }
+    return {f"UKNOWPAN_{key}": value for key, value in tags.items()}
+
+
+def _write(
+    pair: ScenePair,
+    sharpener: Sharpener,
+    options: SharpenOptions,
+    found: Survey,
+    store: StripStore,
+    outputs: dict[str, str],
+) -> None:
+    """Strips to files; the files get their names when all of them are complete."""
+    tags = _tags(sharpener, found, pair)
+    writers: dict[str, SceneWriter] = {}
+    try:
+        for name, path in outputs.items():
+            plain = name == "image"
+            writing = options.writing
+            if not plain:
+                writing = OutputOptions(
+                    overwrite=options.writing.overwrite, num_threads=options.writing.num_threads
+                )
+            writers[name] = SceneWriter(
+                path,
+                pair.grid,
+                pair.meta if plain else uncertainty_meta(pair.meta),
+                writing,
+                tags,
+                may_have_invalid=pair.may_have_invalid or not plain,
+                inputs=pair.inputs,
+            )
+        store.assemble(writers)
+        for name in reversed(list(writers)):  # the image last: it says that all is there
+            writers[name].close()
+    finally:
+        for writer in writers.values():
+            writer.abort()
+    store.remove()

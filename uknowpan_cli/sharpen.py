@@ -1,0 +1,202 @@
+"""`uknowpan sharpen`: one scene."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import exits
+from . import options as opt
+from .console import progress
+
+__all__ = ["sharpen"]
+
+
+class Format(StrEnum):
+    gtiff = "gtiff"
+    cog = "cog"
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def sharpen(
+    pan: opt.PanArgument,
+    ms: opt.MsArgument,
+    output: Annotated[str, typer.Option("--output", "-o", help="GeoTIFF to write.")],
+    model: opt.ModelOption = None,
+    method: Annotated[
+        opt.Method | None,
+        typer.Option("--method", help="A classical method instead of a model."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the initial noise.")] = 0,
+    device: opt.DeviceOption = "auto",
+    dtype: Annotated[
+        Precision, typer.Option("--dtype", help="Precision of the network.")
+    ] = Precision.fp32,
+    tile: Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")] = 256,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", min=0, help="Overlap to blend over, PAN pixels; default: as the "
+                     "model needs (0 for the bundled ones, whose tiles join without a seam)."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")
+    ] = None,
+    bidx: opt.BidxOption = None,
+    pan_bidx: opt.PanBidxOption = None,
+    nodata: opt.NodataOption = None,
+    ratio: opt.RatioOption = None,
+    resampling: opt.ResamplingOption = "cubic",
+    coregister: Annotated[
+        opt.Coregister,
+        typer.Option("--coregister", help="PAN/MS shift: ignore it, warn of it, or remove it."),
+    ] = opt.Coregister.check,
+    bounds: opt.BoundsOption = None,
+    max_value: Annotated[
+        float | None,
+        typer.Option("--max-value", min=0, help="Full scale in digital numbers; the result is "
+                     "clipped to it."),
+    ] = None,
+    bit_depth: Annotated[
+        int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
+    ] = None,
+    output_dtype: Annotated[
+        str | None, typer.Option("--output-dtype", help="Instead of the MS's: uint16, float32 ...")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="File layout.")] = Format.gtiff,
+    creation: Annotated[
+        list[str] | None,
+        typer.Option("--co", help="GDAL creation option KEY=VALUE; may be repeated."),
+    ] = None,
+    overviews: Annotated[bool, typer.Option("--overviews", help="Build overviews.")] = False,
+    uncertainty: Annotated[
+        str | None,
+        typer.Option("--uncertainty", help="Also write 1-sigma per band, in the output's units."),
+    ] = None,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Also write a small PNG of the result.")
+    ] = None,
+    overwrite: opt.OverwriteOption = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, with memory and time.")
+    ] = False,
+    as_json: opt.JsonOption = False,
+    num_threads: opt.ThreadsOption = None,
+    log_json: Annotated[
+        Path | None, typer.Option("--log-json", help="Write messages as JSON lines.")
+    ] = None,
+    quiet: opt.QuietOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Sharpen MS with PAN: the MS's bands on the PAN's grid, as a georeferenced GeoTIFF.
+
+    Prints the output's path (or a JSON report); messages go to stderr.
+    """
+    with opt.guarded(-1 if quiet else verbose, log_json):
+        co = _creation_options(creation or [])
+        if bit_depth is not None:
+            if max_value is not None:
+                opt.fail("--max-value and --bit-depth exclude each other.", exits.USAGE)
+            max_value = float(2**bit_depth - 1)
+        if max_value is not None and max_value <= 0:
+            opt.fail(f"--max-value must be above 0, not {max_value:g}.", exits.USAGE)
+        from uknowpan_tiling import OutputOptions, check_output
+
+        from .opening import (
+            PairRequest,
+            choose_device,
+            coregistered,
+            open_request,
+            set_threads,
+        )
+
+        request = PairRequest(pan, ms, pan_bidx, bidx, nodata, ratio, resampling, bounds)
+        pair = open_request(request)
+        try:
+            for path in (output, uncertainty):
+                if path is not None and not dry_run:
+                    check_output(path, pair.inputs, overwrite)
+            if uncertainty is not None and Path(uncertainty).resolve() == Path(output).resolve():
+                opt.fail("--uncertainty and --output name the same file.", exits.USAGE)
+
+            import torch
+            from uknowpan_models.pansharpener import load_sharpener
+
+            from .pipeline import SharpenOptions, sharpen_scene
+
+            threads = set_threads(num_threads)
+            chosen = choose_device(device)
+            sharpener = load_sharpener(
+                model,
+                None if method is None else method.value,
+                steps=steps,
+                seed=seed,
+                device=chosen,
+                dtype=torch.bfloat16 if dtype is Precision.bf16 else torch.float32,
+            )
+            if uncertainty is not None and not sharpener.has_uncertainty:
+                opt.fail(f"--uncertainty: {sharpener.name} has none; use a model.", exits.USAGE)
+            sharpener.check(pair.bands, pair.ratio)
+            pair = coregistered(request, pair, sharpener, coregister)
+            log = logging.getLogger("uknowpan")
+            for note in pair.notes:
+                log.info(note)
+            options = SharpenOptions(
+                output=output,
+                tile=tile,
+                overlap=overlap,
+                batch_size=batch_size or (1 if chosen == "cpu" else 16),
+                max_value=max_value,
+                writing=OutputOptions(
+                    format=format.value,
+                    dtype=output_dtype,
+                    nodata=nodata,
+                    creation=co,
+                    overviews=overviews,
+                    overwrite=overwrite,
+                    num_threads=threads,
+                ),
+                uncertainty=uncertainty,
+                resume=resume,
+            )
+            if dry_run:
+                from .estimate import estimate
+
+                forecast = estimate(pair, sharpener, options)
+                typer.echo(json.dumps(asdict(forecast)) if as_json else forecast.text())
+                return
+            with progress("sharpen", quiet) as on_progress:
+                report = sharpen_scene(pair, sharpener, options, on_progress)
+        finally:
+            pair.close()
+        if preview is not None:
+            from .pictures import preview_png
+
+            preview_png(output, preview)
+        typer.echo(json.dumps(asdict(report)) if as_json else report.output)
+
+
+def _creation_options(pairs: list[str]) -> dict[str, str]:
+    """KEY=VALUE words, also several in one separated by commas, to a dictionary."""
+    found = {}
+    for word in (w for text in pairs for w in text.split(",")):
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            opt.fail(f"--co takes KEY=VALUE, not {word!r}.", exits.USAGE)
+        found[key.upper()] = value
+    return found

@@ -1,0 +1,112 @@
+"""`uknowpan train`: train a stage."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tomllib
+from dataclasses import asdict, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__, exits
+from . import options as opt
+
+__all__ = ["train"]
+
+
+class StageName(StrEnum):
+    fsa_s = "fsa-s"
+
+
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Scenes file made by `uknowpan pack`.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    stage: Annotated[StageName, typer.Option("--stage", help="What to train.")] = StageName.fsa_s,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML with the tables [train] and [network].")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration and stop.")
+    ] = False,
+    num_threads: opt.ThreadsOption = None,
+    quiet: opt.QuietOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Train the `lite` student on whole scenes, degraded anew at every step."""
+    with opt.guarded(-1 if quiet else verbose):
+        import json
+
+        from uknowpan_models.data import GenericBatches, read_scenes
+        from uknowpan_models.student_lite import LiteConfig
+        from uknowpan_models.training import GenericStudentStage, TrainConfig
+        from uknowpan_models.training import train as run
+
+        from .opening import set_threads
+
+        settings = _read_config(config)
+        train_config = _build(TrainConfig, settings.get("train", {}))
+        network = _build(LiteConfig, settings.get("network", {}))
+        resolved = {"stage": stage.value, "train": asdict(train_config), "network": asdict(network)}
+        if dry_run:
+            typer.echo(json.dumps(resolved, indent=2))
+            return
+        set_threads(num_threads)
+        batches = GenericBatches(
+            read_scenes(data, "train"), seed=train_config.seed, batch_size=train_config.batch_size
+        )
+        valid = GenericBatches(
+            read_scenes(data, "valid"), seed=train_config.seed + 1, patches_per_variant=4
+        )
+        names = [scene.name for scene in batches.scenes]
+        notes = {
+            "code_version": __version__,
+            "command": "uknowpan train --stage fsa-s",
+            "config": resolved,
+            "scenes": names,
+        }
+        job = GenericStudentStage(network, batches, valid, notes=notes)
+        stopping: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, frame: stopping.append(received))
+
+        def show(step: int, parts: dict[str, float]) -> None:
+            if not quiet and step % 25 == 0:
+                values = ", ".join(f"{k} {v:.4f}" for k, v in parts.items())
+                print(f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True)
+
+        best = run(
+            job,
+            train_config,
+            out,
+            resume=resume,
+            on_step=show,
+            should_stop=lambda: bool(stopping),
+        )
+        typer.echo(best)
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        opt.fail(f"--config {path} cannot be read: {error}.", exits.USAGE)
+        raise
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    """A config dataclass with fields overridden; unknown ones are refused with the valid ones."""
+    valid = [f.name for f in fields(kind)]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        opt.fail(
+            f"{kind.__name__} has no field {', '.join(unknown)}; valid are {', '.join(valid)}.",
+            exits.USAGE,
+        )
+    return kind(**values)
