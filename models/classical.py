@@ -36,7 +36,9 @@ def _intensity_weights(statistics: SceneStatistics) -> tuple[Tensor, Tensor]:
     covariance, mean = statistics.covariance, statistics.mean
     ms = covariance[:-1, :-1]
     ridge = 1e-6 * ms.diagonal().mean().clamp_min(1e-30)
-    weights = torch.linalg.solve(ms + ridge * torch.eye(len(ms), dtype=ms.dtype), covariance[:-1, -1])
+    weights = torch.linalg.solve(
+        ms + ridge * torch.eye(len(ms), dtype=ms.dtype), covariance[:-1, -1]
+    )
     return weights, mean[-1] - weights @ mean[:-1]
 
 

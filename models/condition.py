@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from .psf import DETAIL_WINDOW
 from .resample import (
     UPSAMPLE_REACH,
     box_mean,
@@ -30,7 +31,6 @@ from .resample import (
     degrade_reach,
     upsample,
 )
-from .psf import DETAIL_WINDOW
 from .statistics import SceneStatistics
 from .types import Condition
 

@@ -79,7 +79,11 @@ def read_scenes(path: str | Path, split: str) -> list[Scene]:
             for name, group in file.items():
                 if group.attrs.get("split") != split:
                     continue
-                pan = torch.from_numpy(group["pan"][()].astype(np.float32)) if "pan" in group else None
+                pan = (
+                    torch.from_numpy(group["pan"][()].astype(np.float32))
+                    if "pan" in group
+                    else None
+                )
                 gt = torch.from_numpy(group["gt"][()].astype(np.float32))
                 scenes.append(
                     Scene(name, str(group.attrs["sensor"]), gt, pan, float(group.attrs["weight"]))
@@ -118,7 +122,8 @@ class GenericBatches:
         bands = int(rng.choice(BAND_COUNTS, p=BAND_COUNT_WEIGHTS))
         usable = [i for i, s in enumerate(self.scenes) if len(s.gt) >= bands]
         weights = np.array([self.scenes[i].weight for i in usable])
-        conditions, targets = [], []
+        conditions: list[Condition] = []
+        targets: list[Tensor] = []
         while len(targets) < self.batch_size:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
             variant = self._variant(scene, int(rng.integers(self.variants)))

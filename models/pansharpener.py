@@ -20,7 +20,14 @@ from .psf import Psf, default_psf
 from .resample import crop, mirrored
 from .statistics import SceneStatistics, scene_statistics
 
-__all__ = ["ClassicalSharpener", "Sharpened", "Sharpener", "StudentSharpener", "load_sharpener", "sharpen_array"]
+__all__ = [
+    "ClassicalSharpener",
+    "Sharpened",
+    "Sharpener",
+    "StudentSharpener",
+    "load_sharpener",
+    "sharpen_array",
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,11 @@ class Sharpener(Protocol):
         """MS pixels around a window that are to be read with it."""
 
     def sharpen(
-        self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Sequence[tuple[int, int]]
+        self,
+        pan: Tensor,
+        ms: Tensor,
+        statistics: SceneStatistics,
+        origins: Sequence[tuple[int, int]],
     ) -> Sharpened:
         """Sharpen windows that were read with their margin; see `StudentSharpener.sharpen`."""
 
@@ -83,7 +94,11 @@ class ClassicalSharpener:
 
     @torch.inference_mode()
     def sharpen(
-        self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Sequence[tuple[int, int]]
+        self,
+        pan: Tensor,
+        ms: Tensor,
+        statistics: SceneStatistics,
+        origins: Sequence[tuple[int, int]],
     ) -> Sharpened:
         hrms = self._method(pan, ms, statistics)
         return Sharpened(crop(hrms, self.margin(statistics) * statistics.ratio))
@@ -112,7 +127,7 @@ class StudentSharpener:
         self.name, self.card = card.name, card
         self.steps = card.steps if steps is None else steps
         self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
-        self.model = model.to(device=device, memory_format=torch.channels_last).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.multiple = int(model.pixel_multiple)  # type: ignore[arg-type]
         self.schedule = NoiseSchedule.cosine(int(card.config.get("timesteps", 500)))
         self.timesteps = self.schedule.respace(self.steps)
@@ -142,7 +157,11 @@ class StudentSharpener:
 
     @torch.inference_mode()
     def sharpen(
-        self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Sequence[tuple[int, int]]
+        self,
+        pan: Tensor,
+        ms: Tensor,
+        statistics: SceneStatistics,
+        origins: Sequence[tuple[int, int]],
     ) -> Sharpened:
         """Sharpen windows.
 

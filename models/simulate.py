@@ -88,7 +88,9 @@ def random_degradation(
     gains = tuple(float(np.clip(common + rng.normal(0, 0.03), 0.08, 0.6)) for _ in range(bands))
     reach = rng.choice([0.0, 0.6, 1.0, 2.0], p=[0.25, 0.4, 0.25, 0.1])
     shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))
-    noise = float(rng.choice([0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.15)], p=[0.5, 0.35, 0.15]))
+    noise = float(
+        rng.choice([0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.15)], p=[0.5, 0.35, 0.15])
+    )
     return Degradation(ratio, kind, gains, shift, noise)
 
 

@@ -117,7 +117,9 @@ def scene_statistics(
         details.append(crop(detail, 0)[0][:, keep].double())
     value, detail = torch.cat(values, 1), torch.cat(details, 1)
     if value.shape[1] == 0:
-        raise ValueError("the samples of the scene hold no pixel where PAN and all MS bands are valid")
+        raise ValueError(
+            "the samples of the scene hold no pixel where PAN and all MS bands are valid"
+        )
     mean = value.mean(1)
     centred = value - mean[:, None]
     n = value.shape[1]

@@ -62,7 +62,7 @@ class BandBlock(nn.Module):
         self.embed = nn.Linear(embedding, channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, embedding: Tensor, bands: int) -> Tensor:
         """x (B * C, channels, h, w), embedding (B, E) -> as x."""
@@ -76,13 +76,17 @@ def _band_mean(x: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) -> (B, K, h, w)."""
     if bands == 1:
         return x
-    per_image = x.unflatten(0, (-1, bands))
-    return per_image.mean(1).contiguous(memory_format=torch.channels_last)
+    first, *others = x.unflatten(0, (-1, bands)).unbind(1)
+    total = first + others[0]
+    for other in others[1:]:
+        total = total + other
+    return total / bands
 
 
 def _add_shared(x: Tensor, shared: Tensor, bands: int) -> Tensor:
-    """(B * C, K, h, w) + (B, K, h, w) of the image that the band belongs to."""
-    return x + shared.repeat_interleave(bands, 0)
+    """(B * C, K, h, w) + (B, K, h, w) of the image that the band belongs to; overwrites x."""
+    x.unflatten(0, (-1, bands)).add_(shared[:, None])
+    return x
 
 
 class FSAStudentLite(nn.Module):
@@ -122,8 +126,7 @@ class FSAStudentLite(nn.Module):
         nn.init.zeros_(self.out.weight)
         bias = torch.zeros(INJECTIONS + 2, 4)
         bias[1] = 1.0
-        with torch.no_grad():
-            self.out.bias.copy_(bias.flatten())
+        self.out.bias = nn.Parameter(bias.flatten())
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
         """Predict the clean standardised residual.
@@ -141,7 +144,9 @@ class FSAStudentLite(nn.Module):
         """
         batch, bands, height, width = x_t.shape
         if height % 4 or width % 4:
-            raise ValueError(f"the lite student needs windows of multiples of 4, not {height} x {width}")
+            raise ValueError(
+                f"the lite student needs windows of multiples of 4, not {height} x {width}"
+            )
         band, pan, scene = condition.band_features, condition.pan_features, condition.scene
         if band is None or pan is None or scene is None:
             raise ValueError("the lite student needs the condition made by generic_condition")
@@ -161,13 +166,19 @@ class FSAStudentLite(nn.Module):
             x = block(x, emb, bands)
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
         maps = maps.unflatten(0, (batch, bands))  # (B, C, INJECTIONS + 2, H, W)
-        x0 = (maps[:, :, :INJECTIONS] * injections).sum(2) + maps[:, :, INJECTIONS]
+        x0 = maps[:, :, INJECTIONS]
+        for k in range(INJECTIONS):
+            x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
         return Denoised(x0=x0, log_sigma=maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0))
 
 
 def _compress(x: Tensor) -> Tensor:
-    """Linear near zero, logarithmic far out: strong edges do not drown the rest."""
-    return torch.asinh(x)
+    """asinh: linear near zero, logarithmic far out, so that strong edges do not drown the rest.
+
+    Written out, as torch's own takes five times as long on a CPU.
+    """
+    size = x.abs()
+    return torch.log(size + torch.sqrt(size * size + 1)).copysign(x)
 
 
 def _to_grid(x: Tensor) -> Tensor:

@@ -63,9 +63,7 @@ class Stage(Protocol):
     def batch(self, step: int) -> Any:
         """Training data of a step: a function of the step alone."""
 
-    def losses(
-        self, model: nn.Module, batch: Any, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Named parts; their sum is minimised."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -100,7 +98,8 @@ class GenericStudentStage:
         self.validation_batches, self.notes = validation_batches, notes or {}
 
     def build(self) -> nn.Module:
-        return FSAStudentLite(self.network).to(memory_format=torch.channels_last)
+        model = FSAStudentLite(self.network)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, step: int) -> TrainBatch:
         return self.train_data(step)

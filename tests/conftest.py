@@ -1,85 +1,23 @@
-"""Fixtures shared by all tests: tiny georeferenced PAN/MS pairs."""
+"""Fixtures shared by all tests."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.warp import transform as transform_points
-
-UTM = "EPSG:32631"
-ORIGIN = (500_000.0, 5_000_000.0)
-
-
-@dataclass(frozen=True)
-class RasterPair:
-    """Paths of a written pair and the values in it."""
-
-    pan: str
-    ms: list[str]
-    pan_values: np.ndarray
-    """(H, W)"""
-    ms_values: np.ndarray
-    """(C, h, w)"""
-    ratio: int
-
-
-def ground(x: np.ndarray, y: np.ndarray, res: float) -> np.ndarray:
-    """A smooth landscape as a function of map position, so that a misplaced pixel shows."""
-    u, v = (x - ORIGIN[0]) / res, (y - ORIGIN[1]) / res
-    return 1000 + 300 * np.sin(u / 9) + 200 * np.cos(v / 11) + u
-
-
-def gain(band: int) -> float:
-    return 1 + 0.25 * band
-
-
-def centres(transform: Affine, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
-    return (
-        transform.a * cols + transform.b * rows + transform.c,
-        transform.d * cols + transform.e * rows + transform.f,
-    )
-
-
-def write_raster(
-    path: Path,
-    values: np.ndarray,
-    transform: Affine | None,
-    *,
-    crs: str | None = UTM,
-    nodata: float | None = None,
-    descriptions: Sequence[str] | None = None,
-    colorinterp: Sequence[ColorInterp] | None = None,
-    mask: np.ndarray | None = None,
-    tags: dict[str, str] | None = None,
-    **creation: object,
-) -> str:
-    """Write (C, H, W) values as a GeoTIFF and return its path."""
-    place = {} if transform is None else {"transform": transform, "crs": crs}
-    count, height, width = values.shape
-    with (
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(
-            path, "w", driver="GTiff", count=count, height=height, width=width,
-            dtype=values.dtype, nodata=nodata, **place, **creation,
-        ) as dataset,
-    ):  # fmt: skip
-        if descriptions:
-            dataset.descriptions = descriptions
-        if colorinterp:  # before the pixels: a GeoTIFF fixes its extra samples then
-            dataset.colorinterp = colorinterp
-        dataset.write(values)
-        if mask is not None:
-            dataset.write_mask(mask)
-        if tags:
-            dataset.update_tags(**tags)
-    return str(path)
-
+from rasters import (
+    ORIGIN,
+    UTM,
+    RasterPair,
+    centres,
+    gain,
+    ground,
+    reproject_transform,
+    write_raster,
+)
 
 PairFactory = Callable[..., RasterPair]
 
@@ -129,7 +67,7 @@ def make_pair(tmp_path: Path) -> PairFactory:
             pan_transform * Affine.translation(offset[1], offset[0]) * Affine.scale(ratio)
         )
         if ms_crs:
-            ms_transform = _reproject_transform(ms_transform, crs, ms_crs, res * ratio)
+            ms_transform = reproject_transform(ms_transform, crs, ms_crs, res * ratio)
         rng = np.random.default_rng(0)
 
         def sample(transform: Affine, shape: tuple[int, int], own_crs: str | None) -> np.ndarray:
@@ -190,13 +128,3 @@ def make_pair(tmp_path: Path) -> PairFactory:
         return RasterPair(pan_path, paths, pan_values, ms_values, round(ratio))
 
     return _make
-
-
-def _reproject_transform(transform: Affine, crs: str | None, to: str, res: float) -> Affine:
-    """A north-up grid in another CRS with the same corner, pixels about as large."""
-    step = 100 * res
-    xs, ys = transform_points(
-        crs, to, [transform.c, transform.c + step], [transform.f, transform.f]
-    )
-    size = np.hypot(xs[1] - xs[0], ys[1] - ys[0]) / 100
-    return Affine.translation(xs[0], ys[0]) * Affine.scale(size, -size)

@@ -51,6 +51,7 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     import numpy as np
     import rasterio
     import torch
+
     from uknowpan_models.metrics import ergas, psnr, sam
     from uknowpan_models.pansharpener import load_sharpener
     from uknowpan_tiling import OutputOptions, open_pair

@@ -55,8 +55,8 @@ def _checkpoint(path: str, as_json: bool) -> None:
 
     if path not in bundled_models() and not path.endswith(".safetensors"):
         opt.fail(
-            f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model nor "
-            "a .safetensors file.",
+            f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
+            "nor a .safetensors file.",
             exits.USAGE,
         )
     from .models_command import show

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from uknowpan_models.pansharpener import Sharpener
     from uknowpan_tiling import ScenePair
 
-    from .pipeline import Survey
 
 __all__ = ["PairRequest", "choose_device", "coregistered", "open_request", "set_threads"]
 

@@ -96,7 +96,8 @@ ResamplingOption = Annotated[
 BoundsOption = Annotated[
     str | None,
     typer.Option(
-        "--bounds", help="Only this part, for a quick trial: LEFT,BOTTOM,RIGHT,TOP in the PAN's CRS."
+        "--bounds",
+        help="Only this part, for a quick trial: LEFT,BOTTOM,RIGHT,TOP in the PAN's CRS.",
     ),
 ]
 ThreadsOption = Annotated[

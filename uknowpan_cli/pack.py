@@ -86,6 +86,7 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
 def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
     import torch
+
     from uknowpan_models.psf import estimate_psf
     from uknowpan_models.resample import cubic, decimate
 
@@ -94,7 +95,9 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
         return _compact(gt), None, "PAN is synthesised in training"
     pan = torch.from_numpy(_read(root / scene.pan).astype(np.float32))
     ms = torch.from_numpy(gt.astype(np.float32))
-    rows, cols = (min(m, p // scene.ratio) for m, p in zip(ms.shape[1:], pan.shape[1:], strict=True))
+    rows, cols = (
+        min(m, p // scene.ratio) for m, p in zip(ms.shape[1:], pan.shape[1:], strict=True)
+    )
     gt, ms = gt[:, :rows, :cols], ms[:, :rows, :cols]
     pan = pan[:, : rows * scene.ratio, : cols * scene.ratio]
     psf = estimate_psf([(pan, ms)], scene.ratio)

@@ -37,7 +37,7 @@ BACKGROUND = (24, 26, 30)
 """Colour between panels."""
 INVALID = (58, 58, 62)
 """Colour of pixels without a value."""
-GAMMA = 1.25
+GAMMA = 1.35
 """Midtones of a linear percentile stretch look too dark on a screen; this lifts them a little."""
 PERCENTILE_SAMPLES = 1_000_000
 """Pixels that percentiles are taken from; more only costs time."""
@@ -255,7 +255,7 @@ def panels(
 
     Args:
         rows: of (label, picture (3, h, w)); a column is as wide as its widest picture, a row as
-            high as its highest, smaller ones are centred. Rows may differ in length.
+            high as its highest, smaller ones are centred in their cell. Rows may differ in length.
         gap: pixels around and between the pictures.
         background: R, G, B between the pictures.
         scale: size of a font dot, see `label`.
@@ -315,7 +315,7 @@ def _heat_ramp() -> np.ndarray:
     """
     t = np.linspace(0, 1, 256)
     lightness = 0.97 * t
-    chroma = 0.19 * np.sin(np.pi * t) ** 0.8 + 0.05 * t**2
+    chroma = 0.165 * np.sin(np.pi * t) ** 0.8 + 0.05 * t**2
     hue = np.deg2rad(-65 + 170 * t)
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     # Oklab -> cone responses (cube roots) -> linear sRGB

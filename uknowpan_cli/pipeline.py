@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from uknowpan_models.pansharpener import Sharpener
 from uknowpan_models.psf import Psf
 from uknowpan_models.statistics import SceneStatistics, scene_statistics
@@ -64,7 +65,7 @@ class SharpenOptions:
     """What decides how a scene is sharpened, beside the sharpener; sizes in PAN pixels."""
 
     output: str
-    tile: int = 256
+    tile: int = 512
     overlap: int | None = None
     """None: what the method needs (0 for local ones)."""
     batch_size: int = 1
@@ -152,9 +153,7 @@ def scene_scale(
     return SceneScale(values[0], values[1], "percentile")
 
 
-def survey(
-    pair: ScenePair, psf: Psf | None = None, max_value: float | None = None
-) -> Survey:
+def survey(pair: ScenePair, psf: Psf | None = None, max_value: float | None = None) -> Survey:
     """First pass: samples spread over the whole scene give scale, moments, blur and shift.
 
     Args:
@@ -275,7 +274,7 @@ def sharpen_row(
     on_tile: Callable[[int], None],
 ) -> TileRow:
     """Read and sharpen one row of tiles in batches."""
-    row = TileRow(*([None] * len(tiles) for _ in range(3)))
+    row = TileRow([None] * len(tiles), [None] * len(tiles), [None] * len(tiles))
     ratio, origin = pair.ratio, pair.origin
     limit = None if options.max_value is None else options.max_value
     for batch in _prefetched(_batches(pair, tiles, margin, options.batch_size)):
@@ -438,9 +437,7 @@ def _remembered(found: Survey, path: Path) -> Survey:
     """The survey of the run that is resumed, to the last bit; else this one, kept for later."""
     if path.exists():
         data = json.loads(path.read_text())
-        return Survey(
-            SceneScale(**data["scale"]), SceneStatistics.from_dict(data["statistics"])
-        )
+        return Survey(SceneScale(**data["scale"]), SceneStatistics.from_dict(data["statistics"]))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(
         json.dumps({"scale": asdict(found.scale), "statistics": found.statistics.as_dict()})

@@ -38,18 +38,23 @@ def sharpen(
         typer.Option("--method", help="A classical method instead of a model."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")
+        int | None,
+        typer.Option("--steps", min=1, help="Network evaluations; default: the model's."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the initial noise.")] = 0,
     device: opt.DeviceOption = "auto",
     dtype: Annotated[
         Precision, typer.Option("--dtype", help="Precision of the network.")
     ] = Precision.fp32,
-    tile: Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")] = 256,
+    tile: Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")] = 512,
     overlap: Annotated[
         int | None,
-        typer.Option("--overlap", min=0, help="Overlap to blend over, PAN pixels; default: as the "
-                     "model needs (0 for the bundled ones, whose tiles join without a seam)."),
+        typer.Option(
+            "--overlap",
+            min=0,
+            help="Overlap to blend over, PAN pixels; default: as the "
+            "model needs (0 for the bundled ones, whose tiles join without a seam).",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")
@@ -66,8 +71,9 @@ def sharpen(
     bounds: opt.BoundsOption = None,
     max_value: Annotated[
         float | None,
-        typer.Option("--max-value", min=0, help="Full scale in digital numbers; the result is "
-                     "clipped to it."),
+        typer.Option(
+            "--max-value", min=0, help="Full scale in digital numbers; the result is clipped to it."
+        ),
     ] = None,
     bit_depth: Annotated[
         int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
@@ -135,6 +141,7 @@ def sharpen(
                 opt.fail("--uncertainty and --output name the same file.", exits.USAGE)
 
             import torch
+
             from uknowpan_models.pansharpener import load_sharpener
 
             from .pipeline import SharpenOptions, sharpen_scene

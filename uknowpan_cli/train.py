@@ -77,7 +77,9 @@ def train(
         def show(step: int, parts: dict[str, float]) -> None:
             if not quiet and step % 25 == 0:
                 values = ", ".join(f"{k} {v:.4f}" for k, v in parts.items())
-                print(f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True)
+                print(
+                    f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True
+                )
 
         best = run(
             job,

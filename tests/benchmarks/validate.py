@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 
 import torch
+
 from uknowpan_models.classical import CLASSICAL_METHODS
 from uknowpan_models.data import Scene, read_scenes
 from uknowpan_models.metrics import ergas, psnr, sam
@@ -77,9 +78,15 @@ def main() -> None:
                 peak = float(truth.max())
                 scores[method] = tuple(
                     float(v)
-                    for v in (ergas(fused, truth, ratio), sam(fused, truth), psnr(fused, truth, peak))
+                    for v in (
+                        ergas(fused, truth, ratio),
+                        sam(fused, truth),
+                        psnr(fused, truth, peak),
+                    )
                 )
-            best = [f(scores[m][i] for m in CLASSICAL_METHODS) for i, f in enumerate((min, min, max))]
+            best = [
+                f(scores[m][i] for m in CLASSICAL_METHODS) for i, f in enumerate((min, min, max))
+            ]
             relative = [scores[m][0] / best[0] for m in models]
             angles = [scores[m][1] / best[1] for m in models]
             gains = [scores[m][2] - best[2] for m in models]

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
+from rasters import gain
 from uknowpan_tiling import FILL_REACH, open_pair, output_valid
 from uknowpan_tiling.read import fill_invalid, reflected_indices
-
-from tests.conftest import gain
 
 HOLES = np.zeros((24, 20), bool)
 HOLES[5:9, 7:12] = True

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasters import ORIGIN, gain, ground, write_raster
 from scipy.ndimage import binary_erosion
 from uknowpan_tiling import (
     IncompatiblePair,
@@ -14,8 +15,6 @@ from uknowpan_tiling import (
     parse_band_spec,
     sample_windows,
 )
-
-from tests.conftest import ORIGIN, gain, ground, write_raster
 
 EDGE = 30
 """DN: less than one PAN pixel at the steepest slope of the landscape (34 per pixel)"""

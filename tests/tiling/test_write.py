@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasters import ORIGIN
 from uknowpan_tiling import (
     Encoding,
     Grid,
@@ -27,8 +28,6 @@ from uknowpan_tiling import (
     output_encoding,
     uncertainty_meta,
 )
-
-from tests.conftest import ORIGIN
 
 RED, GREEN, BLUE = ColorInterp.red, ColorInterp.green, ColorInterp.blue
 PLACE = Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])
