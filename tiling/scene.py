@@ -27,6 +27,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
+from rasterio.windows import Window
 
 from .errors import IncompatiblePair
 from .read import (
@@ -47,6 +48,7 @@ from .sources import (
     holds_image,
     open_raster,
     read_stack,
+    reason,
     usable_nodata,
 )
 
@@ -478,7 +480,7 @@ def _open(
     _refuse_unplaced(pan_data, [data for data, _ in groups])
 
     places = [_place(whole, pan_data, data, notes) for data, _ in groups]
-    ratio = _choose_ratio(places[0], groups[0][1].path, wanted_ratio, whole, notes)
+    ratio = _choose_ratio(places[0], groups[0][0], groups[0][1].path, wanted_ratio, notes)
     nesting = [
         _nested_offset(place, data, ratio) for place, (data, _) in zip(places, groups, strict=True)
     ]
@@ -770,7 +772,11 @@ def _crs_name(crs: CRS | None) -> str:
 
 
 def _choose_ratio(
-    place: _Placement, path: str, wanted: int | None, whole: Grid, notes: list[str]
+    place: _Placement,
+    ms: rasterio.DatasetReader,
+    path: str,
+    wanted: int | None,
+    notes: list[str],
 ) -> int:
     ry, rx = place.scale
     mean = sqrt(ry * rx)
@@ -784,6 +790,13 @@ def _choose_ratio(
                 "pixels or give the ratio to work at."
             )
         wanted = round(mean)
+        repeats = _pixel_repeats(ms)
+        if repeats > 1 and 1 < wanted * repeats <= MAX_RATIO:
+            notes.append(
+                f"{path} was enlarged by repeating every pixel {repeats} times; it is averaged "
+                f"back to ratio {wanted * repeats}, give the true ratio if it is another."
+            )
+            return wanted * repeats
         if wanted > MAX_RATIO:
             raise IncompatiblePair(
                 f"{size}; ratios up to {MAX_RATIO} are supported, give a ratio to resample to."
@@ -797,6 +810,33 @@ def _choose_ratio(
     elif round(mean) != wanted:
         notes.append(f"{size}; it is resampled to the given ratio {wanted}.")
     return wanted
+
+
+def _pixel_repeats(ms: rasterio.DatasetReader) -> int:
+    """How often pixels were repeated along each axis to enlarge this raster; 1 if they were not.
+
+    Looks at the lengths of runs of equal values in the middle of the first band: an enlarged
+    raster has hardly any run shorter than the factor, and runs of just the factor abound.
+    """
+    h, w = min(ms.height, 256), min(ms.width, 256)
+    window = Window((ms.width - w) // 2, (ms.height - h) // 2, w, h)
+    try:
+        values = ms.read(1, window=window)
+    except GDAL_ERRORS as error:
+        raise InputUnreadable(
+            f"{ms.name} cannot be read (truncated or corrupt?): {reason(error)}."
+        ) from error
+    found: list[int] = []
+    for lines in (values, values.T):
+        changes = [np.flatnonzero(np.diff(line)) for line in lines]
+        runs = np.concatenate([np.diff(c) for c in changes])
+        if runs.size < 64:
+            return 1
+        counts = np.bincount(np.minimum(runs, MAX_RATIO + 1), minlength=MAX_RATIO + 2)
+        factor = int(counts.argmax())
+        short, exact = counts[:factor].sum() / runs.size, counts[factor] / runs.size
+        found.append(factor if factor <= MAX_RATIO and short < 0.05 and exact > 0.5 else 1)
+    return found[0] if found[0] == found[1] else 1
 
 
 def _nested_offset(

@@ -454,3 +454,20 @@ def test_identity_follows_inputs(make_pair):
         dataset.update_tags(x="y")
     with open_pair(files.pan, files.ms) as d:
         assert d.identity() != a.identity()
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_ms_enlarged_by_repetition_is_averaged_back(tmp_path, repeats):
+    rng = np.random.default_rng(3)
+    small = rng.integers(100, 900, (2, 40, 44)).astype(np.uint16)
+    big = small.repeat(repeats, axis=1).repeat(repeats, axis=2)
+    pan = rng.integers(100, 900, (1, 80 * repeats, 88 * repeats)).astype(np.uint16)
+    corner = Affine(2.0, 0, ORIGIN[0], 0, -2.0, ORIGIN[1])
+    ms_path = write_raster(tmp_path / "ms.tif", big, corner)
+    pan_path = write_raster(tmp_path / "pan.tif", pan, corner @ Affine.scale(0.5))
+    with open_pair(pan_path, [ms_path]) as pair:
+        assert pair.ratio == 2 * repeats
+        assert any(f"repeating every pixel {repeats} times" in note for note in pair.notes)
+        np.testing.assert_allclose(pair.read_frame(0, 0, 40, 44).ms, small, atol=1e-3)
+    with open_pair(pan_path, [ms_path], ratio=2) as pair:
+        assert pair.ratio == 2 and pair.nested
