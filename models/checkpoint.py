@@ -82,7 +82,7 @@ def build_network(card: Card) -> nn.Module:
     try:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()}
         return network(config(**fields))
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint's config does not fit architecture {card.architecture}: {error}"
         ) from error

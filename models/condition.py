@@ -60,7 +60,8 @@ def condition_reach(statistics: SceneStatistics) -> int:
     """MS pixels around it that a pixel's condition depends on."""
     psf = statistics.psf
     blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
-    return UPSAMPLE_REACH + DETAIL_WINDOW // 2 + blur
+    windows = 2 * (DETAIL_WINDOW // 2)  # details are local themselves, and regressed locally
+    return UPSAMPLE_REACH + windows + blur
 
 
 def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Condition:

@@ -120,6 +120,7 @@ class GenericBatches:
         """The batch of a step: conditions and x0 of `batch_size` patches."""
         rng = np.random.default_rng((self.seed, 1, step))
         bands = int(rng.choice(BAND_COUNTS, p=BAND_COUNT_WEIGHTS))
+        bands = min(bands, max(len(s.gt) for s in self.scenes))
         usable = [i for i, s in enumerate(self.scenes) if len(s.gt) >= bands]
         weights = np.array([self.scenes[i].weight for i in usable])
         conditions: list[Condition] = []

@@ -49,7 +49,7 @@ class NoiseSchedule:
         """
         if not 1 <= steps <= len(self):
             raise ValueError(f"steps must be 1 to {len(self)}, not {steps}")
-        return [round((len(self) - 1) * (1 - i / steps)) for i in range(steps)]
+        return [(len(self) - 1) * (steps - i) // steps for i in range(steps)]
 
     def respace_stride(self, steps: int) -> list[int]:
         """The release's timesteps: multiples of one stride, falling (25 of 500: 480, 460 ... 0)."""

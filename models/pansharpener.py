@@ -219,6 +219,7 @@ def load_sharpener(
 
     Raises:
         CheckpointError: no such model, or its file is damaged.
+        ModelMismatch: a model of the paper's form, which takes whole images only.
     """
     if method is not None:
         return ClassicalSharpener(method)
@@ -226,6 +227,11 @@ def load_sharpener(
 
     path = find_checkpoint(model or DEFAULT_MODEL)
     network, card = load_model(path)
+    if card.architecture != "fsa-s-lite":
+        raise ModelMismatch(
+            f"model {card.name} is of architecture {card.architecture}, whose answer depends on how "
+            "a scene is cut; sharpen with a checkpoint of fsa-s-lite"
+        )
     return StudentSharpener(network, card, digest=sha256(path), **options)
 
 

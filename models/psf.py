@@ -129,11 +129,14 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     fit = _Fit(usable, ratio)
     sigma = gain_to_sigma(0.3, ratio)
     (best, weights), (dy, dx) = fit(sigma, 0.0, 0.0), (0.0, 0.0)
-    for _ in range(2):  # a second look, with the weights that belong to the first answer
-        shift = _coarse_shift(usable, weights.float(), ratio)
-        value, weights = fit(sigma, *shift)
+    # At a wrong place the regression's weights are chance: the plain sum of the bands looks too.
+    # The third look has the weights that belong to the best answer so far.
+    equal = fit.gram.diagonal().rsqrt()
+    for look in (weights, equal, None):
+        shift = _coarse_shift(usable, (weights if look is None else look).float(), ratio)
+        value, found = fit(sigma, *shift)
         if value > best:
-            best, (dy, dx) = value, shift
+            best, (dy, dx), weights = value, shift, found
     # Coordinate ascent with a parabola per axis; sigma moves on a logarithmic scale.
     point = [math.log(sigma), dy, dx]
     steps = [0.35, 0.25 * ratio, 0.25 * ratio]

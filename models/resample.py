@@ -42,6 +42,7 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a kernel first made while sharpening must serve training too
 def _phase_kernels(ratio: int) -> Tensor:
     """(ratio, 5) taps over MS pixels i-2..i+2 for each of the PAN pixels inside MS pixel i."""
     centre = (torch.arange(ratio, dtype=torch.float64) - (ratio - 1) / 2) / ratio

@@ -29,7 +29,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from .errors import IncompatiblePair
+from .errors import IncompatiblePair, InputUnreadable
 from .read import (
     FILL_REACH,
     BoolArray,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfMemory", "exit_code", "is_out_of_memory", "sentence"]
+__all__ = ["Interrupted", "OutOfMemory", "exit_code", "is_out_of_memory", "sentence"]
 
 OK, INTERNAL, USAGE, INPUT, EXISTS, MODEL, MEMORY, BATCH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
 
 class OutOfMemory(Exception):
     """Memory ran out even with the smallest batch and tile."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the message says what can be gone on with."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -39,6 +43,9 @@ def exit_code(error: BaseException) -> int:
         return MODEL
     if "OutOfMemory" in names:
         return MEMORY
+    # Files that the system or GDAL refuses: rasterio lets some of GDAL's errors through.
+    if isinstance(error, OSError) or "CPLE_BaseError" in names or "RasterioError" in names:
+        return INPUT
     return INTERNAL
 
 
@@ -47,6 +54,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}."
     if exit_code(error) == INTERNAL:
         return f"internal error, please report it ({type(error).__name__}: {text}); -vv shows more"
     return text

@@ -27,7 +27,7 @@ def info(
     pan_bidx: opt.PanBidxOption = None,
     nodata: opt.NodataOption = None,
     ratio: opt.RatioOption = None,
-    resampling: opt.ResamplingOption = "cubic",
+    resampling: opt.ResamplingOption = opt.Resampling.cubic,
     bounds: opt.BoundsOption = None,
     num_threads: opt.ThreadsOption = None,
     as_json: opt.JsonOption = False,
@@ -43,7 +43,7 @@ def info(
 
         set_threads(num_threads)
         request = PairRequest(
-            paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling, bounds
+            paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling.value, bounds
         )
         with open_request(request) as pair:
             facts = _scene(pair, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import traceback
@@ -30,8 +31,10 @@ __all__ = [
     "OverwriteOption",
     "PanArgument",
     "PanBidxOption",
+    "OutputDtype",
     "QuietOption",
     "RatioOption",
+    "Resampling",
     "ResamplingOption",
     "ThreadsOption",
     "VerboseOption",
@@ -46,6 +49,25 @@ class Method(StrEnum):
     brovey = "brovey"
     gsa = "gsa"
     mtf_glp = "mtf-glp"
+
+
+class Resampling(StrEnum):
+    nearest = "nearest"
+    bilinear = "bilinear"
+    cubic = "cubic"
+    cubic_spline = "cubic_spline"
+    lanczos = "lanczos"
+    average = "average"
+
+
+class OutputDtype(StrEnum):
+    uint8 = "uint8"
+    uint16 = "uint16"
+    int16 = "int16"
+    uint32 = "uint32"
+    int32 = "int32"
+    float32 = "float32"
+    float64 = "float64"
 
 
 class Coregister(StrEnum):
@@ -80,7 +102,7 @@ BidxOption = Annotated[
     typer.Option("--bidx", "-b", help="MS bands to use, 1-based, in order: 3,2,1."),
 ]
 PanBidxOption = Annotated[
-    int | None, typer.Option("--pan-bidx", help="Band of PAN, if it has several.")
+    int | None, typer.Option("--pan-bidx", min=1, help="Band of PAN, if it has several.")
 ]
 NodataOption = Annotated[
     float | None, typer.Option("--nodata", help="Nodata value, instead of what the files say.")
@@ -90,7 +112,7 @@ RatioOption = Annotated[
     typer.Option("--ratio", min=1, max=8, help="PAN pixels per MS pixel, if not as georeferenced."),
 ]
 ResamplingOption = Annotated[
-    str,
+    Resampling,
     typer.Option("--resampling", "-r", help="For an MS whose pixels do not nest in the PAN's."),
 ]
 BoundsOption = Annotated[
@@ -118,7 +140,8 @@ def numbers(text: str | None, option: str, count: int | None = None) -> list[flo
         values = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         values = []
-    if not values or (count is not None and len(values) != count):
+    wrong_count = count is not None and len(values) != count
+    if not values or wrong_count or not all(math.isfinite(v) for v in values):
         wanted = f"{count} numbers" if count else "numbers"
         fail(f"{option} takes {wanted} separated by commas, not {text!r}.", exits.USAGE)
     return values
@@ -133,7 +156,6 @@ def fail(message: str, code: int) -> None:
 @contextmanager
 def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     """Turn exceptions into one sentence and the exit code; SIGTERM counts as Ctrl-C."""
-    set_up_logging(verbosity, log_json)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -143,6 +165,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     except ValueError:  # not the main thread
         before = None
     try:
+        set_up_logging(verbosity, log_json)
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
@@ -152,7 +175,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
         if verbosity >= 2:
             traceback.print_exc(file=sys.stderr)
         code = exits.exit_code(error)
-        logging.getLogger("uknowpan").debug("exit %d", code)
+        logging.getLogger("uknowpan").debug("exit %d: %s", code, exits.sentence(error))
         fail(exits.sentence(error), code)
     finally:
         if before is not None:
