@@ -24,7 +24,6 @@ class PackedScene:
     pan: str
     ms: str
     """Several files of one grid are joined by a semicolon."""
-    ratio: int
     sensor: str
     licence: str
     split: str
@@ -37,7 +36,6 @@ def read_recipe(path: Path) -> list[PackedScene]:
         return [
             PackedScene(
                 **{k: row[k] for k in ("name", "kind", "pan", "ms", "sensor", "licence", "split")},
-                ratio=int(row["ratio"]),
                 weight=float(row["weight"]),
             )
             for row in csv.DictReader(file)
@@ -85,35 +83,39 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
 
 def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """(gt, PAN on the same grid or None, what was measured)."""
     import torch
 
     from uknowpan_models.psf import estimate_psf
     from uknowpan_models.resample import cubic, decimate
+    from uknowpan_tiling import open_pair
 
-    gt = np.concatenate([_read(root / path) for path in scene.ms.split(";")])
+    files = [str(root / path) for path in scene.ms.split(";")]
     if scene.kind == "ms":
-        return _compact(gt), None, "PAN is synthesised in training"
-    pan = torch.from_numpy(_read(root / scene.pan).astype(np.float32))
-    ms = torch.from_numpy(gt.astype(np.float32))
-    rows, cols = (
-        min(m, p // scene.ratio) for m, p in zip(ms.shape[1:], pan.shape[1:], strict=True)
-    )
-    gt, ms = gt[:, :rows, :cols], ms[:, :rows, :cols]
-    pan = pan[:, : rows * scene.ratio, : cols * scene.ratio]
-    psf = estimate_psf([(pan, ms)], scene.ratio)
-    reduced = decimate(pan[None], scene.ratio, cubic(scene.ratio), psf.shift, 6)[0]
+        return _read(files[0]), None, "PAN is synthesised in training"
+    if scene.kind == "reduced":
+        gt, pan, ratio = _read(files[0]), _read(str(root / scene.pan)), 1
+    else:
+        with open_pair(str(root / scene.pan), files) as pair:
+            arrays = pair.read_frame(0, 0, *pair.frame_shape)
+            gt, pan, ratio = arrays.ms, arrays.pan, pair.ratio
+            # Rows and columns of the frame that the PAN sticks out of the MS are of no use.
+            rows, cols = arrays.ms_valid.any(1).sum(), arrays.ms_valid.any(0).sum()
+            gt, pan = gt[:, :rows, :cols], pan[:, : rows * ratio, : cols * ratio]
+            dtype = np.dtype(pair.meta.dtype)
+            gt = gt.astype(dtype) if dtype.kind in "iu" and pair.nested else gt
+    found = torch.from_numpy(pan.astype(np.float32))
+    psf = estimate_psf([(found, torch.from_numpy(gt.astype(np.float32)))], ratio)
+    reduced = decimate(found[None], ratio, cubic(ratio), psf.shift, 6)[0]
     note = (
-        f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, "
+        f"ratio {ratio}, PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, "
         f"correlation {psf.correlation:.3f}"
     )
-    return _compact(gt), np.round(reduced.numpy() * 8) / 8, note
+    digital = pan.dtype.kind in "iu" or float(np.abs(pan).max()) > 64
+    return gt, np.round(reduced.numpy() * 8) / 8 if digital else reduced.numpy(), note
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: str) -> np.ndarray:
     with rasterio.open(path) as dataset:
-        return dataset.read()
-
-
-def _compact(gt: np.ndarray) -> np.ndarray:
-    """float truths are stored as float32."""
-    return gt.astype(np.float32) if gt.dtype.kind == "f" else gt
+        values = dataset.read()
+    return values.astype(np.float32) if values.dtype.kind == "f" else values
