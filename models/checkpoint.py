@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import CheckpointError
 
@@ -90,17 +90,29 @@ def build_network(card: Card) -> nn.Module:
 
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
     """Write weights and card, beside the target first, then renamed."""
-    from safetensors.torch import save_file
-
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
     try:
-        save_file(weights, temporary, metadata=metadata)
+        temporary.write_bytes(_serialised(weights, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _serialised(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose header is sorted, so that equal models have equal digests.
+
+    safetensors itself writes metadata in the random order of a hash table.
+    """
+    from safetensors.torch import save
+
+    raw = save(weights, metadata=metadata)
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + raw[start:]
 
 
 def read_card(path: str | Path) -> Card:

@@ -229,8 +229,8 @@ def load_sharpener(
     network, card = load_model(path)
     if card.architecture != "fsa-s-lite":
         raise ModelMismatch(
-            f"model {card.name} is of architecture {card.architecture}, whose answer depends on how "
-            "a scene is cut; sharpen with a checkpoint of fsa-s-lite"
+            f"model {card.name} is of architecture {card.architecture}, whose answer depends on "
+            "how a scene is cut; sharpen with a checkpoint of fsa-s-lite"
         )
     return StudentSharpener(network, card, digest=sha256(path), **options)
 

@@ -158,6 +158,10 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
                 best, point = value, trial
         steps = [s * 0.5 for s in steps]
     limit = (MAX_SHIFT_MS + 0.5) * ratio
-    if best < LEAST_CORRELATION or max(abs(point[1]), abs(point[2])) > limit:
+    # Few samples correlate by chance, the more so the more bands there are to choose from; the
+    # factor is measured on unrelated images.
+    samples = sum(d.shape[1] for d in fit.details)
+    chance = math.sqrt(8 * (len(fit.gram) + 2) / samples)
+    if best < max(LEAST_CORRELATION, chance) or max(abs(point[1]), abs(point[2])) > limit:
         return default_psf(ratio)
     return Psf(math.exp(point[0]), (point[1], point[2]), best)

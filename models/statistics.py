@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .psf import DETAIL_WINDOW, Psf, Window, default_psf, estimate_psf
-from .resample import box_mean, crop, degrade
+from .resample import box_mean, degrade, degrade_reach
 
 __all__ = ["SceneStatistics", "scene_statistics"]
 
@@ -106,15 +106,15 @@ def scene_statistics(
     if psf is None:
         clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
         psf = estimate_psf(clean, ratio) if clean else default_psf(ratio)
-    edge = DETAIL_WINDOW // 2
+    reach = DETAIL_WINDOW // 2 + degrade_reach(psf.sigma, psf.shift, ratio)
     values, details = [], []
     for (pan, ms), mask in zip(windows, masks, strict=True):
         both = torch.cat([ms, degrade(pan[None], ratio, psf.sigma, psf.shift)[0]])[None]
         detail = both - box_mean(both, DETAIL_WINDOW)
-        whole = box_mean(mask[None, None].float(), 2 * DETAIL_WINDOW + 1) > 1 - 1e-4
-        keep = (whole[0, 0] if min(mask.shape) > 4 * edge else mask) & mask
+        whole = box_mean(mask[None, None].float(), 2 * reach + 1) > 1 - 1e-4
+        keep = whole[0, 0] if min(mask.shape) > 2 * reach else mask
         values.append(both[0][:, keep].double())
-        details.append(crop(detail, 0)[0][:, keep].double())
+        details.append(detail[0][:, keep].double())
     value, detail = torch.cat(values, 1), torch.cat(details, 1)
     if value.shape[1] == 0:
         raise ValueError(

@@ -828,7 +828,7 @@ def _pixel_repeats(ms: rasterio.DatasetReader) -> int:
         ) from error
     found: list[int] = []
     for lines in (values, values.T):
-        changes = [np.flatnonzero(np.diff(line)) for line in lines]
+        changes = [np.flatnonzero(line[1:] != line[:-1]) for line in lines]
         runs = np.concatenate([np.diff(c) for c in changes])
         if runs.size < 64:
             return 1

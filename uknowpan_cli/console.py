@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["progress", "set_up_logging"]
+__all__ = ["progress", "set_up_logging", "to_json"]
 
 
 class _JsonLines(logging.Formatter):
@@ -38,6 +40,19 @@ def set_up_logging(verbosity: int, log_json: Path | None = None) -> None:
         lines.setFormatter(_JsonLines())
         logger.addHandler(lines)
     logger.propagate = False
+
+
+def to_json(value: object) -> str:
+    """JSON as other programs read it: NaN and infinities, which it lacks, become null."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(entry) for key, entry in x.items()}
+        if isinstance(x, list | tuple):
+            return [plain(entry) for entry in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(value), allow_nan=False)
 
 
 @contextmanager

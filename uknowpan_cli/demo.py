@@ -32,9 +32,9 @@ def demo(
 ) -> None:
     """Make a small georeferenced scene, sharpen it, score it against its truth, draw a picture."""
     with opt.guarded(-1 if quiet else verbose):
-        from .opening import set_threads
+        from uknowpan_models.runtime import tune_cpu
 
-        set_threads(num_threads)
+        tune_cpu(num_threads)
         size -= size % 16
         scores = _run(out, size, seed, model)
         picture = out / "before_after.png"

@@ -11,6 +11,10 @@ class OutOfMemory(Exception):
     """Memory ran out even with the smallest batch and tile."""
 
 
+LONGEST = 600
+"""Characters of a message; torch's own can run to a megabyte."""
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the message says what can be gone on with."""
 
@@ -56,6 +60,8 @@ def sentence(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}."
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ..."
     if exit_code(error) == INTERNAL:
         return f"internal error, please report it ({type(error).__name__}: {text}); -vv shows more"
     return text

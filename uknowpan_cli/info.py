@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from . import exits
 from . import options as opt
+from .console import to_json
 
 if TYPE_CHECKING:
     from uknowpan_tiling import ScenePair
@@ -39,15 +39,17 @@ def info(
         if len(paths) == 1:
             _checkpoint(paths[0], as_json)
             return
-        from .opening import PairRequest, open_request, set_threads
+        from uknowpan_models.runtime import tune_cpu
 
-        set_threads(num_threads)
+        from .opening import PairRequest, open_request
+
+        tune_cpu(num_threads)
         request = PairRequest(
             paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling.value, bounds
         )
         with open_request(request) as pair:
             facts = _scene(pair, model)
-        typer.echo(json.dumps(facts) if as_json else _text(facts))
+        typer.echo(to_json(facts) if as_json else _text(facts))
 
 
 def _checkpoint(path: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options as opt
+from .console import to_json
 
 __all__ = ["models_app"]
 
@@ -31,7 +32,7 @@ def list_models(as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0)
                 {"name": n, "bytes": p.stat().st_size, "card": asdict(c)}
                 for n, (p, c) in cards.items()
             ]
-            typer.echo(json.dumps(entries))
+            typer.echo(to_json(entries))
             return
         for name, (path, card) in cards.items():
             bands = "any bands" if card.bands is None else f"{card.bands} bands"
@@ -50,7 +51,7 @@ def show(
 
         card = asdict(read_card(find_checkpoint(model)))
         if as_json:
-            typer.echo(json.dumps(card))
+            typer.echo(to_json(card))
             return
         for key, value in card.items():
             text = json.dumps(value, indent=2) if isinstance(value, dict) else value

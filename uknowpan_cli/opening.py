@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import exits
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from uknowpan_tiling import ScenePair
 
 
-__all__ = ["PairRequest", "choose_device", "coregistered", "open_request", "set_threads"]
+__all__ = [
+    "PairRequest",
+    "check_outputs",
+    "choose_device",
+    "coregistered",
+    "open_request",
+]
 
 log = logging.getLogger("uknowpan")
 
@@ -59,6 +65,21 @@ def open_request(request: PairRequest, shift: tuple[float, float] = (0.0, 0.0)) 
     )
 
 
+def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool) -> None:
+    """Refuse files (option -> path) that are inputs, exist, cannot be made, or are one and the
+    same, before anything is computed."""
+    from uknowpan_tiling import check_output
+
+    seen: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is None:
+            continue
+        check_output(path, inputs, overwrite)
+        other = seen.setdefault(Path(path).resolve(), option)
+        if other != option:
+            fail(f"{other} and {option} name the same file {path}.", exits.USAGE)
+
+
 def coregistered(
     request: PairRequest, pair: ScenePair, sharpener: Sharpener, mode: Coregister
 ) -> ScenePair:
@@ -76,14 +97,14 @@ def coregistered(
     dy, dx = psf.shift
     if mode is Coregister.shift:
         pair.close()
-        log.info("the MS is moved by %.2f rows and %.2f columns (PAN pixels)", dy, dx)
+        log.info("the MS is moved by %+.2f rows and %+.2f columns (PAN pixels)", dy, dx)
         return open_request(request, (dy, dx))
     if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
         log.warning(
-            "the MS lies %.2f rows and %.2f columns (PAN pixels) off the PAN; "
-            "--coregister shift moves it back",
-            dy,
-            dx,
+            "the MS lies %+.2f rows and %+.2f columns (PAN pixels, + is down and right) off the "
+            "PAN; --coregister shift moves it back",
+            -dy,
+            -dx,
         )
     return pair
 
@@ -104,13 +125,3 @@ def choose_device(name: str) -> str:
         found = torch.cuda.device_count()
         fail(f"--device {name}: PyTorch sees {found} CUDA devices here.", exits.USAGE)
     return name
-
-
-def set_threads(count: int | None) -> int:
-    """Give torch its threads, and spare it denormals (they made networks ten times slower)."""
-    import torch
-
-    threads = count or len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    return threads

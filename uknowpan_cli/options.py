@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,10 +28,10 @@ __all__ = [
     "ModelOption",
     "MsArgument",
     "NodataOption",
+    "OutputDtype",
     "OverwriteOption",
     "PanArgument",
     "PanBidxOption",
-    "OutputDtype",
     "QuietOption",
     "RatioOption",
     "Resampling",
@@ -147,8 +147,9 @@ def numbers(text: str | None, option: str, count: int | None = None) -> list[flo
     return values
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """One sentence on stderr, then the exit code."""
+    logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
     typer.echo(f"uknowpan: error: {message}", err=True)
     raise typer.Exit(code)
 
@@ -174,9 +175,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
             raise
         if verbosity >= 2:
             traceback.print_exc(file=sys.stderr)
-        code = exits.exit_code(error)
-        logging.getLogger("uknowpan").debug("exit %d: %s", code, exits.sentence(error))
-        fail(exits.sentence(error), code)
+        fail(exits.sentence(error), exits.exit_code(error))
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+from uknowpan_models.errors import DataError
+
 __all__ = ["PackedScene", "pack_scenes", "read_recipe"]
 
 
@@ -29,17 +31,42 @@ class PackedScene:
     split: str
     weight: float
 
+    @property
+    def files(self) -> list[str]:
+        """All of its rasters."""
+        return [path for path in (self.pan, *self.ms.split(";")) if path]
+
 
 def read_recipe(path: Path) -> list[PackedScene]:
-    """Rows of a recipe (CSV with the columns of `PackedScene`)."""
-    with open(path, newline="") as file:
-        return [
-            PackedScene(
-                **{k: row[k] for k in ("name", "kind", "pan", "ms", "sensor", "licence", "split")},
-                weight=float(row["weight"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a recipe (CSV with the columns of `PackedScene`).
+
+    Raises:
+        DataError: no such table, or a row that makes no sense.
+    """
+    texts = ("name", "kind", "pan", "ms", "sensor", "licence", "split")
+    try:
+        with open(path, newline="") as file:
+            scenes = [
+                PackedScene(**{k: row[k] or "" for k in texts}, weight=float(row["weight"]))
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no recipe, a CSV with the columns {','.join(texts)},weight: {error}."
+        ) from error
+    for scene in scenes:
+        for word, value, known in (
+            ("kind", scene.kind, ("pair", "reduced", "ms")),
+            ("split", scene.split, ("train", "valid")),
+        ):
+            if value not in known:
+                raise DataError(
+                    f"{path}: {word} of scene {scene.name!r} is {value!r}, not {', '.join(known)}."
+                )
+    names = [scene.name for scene in scenes]
+    if not names or "" in names or len(set(names)) < len(names):
+        raise DataError(f"{path} must hold scenes, each with a name of its own.")
+    return scenes
 
 
 def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
@@ -55,6 +82,9 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
     Returns:
         One line per scene: what was measured.
+
+    Raises:
+        DataError, TilingError: see `read_recipe`, `uknowpan_tiling.open_pair`.
     """
     import h5py
 

@@ -13,16 +13,23 @@ __all__ = ["pack"]
 
 
 def pack(
-    recipe: Annotated[Path, typer.Argument(help="CSV: name,kind,pan,ms,ratio,sensor,licence,...")],
+    recipe: Annotated[
+        Path, typer.Argument(help="CSV: name,kind,pan,ms,sensor,licence,split,weight.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Scenes file (HDF5) to write.")],
     root: Annotated[Path, typer.Option("--root", help="Folder the recipe's paths start from.")],
+    overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
     """Gather the scenes of a recipe (see docs/recipes) into one file that `train` reads."""
     with opt.guarded(-1 if quiet else verbose):
-        from .pack import pack_scenes
+        from uknowpan_tiling import check_output
 
+        from .pack import pack_scenes, read_recipe
+
+        files = [str(root / name) for scene in read_recipe(recipe) for name in scene.files]
+        check_output(str(output), [str(recipe), *files], overwrite)
         for line in pack_scenes(recipe, root, output):
             if not quiet:
                 typer.echo(line, err=True)

@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from uknowpan_models.errors import ModelMismatch
 from uknowpan_models.pansharpener import Sharpener
 from uknowpan_models.psf import Psf
 from uknowpan_models.statistics import SceneStatistics, scene_statistics
 from uknowpan_tiling import (
+    Encoding,
     IncompatiblePair,
     OutputOptions,
     ScenePair,
@@ -37,7 +40,7 @@ from uknowpan_tiling import (
 )
 
 from . import __version__
-from .exits import OutOfMemory, is_out_of_memory
+from .exits import Interrupted, OutOfMemory, is_out_of_memory
 
 __all__ = [
     "SceneScale",
@@ -285,6 +288,11 @@ def sharpen_row(
             for i, _ in batch
         ]
         done = sharpener.sharpen(pan, ms, found.statistics, places)
+        if not torch.isfinite(done.hrms).all():  # written, it would pass for nodata
+            raise ModelMismatch(
+                f"{sharpener.name} gives values that are not finite for this scene; "
+                "use --dtype fp32 or another model."
+            )
         hrms = (done.hrms * found.scale.ms).float().cpu()
         if limit is not None:
             hrms = hrms.clamp(0.0, limit)
@@ -332,10 +340,10 @@ def sharpen_scene(
 
 
 def _smaller(options: SharpenOptions, error: BaseException) -> SharpenOptions:
-    if options.batch_size > 1:
-        return replace(options, batch_size=options.batch_size // 2)
-    if options.tile // 2 >= SMALLEST_TILE:
-        return replace(options, tile=options.tile // 2)
+    if options.batch_size > 1:  # the strips that are finished stay good
+        return replace(options, batch_size=options.batch_size // 2, resume=True)
+    if options.tile // 2 >= SMALLEST_TILE:  # they do not: strips are rows of tiles
+        return replace(options, tile=options.tile // 2, resume=False)
     raise OutOfMemory(
         f"Memory ran out with tiles of {options.tile} PAN pixels, one at a time; "
         "free memory, or sharpen a part with --bounds."
@@ -358,10 +366,17 @@ def _sharpen_scene(
 
     found = survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
     plan = plan_scene(pair, sharpener, found.statistics, options)
+    encodings = {
+        "image": output_encoding(
+            pair.meta, options.writing.dtype, options.writing.nodata, pair.may_have_invalid
+        ),
+        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
+    }
     fingerprint = {
         **pair.identity(),
         "version": __version__,
         "method": sharpener.provenance(),
+        "precision": str(getattr(sharpener, "dtype", "")),
         "tile": [plan.rows[0][0].height, plan.rows[0][0].width, plan.overlap],
         "max_value": options.max_value,
         "dtype": options.writing.dtype,
@@ -370,46 +385,10 @@ def _sharpen_scene(
     store = StripStore(
         options.output, fingerprint, list(outputs), len(plan.rows), resume=options.resume
     )
-    found = _remembered(found, store.folder / "survey.json")
-
-    encodings = {
-        "image": output_encoding(
-            pair.meta, options.writing.dtype, options.writing.nodata, pair.may_have_invalid
-        ),
-        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
-    }
-    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
-    blenders = {name: StripBlender(*shape) for name in outputs}
-    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
-    missing = set(store.missing())
-    needed = tile_rows_needed(missing, plan.overlap)
-    total, done, skipped = sum(len(plan.rows[i]) for i in needed), 0, 0
-    on_progress(0, total)
-    for index in needed:
-        tiles = plan.rows[index]
-        before = done
-
-        def count(tiles_done: int, before: int = before) -> None:
-            nonlocal done
-            done += tiles_done
-            on_progress(done, total)
-
-        row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
-        skipped += sum(array is None for array in row.hrms)
-        done = before + len(tiles)
-        on_progress(done, total)
-        _, valid = validity.add_row(tiles, row.valid)
-        strips = {}
-        for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
-            if name in outputs:
-                first, values = blenders[name].add_row(tiles, arrays)
-                _, cut_valid = pair.to_output(first, valid)
-                _, cut_values = pair.to_output(first, values)
-                strips[name] = encode(cut_values, cut_valid[0], encodings[name])
-        if index in missing:
-            store.put(index, strips)
-
-    _write(pair, sharpener, options, found, store, outputs)
+    with _stopping_well(store):
+        found = _remembered(found, store.folder / "survey.json")
+        skipped = _make_strips(pair, sharpener, options, found, plan, store, encodings, on_progress)
+        _write(pair, sharpener, options, found, store, outputs)
     seconds = time.monotonic() - began
     pixels = pair.grid.width * pair.grid.height
     psf = found.statistics.psf
@@ -431,6 +410,69 @@ def _sharpen_scene(
         uncertainty=options.uncertainty,
         notes=list(pair.notes),
     )
+
+
+@contextmanager
+def _stopping_well(store: StripStore) -> Iterator[None]:
+    """A run that stops half-way leaves strips that `--resume` takes up, or nothing."""
+    try:
+        yield
+    except BaseException as error:
+        finished = store.count - len(store.missing())
+        if not finished:
+            store.remove()
+        if isinstance(error, KeyboardInterrupt):
+            kept = (
+                f"{finished} of {store.count} strips are kept in {store.folder}, "
+                "--resume goes on from there"
+            )
+            text = f"Interrupted; {kept}." if finished else "Interrupted before the first strip."
+            raise Interrupted(text) from error
+        raise
+
+
+def _make_strips(
+    pair: ScenePair,
+    sharpener: Sharpener,
+    options: SharpenOptions,
+    found: Survey,
+    plan: TilePlan,
+    store: StripStore,
+    encodings: Mapping[str, Encoding],
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Sharpen the strips that the store lacks; returns how many tiles were skipped."""
+    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
+    blenders = {name: StripBlender(*shape) for name in store.layers}
+    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
+    missing = set(store.missing())
+    needed = tile_rows_needed(missing, plan.overlap)
+    total, done, skipped = sum(len(plan.rows[i]) for i in needed), 0, 0
+    on_progress(0, total)
+    for index in needed:
+        tiles = plan.rows[index]
+        before = done
+
+        def count(tiles_done: int, before: int = before) -> None:
+            nonlocal done
+            done += tiles_done
+            on_progress(done, total)
+
+        row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
+        skipped += sum(array is None for array in row.hrms)
+        done = before + len(tiles)
+        on_progress(done, total)
+        _, valid = validity.add_row(tiles, row.valid)
+        strips = {}
+        for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
+            if name in store.layers:
+                first, values = blenders[name].add_row(tiles, arrays)
+                _, cut_valid = pair.to_output(first, valid)
+                _, cut_values = pair.to_output(first, values)
+                strips[name] = encode(cut_values, cut_valid[0], encodings[name])
+        if index in missing:
+            store.put(index, strips)
+    return skipped
 
 
 def _remembered(found: Survey, path: Path) -> Survey:

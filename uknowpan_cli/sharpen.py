@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,8 @@ import typer
 
 from . import exits
 from . import options as opt
-from .console import progress
+from .console import progress, to_json
+from .creation import creation_options, try_creation
 
 __all__ = ["sharpen"]
 
@@ -63,7 +64,7 @@ def sharpen(
     pan_bidx: opt.PanBidxOption = None,
     nodata: opt.NodataOption = None,
     ratio: opt.RatioOption = None,
-    resampling: opt.ResamplingOption = "cubic",
+    resampling: opt.ResamplingOption = opt.Resampling.cubic,
     coregister: Annotated[
         opt.Coregister,
         typer.Option("--coregister", help="PAN/MS shift: ignore it, warn of it, or remove it."),
@@ -79,7 +80,7 @@ def sharpen(
         int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
     ] = None,
     output_dtype: Annotated[
-        str | None, typer.Option("--output-dtype", help="Instead of the MS's: uint16, float32 ...")
+        opt.OutputDtype | None, typer.Option("--output-dtype", help="Instead of the MS's.")
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="File layout.")] = Format.gtiff,
     creation: Annotated[
@@ -114,48 +115,56 @@ def sharpen(
     Prints the output's path (or a JSON report); messages go to stderr.
     """
     with opt.guarded(-1 if quiet else verbose, log_json):
-        co = _creation_options(creation or [])
+        co = creation_options(creation or [])
         if bit_depth is not None:
             if max_value is not None:
                 opt.fail("--max-value and --bit-depth exclude each other.", exits.USAGE)
             max_value = float(2**bit_depth - 1)
-        if max_value is not None and max_value <= 0:
-            opt.fail(f"--max-value must be above 0, not {max_value:g}.", exits.USAGE)
-        from uknowpan_tiling import OutputOptions, check_output
+        if max_value is not None and not 0 < max_value < math.inf:
+            opt.fail(f"--max-value must be above 0 and finite, not {max_value:g}.", exits.USAGE)
+        from uknowpan_tiling import OutputOptions
 
         from .opening import (
             PairRequest,
+            check_outputs,
             choose_device,
             coregistered,
             open_request,
-            set_threads,
         )
 
-        request = PairRequest(pan, ms, pan_bidx, bidx, nodata, ratio, resampling, bounds)
+        request = PairRequest(pan, ms, pan_bidx, bidx, nodata, ratio, resampling.value, bounds)
         pair = open_request(request)
         try:
-            for path in (output, uncertainty):
-                if path is not None and not dry_run:
-                    check_output(path, pair.inputs, overwrite)
-            if uncertainty is not None and Path(uncertainty).resolve() == Path(output).resolve():
-                opt.fail("--uncertainty and --output name the same file.", exits.USAGE)
+            named = {
+                "--output": output,
+                "--uncertainty": uncertainty,
+                "--preview": None if preview is None else str(preview),
+            }
+            check_outputs(named, pair.inputs, overwrite or dry_run)
+            try_creation(co, format.value, output_dtype or pair.meta.dtype)
 
             import torch
 
             from uknowpan_models.pansharpener import load_sharpener
+            from uknowpan_models.runtime import tune_cpu
 
             from .pipeline import SharpenOptions, sharpen_scene
 
-            threads = set_threads(num_threads)
+            threads = tune_cpu(num_threads)
             chosen = choose_device(device)
-            sharpener = load_sharpener(
-                model,
-                None if method is None else method.value,
-                steps=steps,
-                seed=seed,
-                device=chosen,
-                dtype=torch.bfloat16 if dtype is Precision.bf16 else torch.float32,
-            )
+            try:
+                sharpener = load_sharpener(
+                    model,
+                    None if method is None else method.value,
+                    steps=steps,
+                    seed=seed,
+                    device=chosen,
+                    dtype=torch.bfloat16 if dtype is Precision.bf16 else torch.float32,
+                )
+            except ValueError as error:
+                if steps is None:
+                    raise
+                opt.fail(f"--steps: {error}.", exits.USAGE)
             if uncertainty is not None and not sharpener.has_uncertainty:
                 opt.fail(f"--uncertainty: {sharpener.name} has none; use a model.", exits.USAGE)
             sharpener.check(pair.bands, pair.ratio)
@@ -171,7 +180,7 @@ def sharpen(
                 max_value=max_value,
                 writing=OutputOptions(
                     format=format.value,
-                    dtype=output_dtype,
+                    dtype=None if output_dtype is None else output_dtype.value,
                     nodata=nodata,
                     creation=co,
                     overviews=overviews,
@@ -185,7 +194,7 @@ def sharpen(
                 from .estimate import estimate
 
                 forecast = estimate(pair, sharpener, options)
-                typer.echo(json.dumps(asdict(forecast)) if as_json else forecast.text())
+                typer.echo(to_json(asdict(forecast)) if as_json else forecast.text())
                 return
             with progress("sharpen", quiet) as on_progress:
                 report = sharpen_scene(pair, sharpener, options, on_progress)
@@ -195,15 +204,4 @@ def sharpen(
             from .pictures import preview_png
 
             preview_png(output, preview)
-        typer.echo(json.dumps(asdict(report)) if as_json else report.output)
-
-
-def _creation_options(pairs: list[str]) -> dict[str, str]:
-    """KEY=VALUE words, also several in one separated by commas, to a dictionary."""
-    found = {}
-    for word in (w for text in pairs for w in text.split(",")):
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            opt.fail(f"--co takes KEY=VALUE, not {word!r}.", exits.USAGE)
-        found[key.upper()] = value
-    return found
+        typer.echo(to_json(asdict(report)) if as_json else report.output)

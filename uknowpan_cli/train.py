@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +18,14 @@ from . import __version__, exits
 from . import options as opt
 
 __all__ = ["train"]
+
+
+_COUNTS = frozenset(
+    {
+        *("iterations", "batch_size", "validate_every", "checkpoint_every"),
+        *("width", "deep_width", "timesteps"),
+    }
+)
 
 
 class StageName(StrEnum):
@@ -42,20 +52,27 @@ def train(
         import json
 
         from uknowpan_models.data import GenericBatches, read_scenes
+        from uknowpan_models.runtime import tune_cpu
         from uknowpan_models.student_lite import LiteConfig
         from uknowpan_models.training import GenericStudentStage, TrainConfig
         from uknowpan_models.training import train as run
 
-        from .opening import set_threads
-
         settings = _read_config(config)
+        unknown = sorted(set(settings) - {"train", "network"})
+        if unknown:
+            opt.fail(f"--config has [train] and [network], not {', '.join(unknown)}.", exits.USAGE)
         train_config = _build(TrainConfig, settings.get("train", {}))
         network = _build(LiteConfig, settings.get("network", {}))
         resolved = {"stage": stage.value, "train": asdict(train_config), "network": asdict(network)}
         if dry_run:
             typer.echo(json.dumps(resolved, indent=2))
             return
-        set_threads(num_threads)
+        if not resume and (out / "state.pt").exists():
+            opt.fail(
+                f"{out} holds a run already; --resume goes on with it, or choose another folder.",
+                exits.EXISTS,
+            )
+        tune_cpu(num_threads)
         batches = GenericBatches(
             read_scenes(data, "train"), seed=train_config.seed, batch_size=train_config.batch_size
         )
@@ -70,9 +87,6 @@ def train(
             "scenes": names,
         }
         job = GenericStudentStage(network, batches, valid, notes=notes)
-        stopping: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, frame: stopping.append(received))
 
         def show(step: int, parts: dict[str, float]) -> None:
             if not quiet and step % 25 == 0:
@@ -81,15 +95,32 @@ def train(
                     f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True
                 )
 
-        best = run(
-            job,
-            train_config,
-            out,
-            resume=resume,
-            on_step=show,
-            should_stop=lambda: bool(stopping),
-        )
+        with _stop_requests() as stopping:
+            best = run(
+                job,
+                train_config,
+                out,
+                resume=resume,
+                on_step=show,
+                should_stop=lambda: bool(stopping),
+            )
         typer.echo(best)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Signals that arrived: SIGTERM and Ctrl-C wait for the end of a step."""
+    stopping: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [
+        signal.signal(number, lambda received, frame: stopping.append(received))
+        for number in numbers
+    ]
+    try:
+        yield stopping
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -99,16 +130,22 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         opt.fail(f"--config {path} cannot be read: {error}.", exits.USAGE)
-        raise
 
 
 def _build(kind: Any, values: dict[str, Any]) -> Any:
     """A config dataclass with fields overridden; unknown ones are refused with the valid ones."""
-    valid = [f.name for f in fields(kind)]
+    valid = {f.name: f.default for f in fields(kind)}
     unknown = sorted(set(values) - set(valid))
     if unknown:
         opt.fail(
             f"{kind.__name__} has no field {', '.join(unknown)}; valid are {', '.join(valid)}.",
             exits.USAGE,
         )
+    for name, value in values.items():
+        wanted = type(valid[name])
+        numeric = wanted is float and type(value) is int
+        if type(value) is not wanted and not numeric:
+            opt.fail(f"{name} takes {wanted.__name__}, not {value!r}.", exits.USAGE)
+        if name in _COUNTS and value < 1:
+            opt.fail(f"{name} must be at least 1, not {value}.", exits.USAGE)
     return kind(**values)

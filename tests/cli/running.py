@@ -1,0 +1,88 @@
+"""What the tests of the command line share beside fixtures."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rasters import RasterPair
+
+from uknowpan_models.checkpoint import Card, save_checkpoint
+from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Outcome]
+MakePair = Callable[..., RasterPair]
+
+
+def write_tiny_model(path: Path, bands: int | None = None, **changes: object) -> Path:
+    """A quick student whose every layer has a say (untrained ones start at zero)."""
+    torch.manual_seed(1)
+    config = {"width": 4, "deep_width": 8, "blocks": 1, "deep_blocks": 1}
+    network = FSAStudentLite(LiteConfig(**config))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    card = {
+        "name": "tiny", "architecture": "fsa-s-lite", "config": config, "stage": "fsa-s",
+        "bands": bands,
+    }  # fmt: skip
+    save_checkpoint(path, network, Card(**(card | changes)))
+    return path
+
+
+STOPPING = """
+import os, signal
+from uknowpan_tiling import StripStore
+put, done = StripStore.put, []
+def stopping(self, index, rows):
+    put(self, index, rows)
+    done.append(index)
+    if len(done) == {strips}:
+        os.kill(os.getpid(), signal.{name})
+StripStore.put = stopping
+"""
+"""Python for `spawn`: the process sends itself a signal once so many strips are finished."""
+
+
+def spawn(
+    *arguments: object,
+    before: str = "",
+    file_limit: int | None = None,
+    environment: dict[str, str] | None = None,
+) -> Outcome:
+    """A command in a process of its own.
+
+    before: Python that runs first. file_limit: bytes that no file may exceed: beyond it writing
+    fails as on a full disk.
+    """
+
+    def limit() -> None:
+        assert file_limit is not None
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", f"{before}\nfrom uknowpan_cli.main import main\nmain()"),
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(environment or {})},
+        preexec_fn=limit if file_limit is not None else None,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

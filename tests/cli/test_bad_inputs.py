@@ -1,0 +1,726 @@
+"""Whatever goes wrong: one sentence, the exit code of its kind, and no half-made file."""
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasters import ORIGIN, RasterPair, write_raster
+from running import MakePair, Outcome, Run, spawn, write_tiny_model
+from torch import Tensor
+
+from uknowpan_cli import pipeline
+from uknowpan_models.pansharpener import StudentSharpener
+from uknowpan_tiling import StripStore
+
+Arguments = Sequence[object]
+
+
+@dataclass
+class Bench:
+    """What a row of the table works with."""
+
+    folder: Path
+    make: MakePair
+    model: Path
+    inputs: list[Path] = field(default_factory=list)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out.tif"
+
+    def pair(self, **options: object) -> RasterPair:
+        return self.make(**options)
+
+    def typed(self, *more: object, **options: object) -> list[object]:
+        """Arguments for a pair made with `options`."""
+        pair = self.pair(**options)
+        return [pair.pan, *pair.ms, *more]
+
+    def replaced(self, which: str, change: Callable[[Path], None], **options: object) -> list:
+        """Arguments for a good pair of which one file was spoiled."""
+        pair = self.pair(**options)
+        change(Path({"pan": pair.pan, "ms": pair.ms[0]}[which]))
+        return [pair.pan, *pair.ms]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def become_text(path: Path) -> None:
+    path.write_text("This is no raster at all.\n" * 20)
+
+
+def become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def flip_blocks(path: Path) -> None:
+    """Spoil the compressed data, not the header: the file opens and fails in the middle."""
+    with rasterio.open(path) as dataset:
+        places = [
+            int(dataset.get_tag_item(f"BLOCK_OFFSET_0_{y}", "TIFF", 1))
+            for y in range(-(-dataset.height // dataset.block_shapes[0][0]))
+        ]
+    data = bytearray(path.read_bytes())
+    for place in places[len(places) // 2 :]:
+        data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(bytes(data))
+
+
+def set_values(which: str, value: float) -> Callable[[Bench], Arguments]:
+    """A pair in which all pixels of one raster have one value."""
+
+    def prepare(bench: Bench) -> Arguments:
+        pair = bench.pair(dtype="float32", nodata=-1.0, pan_nodata=-1.0)
+        with rasterio.open({"pan": pair.pan, "ms": pair.ms[0]}[which], "r+") as dataset:
+            dataset.write(np.full((dataset.count, *dataset.shape), value, "float32"))
+        return [pair.pan, *pair.ms]
+
+    return prepare
+
+
+def elsewhere(bench: Bench) -> Arguments:
+    """The same numbers in a UTM zone of the other side of the earth."""
+    pair = bench.pair()
+    with rasterio.open(pair.ms[0], "r+") as dataset:
+        dataset.crs = "EPSG:32601"
+    return [pair.pan, *pair.ms]
+
+
+def on_mars(bench: Bench) -> Arguments:
+    pair = bench.pair()
+    with rasterio.open(pair.ms[0], "r+") as dataset:
+        dataset.crs = "+proj=longlat +R=3396190 +no_defs"
+    return [pair.pan, *pair.ms]
+
+
+def many_pan_bands(bench: Bench) -> Arguments:
+    pair = bench.pair()
+    place = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
+    three = np.repeat(pair.pan_values[None], 3, axis=0)
+    return [write_raster(bench.folder / "pan3.tif", three, place), *pair.ms]
+
+
+def complex_ms(bench: Bench) -> Arguments:
+    pair = bench.pair()
+    place = Affine.translation(*ORIGIN) * Affine.scale(2, -2)
+    values = pair.ms_values.astype("complex64")
+    return [pair.pan, write_raster(bench.folder / "complex.tif", values, place)]
+
+
+def ground_control_points(bench: Bench) -> Arguments:
+    pair = bench.pair()
+    path = bench.folder / "gcp.tif"
+    points = [
+        rasterio.control.GroundControlPoint(row=r, col=c, x=500_000 + 2 * c, y=5_000_000 - 2 * r)
+        for r, c in ((0, 0), (0, 20), (24, 0), (24, 20))
+    ]
+    with rasterio.open(pair.ms[0]) as source:
+        profile = {**source.profile, "transform": None, "crs": None}
+        with rasterio.open(path, "w", **profile) as dataset:
+            dataset.gcps = (points, source.crs)
+            dataset.write(source.read())
+    return [pair.pan, path]
+
+
+def existing(bench: Bench) -> Arguments:
+    bench.output.write_text("precious")
+    return bench.typed("-o", bench.output)
+
+
+def onto(which: str, how: str = "same") -> Callable[[Bench], Arguments]:
+    """The output is an input, by its own name or through a link."""
+
+    def prepare(bench: Bench) -> Arguments:
+        pair = bench.pair()
+        target = Path({"pan": pair.pan, "ms": pair.ms[0]}[which])
+        if how == "symlink":
+            link = bench.folder / "link.tif"
+            link.symlink_to(target)
+            target = link
+        elif how == "dotted":
+            target = target.parent / ".." / target.parent.name / target.name
+        return [pair.pan, *pair.ms, "-o", target, "--overwrite"]
+
+    return prepare
+
+
+def checkpoint(make: Callable[[Path, Path], None]) -> Callable[[Bench], Arguments]:
+    """--model with a file made by make(path, a good checkpoint)."""
+
+    def prepare(bench: Bench) -> Arguments:
+        path = bench.folder / "model.safetensors"
+        make(path, bench.model)
+        return bench.typed("--model", path)
+
+    return prepare
+
+
+def pickled(path: Path, good: Path) -> None:
+    """Loading it would make a folder called `hacked`."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(path.parent / "hacked"),)
+
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def without_card(path: Path, good: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"weight": np.zeros(3, "float32")}, path)
+
+
+def relabelled(old: str, new: str) -> Callable[[Path, Path], None]:
+    """The card says something else than the weights are."""
+
+    def make(path: Path, good: Path) -> None:
+        data = good.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = data[8 : 8 + length].decode().replace(old, new)
+        assert header.encode() != data[8 : 8 + length]
+        path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data[8 + length :])
+
+    return make
+
+
+other_widths = relabelled('\\"width\\": 4', '\\"width\\": 8')
+other_depth = relabelled('\\"deep_blocks\\": 1', '\\"deep_blocks\\": 80')
+
+
+def not_a_number(path: Path, good: Path) -> None:
+    """A training that went wrong: the card is fine, the weights are NaN."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    with safe_open(good, framework="np") as file:
+        metadata = file.metadata()
+    save_file({k: v * np.float32("nan") for k, v in load_file(good).items()}, path, metadata)
+
+
+def card(**changes: object) -> Callable[[Path, Path], None]:
+    return lambda path, good: (write_tiny_model(path, **changes), None)[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mistake."""
+
+    name: str
+    code: int
+    says: str
+    """Pattern that the sentence holds, case ignored"""
+    prepare: Callable[[Bench], Arguments]
+    usage: bool = False
+    """Said by the parser, with a hint on usage around it"""
+
+
+def plain(*more: object, **options: object) -> Callable[[Bench], Arguments]:
+    return lambda bench: bench.typed(*more, **options)
+
+
+def spoiled(
+    which: str, change: Callable[[Path], None], **options: object
+) -> Callable[[Bench], Arguments]:
+    return lambda bench: bench.replaced(which, change, **options)
+
+
+TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+BLOCKS = {"compress": "deflate", "blockysize": 4}
+
+TABLE = [
+    Row("missing pan", 3, "no such file", lambda b: [b.folder / "none.tif", *b.pair().ms]),
+    Row("missing ms", 3, "no such file", lambda b: [b.pair().pan, b.folder / "none.tif"]),
+    Row("missing second ms", 3, "no such file", plain("nowhere.tif")),
+    Row("empty pan", 3, "cannot be opened", spoiled("pan", empty)),
+    Row("empty ms", 3, "cannot be opened", spoiled("ms", empty)),
+    Row("truncated pan", 3, "cannot be", spoiled("pan", truncate)),
+    Row("truncated ms", 3, "cannot be", spoiled("ms", truncate)),
+    Row("corrupt ms", 3, "cannot be read", spoiled("ms", flip_blocks, **BLOCKS)),
+    Row("text as pan", 3, "cannot be opened", spoiled("pan", become_text)),
+    Row("text as ms", 3, "cannot be opened", spoiled("ms", become_text)),
+    Row("folder as pan", 3, "cannot be opened", spoiled("pan", become_folder)),
+    Row("folder as ms", 3, "cannot be opened", spoiled("ms", become_folder)),
+    Row("pan without a place", 3, "no georeferencing", plain(georeferenced=(False, True))),
+    Row("ms without a place", 3, "no georeferencing", plain(georeferenced=(True, False))),
+    Row(
+        "no place, odd sizes", 3, "no exact multiple",
+        plain(georeferenced=(False, False), pan_shape=(97, 80)),
+    ),
+    Row("ground control points", 3, "orthorectify", ground_control_points),
+    Row("another zone", 3, "do not overlap", elsewhere),
+    Row("another planet", 3, "cannot be transformed|do not overlap", on_mars),
+    Row("far away", 3, "do not overlap", plain(offset=(5000, 0))),
+    Row("swapped", 3, "bands.*swapped", lambda b: [b.pair().ms[0], b.pair().pan]),
+    Row("swapped, one band", 3, "swapped", lambda b: [(p := b.pair(bands=1)).ms[0], p.pan]),
+    Row("ratio one half", 3, "swapped", plain(ratio=0.5, ms_shape=(64, 64))),
+    Row("ratio 16", 3, "up to 8", plain(ratio=16, ms_shape=(8, 8))),
+    Row("ratio 7", 5, "ratio is 7.*serves 2 to 6", plain(ratio=7, ms_shape=(12, 12))),
+    Row("rotated apart", 3, "rotated", lambda b: [
+        b.make(name="a", rotation=3).pan, *b.make(name="b").ms,
+    ]),
+    Row("pan of three bands", 3, "3 bands; choose one", many_pan_bands),
+    Row("pan band 9", 3, "no band 9", plain("--pan-bidx", 9)),
+    Row("pan band 0", 2, "pan-bidx", plain("--pan-bidx", 0), usage=True),
+    Row("ms band 9", 3, "band 9 does not exist", plain("--bidx", "1,9")),
+    Row("ms band 0", 2, "--bidx takes band numbers", plain("--bidx", "0,1")),
+    Row("ms band 1.5", 2, "--bidx takes band numbers", plain("--bidx", "1.5")),
+    Row("ms band nan", 2, "--bidx takes", plain("--bidx", "nan")),
+    Row("ms band inf", 2, "--bidx takes", plain("--bidx", "inf")),
+    Row("ms band nonsense", 2, "--bidx takes numbers", plain("--bidx", "red")),
+    Row("ms band empty", 2, "--bidx takes numbers", plain("--bidx", "")),
+    Row("band=0", 3, "band must be a number", lambda b: [
+        (p := b.pair()).pan, f"{p.ms[0]},band=0",
+    ]),
+    Row("wrong band count", 5, "3 bands, but model tiny was trained for 4", lambda b: b.typed(
+        "--model", write_tiny_model(b.folder / "four.safetensors", bands=4), bands=3,
+    )),
+    Row("pan all nodata", 3, "no pixel is valid", set_values("pan", -1.0)),
+    Row("ms all nodata", 3, "no pixel is valid", set_values("ms", -1.0)),
+    Row("pan all nan", 3, "no pixel is valid", set_values("pan", np.nan)),
+    Row("ms all inf", 3, "no pixel is valid", set_values("ms", np.inf)),
+    Row("bounds of no size", 3, "are empty", plain(
+        "--bounds", "500010,4999960,500010,4999990",
+    )),
+    Row("bounds upside down", 3, "are empty", plain(
+        "--bounds", "500010,4999990,500020,4999960",
+    )),
+    Row("bounds outside", 3, "outside of the PAN", plain("--bounds", "0,0,10,10")),
+    Row("bounds nonsense", 2, "--bounds takes 4 numbers", plain("--bounds", "here")),
+    Row("bounds of three", 2, "--bounds takes 4 numbers", plain("--bounds", "1,2,3")),
+    Row("bounds nan", 2, "--bounds takes 4", plain("--bounds", "nan,0,1,1")),
+    Row("bounds inf", 2, "--bounds takes 4", plain("--bounds=-inf,-inf,inf,inf")),
+    Row("output folder missing", 3, "does not exist", lambda b: b.typed(
+        "-o", b.folder / "none" / "out.tif",
+    )),
+    Row("output is a folder", 3, "is a folder", lambda b: b.typed("-o", b.folder)),
+    Row("output under a file", 3, "does not exist", lambda b: b.typed(
+        "-o", Path(b.pair().pan) / "out.tif",
+    )),
+    Row("output on a bucket", 3, "no local file", plain("-o", "/vsis3/bucket/out.tif")),
+    Row("output exists", 4, "--overwrite", existing),
+    Row("output is the pan", 3, "one of the inputs", onto("pan")),
+    Row("output is the ms", 3, "one of the inputs", onto("ms")),
+    Row("output is the pan, linked", 3, "one of the inputs", onto("pan", "symlink")),
+    Row("output is the ms, linked", 3, "one of the inputs", onto("ms", "symlink")),
+    Row("output is the ms, by a detour", 3, "one of the inputs", onto("ms", "dotted")),
+    Row("uncertainty is the output", 2, "same file", lambda b: b.typed(
+        "-o", b.output, "--uncertainty", b.output,
+    )),
+    Row("uncertainty is the pan", 3, "one of the inputs", lambda b: [
+        (p := b.pair()).pan, *p.ms, "--uncertainty", p.pan, "--overwrite",
+    ]),
+    Row("uncertainty folder missing", 3, "does not exist", plain("--uncertainty", "none/u.tif")),
+    Row("uncertainty of a classic", 2, "gsa has none", lambda b: b.typed(
+        "--uncertainty", b.folder / "u.tif", "--method", "gsa",
+    )),
+    Row("preview is the pan", 3, "one of the inputs", lambda b: [
+        (p := b.pair()).pan, *p.ms, "--preview", p.pan, "--overwrite",
+    ]),
+    Row("preview is the output", 2, "same file", lambda b: b.typed(
+        "-o", b.output, "--preview", b.output,
+    )),
+    Row("preview exists", 4, "--overwrite", lambda b: [
+        (p := b.pair()).pan, *p.ms, "--preview", shutil.copy(p.pan, b.folder / "p.png"),
+    ]),
+    Row("preview folder missing", 3, "does not exist", plain("--preview", "none/p.png")),
+    Row("log folder missing", 3, "none", plain("--log-json", "none/log.jsonl")),
+    Row("model missing", 5, "no model", plain("--model", "nowhere.safetensors")),
+    Row("model a folder", 5, "no model", lambda b: b.typed("--model", b.folder)),
+    Row("model truncated", 5, "not a whole safetensors", checkpoint(
+        lambda path, good: (shutil.copy(good, path), truncate(path))[1],
+    )),
+    Row("model empty", 5, "not a whole safetensors", checkpoint(lambda p, good: empty(p))),
+    Row("model of text", 5, "not a whole safetensors", checkpoint(lambda p, g: become_text(p))),
+    Row("model pickled", 5, "never loaded", checkpoint(pickled)),
+    Row("model without card", 5, "without an uknowpan card", checkpoint(without_card)),
+    Row("model of the future", 5, "architecture 'mamba' is unknown", checkpoint(
+        card(architecture="mamba"),
+    )),
+    Row("model with odd config", 5, "does not fit architecture", checkpoint(
+        card(config={"breadth": 3}),
+    )),
+    Row("model with other depth", 5, "do not fit its card", checkpoint(other_depth)),
+    Row("model with other widths", 5, "do not fit its card", checkpoint(other_widths)),
+    Row("model of nan", 5, "not finite", checkpoint(not_a_number)),
+    Row("cuda:7", 2, "--device cuda:7", plain("--device", "cuda:7")),
+    Row("device nonsense", 2, "--device takes", plain("--device", "abacus")),
+    Row("device meta", 2, "--device takes", plain("--device", "meta")),
+    Row("device cuda:x", 2, "--device takes", plain("--device", "cuda:x")),
+    Row("no steps", 2, "steps", plain("--steps", 0), usage=True),
+    Row("too many steps", 2, "1 to 500", plain("--steps", 100000)),
+    Row("tile too small", 2, "tile", plain("--tile", 4), usage=True),
+    Row("co nonsense", 2, "KEY=VALUE", plain("--co", "nonsense")),
+    Row("co unknown compression", 2, "NOPE", plain("--co", "COMPRESS=NOPE")),
+    Row("co unknown key", 2, "QUALITI", plain("--co", "QUALITI=9")),
+    Row("co for bytes", 2, "JPEG", plain("--co", "COMPRESS=JPEG")),
+    Row("co of gtiff for cog", 2, "TILED", plain("--co", "TILED=NO", "-f", "cog")),
+    Row("co odd blocks", 2, "multiples of 16", plain("--co", "BLOCKXSIZE=17")),
+    Row("co driver", 2, "--co", plain("--co", "DRIVER=PNG")),
+    Row("method nonsense", 2, "method", plain("--method", "magic"), usage=True),
+    Row("format nonsense", 2, "format", plain("--format", "bmp"), usage=True),
+    Row("resampling nonsense", 2, "resampling", plain("--resampling", "magic"), usage=True),
+    Row("ratio option 0", 2, "ratio", plain("--ratio", 0), usage=True),
+    Row("dtype nonsense", 2, "output-dtype", plain("--output-dtype", "nonsense"), usage=True),
+    Row("dtype complex", 2, "output-dtype", plain("--output-dtype", "complex64"), usage=True),
+    Row("nodata that does not fit", 3, "does not fit", plain("--nodata", "-9999")),
+    Row("nodata nan for integers", 3, "does not fit", plain("--nodata", "nan")),
+    Row("nodata nonsense", 2, "nodata", plain("--nodata", "none"), usage=True),
+    Row("max value nan", 2, "--max-value", plain("--max-value", "nan"), usage=True),
+    Row("max value inf", 2, "--max-value", plain("--max-value", "inf")),
+    Row("max value 0", 2, "--max-value", plain("--max-value", "0")),
+    Row("two scales", 2, "exclude", plain("--max-value", 255, "--bit-depth", 8)),
+    Row("complex ms", 3, "complex", complex_ms),
+    Row("unknown option", 2, "no such option", plain("--sharpness", 11), usage=True),
+    Row("no ms", 2, "missing argument", lambda b: [b.pair().pan], usage=True),
+]  # fmt: skip
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything in a folder, hidden files too, with size and time."""
+    return {
+        str(p.relative_to(folder)): (p.lstat().st_size, p.lstat().st_mtime_ns)
+        for p in sorted(folder.rglob("*"))
+        if not p.is_dir()
+    } | {str(p.relative_to(folder)): (0, 0) for p in folder.rglob("*") if p.is_dir()}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name.replace(" ", "-"))
+def test_bad_input(
+    row: Row,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path, make_pair, tiny_model)
+    arguments = list(row.prepare(bench))
+    if "-o" not in arguments:
+        arguments += ["-o", bench.output]
+    if "--model" not in arguments:
+        arguments += ["--model", tiny_model]
+    before = listing(tmp_path)
+    outcome = uknowpan("sharpen", *arguments, "-j", 1)
+
+    assert outcome.code == row.code, outcome.stderr
+    assert outcome.stdout == ""
+    said = re.sub(r"[│╭╮╰╯─\s]+", " ", outcome.stderr) if row.usage else outcome.stderr
+    assert re.search(row.says, said, re.IGNORECASE | re.DOTALL), outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    if not row.usage:
+        assert re.fullmatch(r"uknowpan: error: \S[^\n]+\n", outcome.stderr), outcome.stderr
+        assert "internal" not in outcome.stderr
+        assert len(outcome.stderr) < 800
+    assert listing(tmp_path) == before
+
+
+def only_sentence(outcome: Outcome, says: str) -> None:
+    """stderr is one sentence of ours, nothing of GDAL's or Python's beside it."""
+    assert re.fullmatch(r"uknowpan: error: \S[^\n]+\n", outcome.stderr), outcome.stderr
+    assert re.search(says, outcome.stderr), outcome.stderr
+    assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("which", ["pan", "ms"])
+def test_gdal_keeps_silent(which: str, make_pair: MakePair, tmp_path: Path) -> None:
+    """In a process of its own, where no test harness catches logs and warnings."""
+    pair = make_pair()
+    truncate(Path({"pan": pair.pan, "ms": pair.ms[0]}[which]))
+    outcome = spawn("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif")
+    assert outcome.code == 3
+    only_sentence(outcome, f"scene_{which}.tif.*cannot be")
+
+
+def test_block_that_fails_in_the_middle(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass does not see all of a large scene: a bad block shows when its tile is read."""
+    pair = make_pair(ms_shape=(48, 16), **BLOCKS)
+    monkeypatch.setattr(pipeline, "SURVEY_SIZE", 32)
+    monkeypatch.setattr(pipeline, "sample_windows", lambda pair, count, size: [(0, 0, 16, 16)])
+    flip_blocks(Path(pair.ms[0]))
+    before = listing(tmp_path)
+    arguments = ("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--tile", 16)
+    outcome = uknowpan(*arguments, "--method", "bicubic")
+    assert outcome.code == 3
+    only_sentence(outcome, "cannot be read|IReadBlock")
+    kept = set(listing(tmp_path)) - set(before)
+    assert all(name.startswith("out.tif.part") for name in kept)
+    assert not [name for name in kept if name.endswith(("tmp", "tmp.tif"))]
+
+
+def test_disk_full_while_strips_are_kept(make_pair: MakePair, tmp_path: Path) -> None:
+    pair = make_pair()
+    before = listing(tmp_path)
+    outcome = spawn(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif"),
+        *("--tile", 32, "--method", "bicubic"),
+        file_limit=4096,
+    )
+    assert outcome.code == 3
+    only_sentence(outcome, "cannot be kept.*MiB are free.*resume")
+    assert listing(tmp_path) == before
+
+
+def test_disk_full_while_the_file_is_written(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path
+) -> None:
+    """The strips survive it, so that `--resume` has only to write."""
+    pair = make_pair(noise=50)
+    output = tmp_path / "out.tif"
+    arguments = ("sharpen", pair.pan, *pair.ms, "-o", output, "--tile", 16, "--method", "bicubic")
+    outcome = spawn(*arguments, "--coregister", "off", file_limit=16_000)
+    assert outcome.code == 3
+    # libtiff has its own line on stderr before ours, out of reach of GDAL's error handlers.
+    last = outcome.stderr.splitlines()[-1]
+    assert re.search("cannot be written.*MiB are free|does not hold what was written", last)
+    assert outcome.stdout == ""
+    assert not output.exists()
+    assert not list(tmp_path.glob(".out*"))
+
+    undisturbed = tmp_path / "other.tif"
+    assert uknowpan(*arguments[:-5], undisturbed, *arguments[-4:]).code == 0
+    assert uknowpan(*arguments, "--resume").code == 0
+    assert read(output).tobytes() == read(undisturbed).tobytes()
+    assert not (tmp_path / "out.tif.part").exists()
+
+
+def read(path: Path | str) -> np.ndarray:
+    with rasterio.open(path) as dataset:
+        return dataset.read()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    pair = make_pair()
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", folder / "out.tif")
+    assert outcome.code == 3
+    only_sentence(outcome, "not writable")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_interrupted_and_resumed(
+    name: str,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair()
+    output, undisturbed = tmp_path / "out.tif", tmp_path / "other.tif"
+    arguments = ("sharpen", pair.pan, *pair.ms, "--tile", 32, "--model", tiny_model)
+    assert uknowpan(*arguments, "-o", undisturbed).code == 0
+    put = StripStore.put
+
+    def interrupted(store: StripStore, index: int, rows: dict) -> None:
+        put(store, index, rows)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(StripStore, "put", interrupted)
+        outcome = uknowpan(*arguments, "-o", output)
+    assert outcome.code == 130
+    only_sentence(outcome, "1 of 3 strips are kept in .*--resume")
+    assert not output.exists()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+    assert uknowpan(*arguments, "-o", output, "--resume").code == 0
+    assert read(output).tobytes() == read(undisturbed).tobytes()
+    assert not (tmp_path / "out.tif.part").exists()
+
+
+def test_interrupted_before_the_first_strip(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair()
+    before = listing(tmp_path)
+
+    def interrupted(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StripStore, "put", interrupted)
+    outcome = uknowpan(
+        "sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model
+    )
+    assert outcome.code == 130
+    only_sentence(outcome, "Interrupted before")
+    assert listing(tmp_path) == before
+
+
+def test_resume_with_other_options_is_refused(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair()
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif"),
+        *("--tile", 32, "--model", tiny_model),
+    )
+    put = StripStore.put
+
+    def interrupted(store: StripStore, index: int, rows: dict) -> None:
+        put(store, index, rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StripStore, "put", interrupted)
+        assert uknowpan(*arguments).code == 130
+    for other in (("--seed", 5), ("--steps", 2), ("--dtype", "bf16"), ("--bidx", "2,1")):
+        outcome = uknowpan(*arguments, "--resume", *other)
+        assert outcome.code == 3, other
+        only_sentence(outcome, "were made with other")
+    foreign = tmp_path / "out.tif.part" / "state.json"
+    foreign.write_text("{}")
+    outcome = uknowpan(*arguments)
+    assert outcome.code == 3
+    only_sentence(outcome, "in the way")
+
+
+def test_memory_shortage_backs_off(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First the batch is halved, then the tile; finished strips are kept where they can be."""
+    pair = make_pair(ms_shape=(64, 32))
+    output = tmp_path / "out.tif"
+    arguments = ("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model)
+    whole = StudentSharpener.sharpen
+    tried: list[tuple[int, int]] = []
+
+    def short(self: StudentSharpener, pan: Tensor, *more: object) -> object:
+        tried.append((len(pan), len(tried)))
+        if len(pan) > 1 and len(tried) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 GB")
+        return whole(self, pan, *more)
+
+    monkeypatch.setattr(StudentSharpener, "sharpen", short)
+    outcome = uknowpan(*arguments, "--tile", 64, "--batch-size", 2)
+    assert outcome.code == 0, outcome.stderr
+    assert "batches of 1 and tiles of 64" in outcome.stderr
+    # One batch of the first row went through; it was not made again: 3 rows of 2 tiles are left.
+    assert [size for size, _ in tried] == [2, 2, 1, 1, 1, 1, 1, 1]
+
+    def never(self: StudentSharpener, pan: Tensor, *more: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(StudentSharpener, "sharpen", never)
+    before = listing(tmp_path)
+    outcome = uknowpan(*arguments, "--overwrite", "-q")
+    assert outcome.code == 6
+    only_sentence(outcome, "tiles of 64 PAN pixels.*--bounds")
+    assert listing(tmp_path) == before
+
+
+# What looks bad and must work ----------------------------------------------------------------
+
+
+def test_some_nan_and_inf(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(dtype="float32")
+    for path, values in ((pair.pan, (np.nan, np.inf)), (pair.ms[0], (-np.inf, np.nan))):
+        with rasterio.open(path, "r+") as dataset:
+            data = dataset.read()
+            data[:, 3, 4], data[:, 11, 7] = values
+            dataset.write(data)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr == ""
+    values = read(output)
+    holes = np.zeros(pair.pan_values.shape, bool)
+    holes[3, 4] = holes[11, 7] = True
+    for row, col in ((3, 4), (11, 7)):
+        holes[4 * row : 4 * row + 4, 4 * col : 4 * col + 4] = True
+    assert np.isnan(values[:, holes]).all()
+    assert np.isfinite(values[:, ~holes]).all()
+
+
+def test_ratio_four_and_a_half(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Worked on at ratio 4, the MS resampled, and said so."""
+    pair = make_pair(ratio=4.5)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "-v")
+    assert outcome.code == 0, outcome.stderr
+    assert "4.5000" in outcome.stderr
+    assert read(output).shape == (4, *pair.pan_values.shape)
+
+
+def test_names_with_blanks_and_letters(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(name="Sète, été 2024 (сцена) 场景")
+    output = tmp_path / "Ergebnis für Köln.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, f"{pair.ms[0]},band=2", "-o", output, "--model", tiny_model),
+        *("--preview", tmp_path / "Bild ü.png", "--uncertainty", tmp_path / "σ 1.tif"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout == f"{output}\n"
+    assert read(output).shape[0] == 1
+    assert (tmp_path / "Bild ü.png").exists()
+    assert (tmp_path / "σ 1.tif").exists()
+
+
+def test_relative_paths_and_dashes(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_pair(name="-x")
+    monkeypatch.chdir(tmp_path)
+    outcome = uknowpan(
+        "sharpen", "-o", "out.tif", "--model", tiny_model, "--", "-x_pan.tif", "-x_ms.tif"
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout == "out.tif\n"
+
+
+def test_gdal_debugging_spares_stdout(
+    make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """CPL_DEBUG of the user's must not get into what a script reads."""
+    pair = make_pair()
+    outcome = spawn(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        environment={"CPL_DEBUG": "ON"},
+    )
+    assert outcome.code == 0
+    assert outcome.stdout == f"{tmp_path / 'out.tif'}\n"

@@ -1,0 +1,592 @@
+"""`uknowpan sharpen` from file to file."""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.enums import ColorInterp
+from rasters import ORIGIN, write_raster
+from running import STOPPING, MakePair, Run, spawn
+
+from uknowpan_cli import pipeline
+from uknowpan_cli.pipeline import TileRow
+from uknowpan_tiling import Tile
+
+
+def read(path: Path | str) -> np.ndarray:
+    with rasterio.open(path) as dataset:
+        return dataset.read()
+
+
+def textured(size: int, seed: int = 3) -> np.ndarray:
+    """(3, size, size) float64 around 600: 1/f noise with roofs, in bands that differ."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = 1
+
+    def field() -> np.ndarray:
+        values = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) / frequency**1.2)
+        return values / values.std()
+
+    shared = field()
+    scene = np.stack([shared + 0.4 * field() for _ in range(3)])
+    for _ in range(60):
+        (row, col), (height, width) = rng.integers(size, size=2), rng.integers(3, 24, size=2)
+        scene[:, row : row + height, col : col + width] += 2 * rng.normal()
+    return 600 + 60 * scene
+
+
+def observed(
+    truth: np.ndarray, ratio: int, folder: Path, shift: tuple[int, int] = (0, 0)
+) -> tuple[str, str]:
+    """Write PAN and MS of a truth; the MS content lies `shift` PAN pixels down and right of
+    where it belongs."""
+    pan = truth.mean(0, keepdims=True)
+    moved = np.roll(truth, shift, (1, 2))
+    h, w = (n // ratio for n in truth.shape[1:])
+    ms = moved.reshape(-1, h, ratio, w, ratio).mean((2, 4))
+    corner = Affine.translation(*ORIGIN)
+    return (
+        write_raster(
+            folder / "t_pan.tif", pan.round().astype("uint16"), corner @ Affine.scale(1, -1)
+        ),
+        write_raster(
+            folder / "t_ms.tif", ms.round().astype("uint16"), corner @ Affine.scale(ratio, -ratio)
+        ),
+    )
+
+
+# The file that comes out ----------------------------------------------------------------------
+
+
+def test_grid_metadata_and_tags(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    names = ["blue", "green", "red", "nir"]
+    colours = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
+    pair = make_pair(
+        nodata=0, descriptions=names, colorinterp=colours, tags={"ACQUIRED": "2024-06-01"}
+    )
+    with rasterio.open(pair.ms[0], "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.0001,) * 4, (-0.1,) * 4
+        dataset.units = ["reflectance"] * 4
+        dataset.update_tags(2, WAVELENGTH="560")
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model),
+        *("--tile", 64, "--seed", 11, "--steps", 2, "--co", "COMPRESS=ZSTD,ZSTD_LEVEL=3"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    with (
+        rasterio.open(output) as out,
+        rasterio.open(pair.pan) as pan,
+        rasterio.open(pair.ms[0]) as ms,
+    ):
+        assert (out.crs, out.transform, out.shape) == (pan.crs, pan.transform, pan.shape)
+        assert out.dtypes == ms.dtypes
+        assert out.descriptions == tuple(names)
+        assert out.colorinterp == ms.colorinterp
+        assert (out.scales, out.offsets, out.units) == (ms.scales, ms.offsets, ms.units)
+        assert out.nodata == 0
+        assert out.tags()["ACQUIRED"] == "2024-06-01"
+        assert out.tags(2)["WAVELENGTH"] == "560"
+        assert out.compression.name == "zstd"
+        tags = out.tags()
+    assert tags["UKNOWPAN_MODEL"] == "tiny"
+    assert len(tags["UKNOWPAN_SHA256"]) == 64
+    assert (tags["UKNOWPAN_SEED"], tags["UKNOWPAN_STEPS"]) == ("11", "2")
+    assert (tags["UKNOWPAN_RATIO"], tags["UKNOWPAN_APPLIED_SHIFT"]) == ("4", "0.000 0.000")
+    assert tags["UKNOWPAN_PAN"] == "scene_pan.tif"
+    assert float(tags["UKNOWPAN_SCALE_MS"]) > 0
+    assert tags["UKNOWPAN_VERSION"]
+
+
+def test_json_report(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
+    pair = make_pair(dtype="float32", nodata=float("nan"), ms_shape=(24, 24))
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model),
+        *("--tile", 48, "--json", "--max-value", 4000),
+    )
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout, parse_constant=pytest.fail)
+    assert report["output"] == str(output)
+    assert (report["width"], report["height"], report["bands"], report["ratio"]) == (96, 96, 4, 4)
+    assert report["tiles"] == 4
+    assert report["method"] == "tiny"
+    assert report["scale"] == {"pan": 4000.0, "ms": 4000.0, "source": "option"}
+    assert report["uncertainty"] is None
+
+
+def test_dry_run_writes_nothing(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--tile", 32, "--dry-run"),
+    )
+    before = sorted(tmp_path.iterdir())
+    outcome = uknowpan(*arguments)
+    assert outcome.code == 0, outcome.stderr
+    for word in ("80 x 96 pixels, 4 bands", "ratio 4", "tiles", "memory", "time"):
+        assert word in outcome.stdout
+    forecast = json.loads(uknowpan(*arguments, "--json").stdout)
+    assert (forecast["width"], forecast["height"], forecast["tiles"]) == (80, 96, 9)
+    assert forecast["output_mb"] == pytest.approx(80 * 96 * 4 * 2 / 1e6, abs=0.1)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_uncertainty_and_preview(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    holes = np.zeros((24, 20), bool)
+    holes[:6, :5] = True
+    pair = make_pair(nodata=0, holes=holes, descriptions=["b", "g", "r", "n"])
+    output, sigma, preview = (tmp_path / name for name in ("out.tif", "sigma.tif", "look.png"))
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64),
+        *("--uncertainty", sigma, "--preview", preview),
+    )
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(sigma) as dataset, rasterio.open(output) as image:
+        assert dataset.dtypes == ("float32",) * 4
+        assert (dataset.transform, dataset.crs) == (image.transform, image.crs)
+        values, valid = dataset.read(), image.read()[0] != 0
+    assert (values[:, valid] > 0).all()
+    assert np.isfinite(values[:, valid]).all()
+    assert np.isnan(values[:, ~valid]).all()
+    assert (~valid).sum() == holes.sum() * 16
+    with rasterio.open(preview) as picture:
+        assert picture.driver == "PNG"
+        assert picture.shape == (96, 80)
+
+
+def test_uncertainty_scales_with_digital_numbers(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """1-sigma is in the units of the output: ten times the numbers, ten times the sigma."""
+    pair = make_pair(dtype="float32")
+    found = []
+    for factor in (1, 10):
+        for path in (pair.pan, pair.ms[0]):
+            with rasterio.open(path, "r+") as dataset:
+                dataset.write(dataset.read() * (1 if factor == 1 else 10))
+        sigma = tmp_path / f"sigma{factor}.tif"
+        outcome = uknowpan(
+            *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / f"out{factor}.tif"),
+            *("--model", tiny_model, "--uncertainty", sigma),
+        )
+        assert outcome.code == 0, outcome.stderr
+        found.append(read(sigma))
+    np.testing.assert_allclose(found[1], 10 * found[0], rtol=1e-3)
+
+
+# Kinds of scenes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bicubic", "brovey", "gsa", "mtf-glp"])
+def test_every_method(method: str, uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    pair = make_pair()
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--method", method, "--tile", 64)
+    )
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(output) as dataset:
+        values, tags = dataset.read().astype(float), dataset.tags()
+    assert tags["UKNOWPAN_METHOD"] == method
+    means = values.reshape(4, 24, 4, 20, 4).mean((2, 4))
+    assert np.abs(means / pair.ms_values - 1).mean() < 0.05
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("with_nodata", [False, True])
+def test_dtypes(
+    dtype: str,
+    with_nodata: bool,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    nodata = {"uint8": 0, "uint16": 0, "int16": -9999, "float32": -3.4e38}[dtype]
+    holes = np.zeros((24, 20), bool)
+    holes[8:12, 3:9] = True
+    pan_holes = np.zeros((96, 80), bool)
+    pan_holes[90:, 70:] = True
+    options = (
+        {"nodata": nodata, "holes": holes, "pan_nodata": nodata, "pan_holes": pan_holes}
+        if with_nodata
+        else {}
+    )
+    pair = make_pair(dtype=dtype, **options)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
+    )
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(output) as dataset:
+        assert dataset.dtypes == (dtype,) * 4
+        values = dataset.read().astype(float)
+        masked = dataset.read_masks() == 0
+    expected = np.zeros((96, 80), bool)
+    if with_nodata:
+        expected = holes.repeat(4, 0).repeat(4, 1) | pan_holes
+    assert (masked == expected).all()
+    # What is valid stays near the MS; nodata has not bled into it.
+    near = pair.ms_values.astype(float).repeat(4, 1).repeat(4, 2)
+    good = ~expected
+    assert np.abs(values[:, good] / near[:, good] - 1).max() < 0.6
+    assert np.isfinite(values[:, good]).all()
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4, 8])
+def test_band_counts(
+    bands: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(bands=bands)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert read(output).shape == (bands, 96, 80)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6])
+def test_ratios(
+    ratio: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(ratio=ratio, ms_shape=(17, 13))
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
+    )
+    assert outcome.code == 0, outcome.stderr
+    values = read(output).astype(float)
+    assert values.shape == (4, 17 * ratio, 13 * ratio)
+    means = values.reshape(4, 17, ratio, 13, ratio).mean((2, 4))
+    assert np.abs(means / pair.ms_values - 1).max() < 0.25
+
+
+def test_separate_files_and_band_choice(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Bands in separate files, a stack, and a stack with --bidx give the same pixels."""
+    stack, files = make_pair(name="a"), make_pair(name="b", separate=True)
+    common = ("--model", tiny_model, "--tile", 64)
+    spellings: dict[str, Sequence[str]] = {
+        "bidx": [*stack.ms, "--bidx", "3,1"],
+        "specs": [f"{stack.ms[0]},band=3", f"{stack.ms[0]},band=1"],
+        "files": [files.ms[2], files.ms[0]],
+    }
+    results = {}
+    for name, words in spellings.items():
+        output = tmp_path / f"{name}.tif"
+        outcome = uknowpan("sharpen", stack.pan, *words, "-o", output, *common)
+        assert outcome.code == 0, outcome.stderr
+        results[name] = read(output)
+    assert results["bidx"].shape[0] == 2
+    assert (results["bidx"] == results["specs"]).all()
+    assert (results["bidx"] == results["files"]).all()
+
+
+def test_output_options(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "-f", "cog"),
+        *("--output-dtype", "float32", "--co", "COMPRESS=LZW", "--nodata", "-1"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(output) as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.compression.name == "lzw"
+        assert dataset.nodata == -1
+        assert dataset.dtypes[0] == "float32"
+        assert (dataset.read() % 1 > 0).any()
+
+
+def test_max_value_clips(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    for words in (("--max-value", 1023), ("--bit-depth", 10)):
+        output = tmp_path / "out.tif"
+        outcome = uknowpan(
+            *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--overwrite"),
+            *words,
+        )
+        assert outcome.code == 0, outcome.stderr
+        assert read(output).max() == 1023
+
+
+# Independence of the cut ------------------------------------------------------------------------
+
+
+def assert_equal_but_for_rounding(a: np.ndarray, b: np.ndarray) -> None:
+    """At most 1 DN apart, and that on at most 1 pixel in 10 000 (batched convolutions add up
+    in another order)."""
+    difference = np.abs(a.astype(float) - b.astype(float))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_tiles_and_batches_do_not_show(
+    steps: int, uknowpan: Run, make_pair: MakePair, tmp_path: Path
+) -> None:
+    """With the bundled model."""
+    pair = make_pair(ms_shape=(33, 31), noise=40)
+    results = []
+    for tile, batch in ((64, 1), (64, 4), (96, 2), (1024, 1)):
+        output = tmp_path / f"{tile}-{batch}.tif"
+        outcome = uknowpan(
+            *("sharpen", pair.pan, *pair.ms, "-o", output, "--coregister", "off"),
+            *("--tile", tile, "--batch-size", batch, "--steps", steps),
+        )
+        assert outcome.code == 0, outcome.stderr
+        results.append(read(output))
+    for other in results[1:]:
+        assert_equal_but_for_rounding(results[0], other)
+
+
+def test_order_of_tiles_does_not_show(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of tiles and the tiles within them in any order: the same file."""
+    pair = make_pair(ms_shape=(40, 36), noise=40)
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "--model", tiny_model, "--tile", 32, "-o"),
+    )  # fmt: skip
+    assert uknowpan(*arguments, tmp_path / "straight.tif").code == 0
+    seen: list[Tile] = []
+    sharpen_row, rows_needed = pipeline.sharpen_row, pipeline.tile_rows_needed
+    chance = random.Random(5)
+
+    def shuffled(items: Iterable) -> list:
+        return chance.sample(list(items), k=len(list(items)))
+
+    def permuted(
+        pair: object, sharpener: object, found: object, tiles: Sequence[Tile], *more: object
+    ) -> TileRow:
+        order = shuffled(range(len(tiles)))
+        seen.extend(tiles[i] for i in order)
+        row = sharpen_row(pair, sharpener, found, [tiles[i] for i in order], *more)
+        back = [order.index(i) for i in range(len(tiles))]
+        return TileRow(*([part[k] for k in back] for part in (row.hrms, row.valid, row.sigma)))
+
+    monkeypatch.setattr(pipeline, "sharpen_row", permuted)
+    monkeypatch.setattr(
+        pipeline,
+        "tile_rows_needed",
+        lambda missing, overlap: shuffled(rows_needed(missing, overlap)),
+    )
+    assert uknowpan(*arguments, tmp_path / "mixed.tif").code == 0
+    assert seen != sorted(seen, key=lambda tile: (tile.row, tile.col))
+    assert read(tmp_path / "straight.tif").tobytes() == read(tmp_path / "mixed.tif").tobytes()
+
+
+@pytest.mark.parametrize("ratio", [3, 4])
+def test_bounds_give_a_part_of_the_whole(
+    ratio: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(ms_shape=(40, 36), ratio=ratio, offset=(1, 2), noise=40)
+    arguments = ("sharpen", pair.pan, *pair.ms, "--model", tiny_model, "--tile", 48, "-o")
+    whole, part = tmp_path / "whole.tif", tmp_path / "part.tif"
+    assert uknowpan(*arguments, whole).code == 0
+    size = 0.5 * ratio  # metres of an MS pixel; the part begins beyond the first 12 of them
+    left, top = ORIGIN[0] + 14.3 * size, ORIGIN[1] - 15.6 * size
+    bounds = f"{left},{top - 14.1 * size},{left + 17.4 * size},{top}"
+    outcome = uknowpan(*arguments, part, "--bounds", bounds)
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(part) as dataset, rasterio.open(whole) as full:
+        window = full.window(*dataset.bounds).round_lengths().round_offsets()
+        assert (window.width, window.height) == (dataset.width, dataset.height)
+        assert dataset.bounds.left <= left < dataset.bounds.left + 0.5
+        assert dataset.bounds.top - 0.5 < top <= dataset.bounds.top
+        assert_equal_but_for_rounding(dataset.read(), full.read(window=window))
+
+
+# Interruptions ----------------------------------------------------------------------------------
+
+
+def test_killed_again_and_again(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """kill -9 after one strip, and after two more; the rest of the run gives the same bytes."""
+    pair = make_pair(ms_shape=(40, 20), noise=40)
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "--model", tiny_model, "--tile", 32, "--coregister"),
+        *("off", "-o"),
+    )
+    output, undisturbed = tmp_path / "out.tif", tmp_path / "other.tif"
+    sigma, other_sigma = tmp_path / "sigma.tif", tmp_path / "other_sigma.tif"
+    assert uknowpan(*arguments, undisturbed, "--uncertainty", other_sigma).code == 0
+    resumed = (*arguments, output, "--uncertainty", sigma, "--resume")
+    for strips, finished in ((1, 1), (2, 3)):
+        killed = spawn(*resumed, before=STOPPING.format(strips=strips, name="SIGKILL"))
+        assert killed.code == -9
+        assert not output.exists()
+        assert len(list((tmp_path / "out.tif.part").glob("image-*.npy"))) == finished
+    outcome = uknowpan(*resumed)
+    assert outcome.code == 0, outcome.stderr
+    assert read(output).tobytes() == read(undisturbed).tobytes()
+    assert read(sigma).tobytes() == read(other_sigma).tobytes()
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {
+        *("scene_pan.tif", "scene_ms.tif", "out.tif", "other.tif"),
+        *("sigma.tif", "other_sigma.tif"),
+    }
+
+
+def test_sigterm_from_outside(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
+    pair = make_pair()
+    outcome = spawn(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--tile", 32),
+        before=STOPPING.format(strips=2, name="SIGTERM"),
+    )
+    assert outcome.code == 130
+    assert outcome.stderr.startswith("uknowpan: error: Interrupted; 2 of 3 strips are kept in ")
+    assert "Traceback" not in outcome.stderr
+
+
+# Registration -----------------------------------------------------------------------------------
+
+
+def test_coregistration_moves_the_ms(uknowpan: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """An MS that lies (3, -2) PAN pixels off is found and brought back."""
+    truth = textured(192)
+    pan, ms = observed(truth, 4, tmp_path, (3, -2))
+    inner = (slice(None), slice(24, -24), slice(24, -24))
+    errors = {}
+    for mode in ("off", "check", "shift"):
+        output = tmp_path / f"{mode}.tif"
+        outcome = uknowpan(
+            *("sharpen", pan, ms, "-o", output, "--coregister", mode, "--method", "mtf-glp")
+        )
+        assert outcome.code == 0, outcome.stderr
+        warned = re.search(
+            r"lies \+3\.\d+ rows and -[12]\.\d+ columns.*--coregister shift", outcome.stderr
+        )
+        assert (warned is not None) == (mode == "check")
+        errors[mode] = np.abs(read(output).astype(float) - truth)[inner].mean()
+        with rasterio.open(output) as dataset:
+            tags = dataset.tags()
+    # Moved back: up and right.
+    applied = np.array(tags["UKNOWPAN_APPLIED_SHIFT"].split(), float)
+    assert np.abs(applied - (-3, 2)).max() < 0.3
+    assert errors["check"] == errors["off"]
+    assert errors["shift"] < 0.8 * errors["off"]
+
+
+def test_registered_pair_is_left_alone(uknowpan: Run, tmp_path: Path) -> None:
+    pan, ms = observed(textured(192), 4, tmp_path)
+    outcome = uknowpan("sharpen", pan, ms, "-o", tmp_path / "out.tif", "--method", "gsa")
+    assert outcome.code == 0
+    assert outcome.stderr == ""
+
+
+# Streams and settings ---------------------------------------------------------------------------
+
+
+def test_stdout_is_the_path(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    output = tmp_path / "out.tif"
+    common = ("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--overwrite")
+    for words in ((), ("-v",), ("-vv",), ("-q",)):
+        outcome = uknowpan(*common, *words)
+        assert outcome.code == 0
+        assert outcome.stdout == f"{output}\n"
+        assert words != ("-q",) or outcome.stderr == ""
+
+
+def test_progress_without_a_terminal(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Plain lines, not a bar, and none with -q."""
+    from uknowpan_cli import console
+
+    monkeypatch.setattr(console._plain_lines, "__defaults__", (0.0,))
+    pair = make_pair()
+    common = (
+        *("sharpen", pair.pan, *pair.ms, "--tile", 32, "--model", tiny_model, "--overwrite"),
+        *("-o", tmp_path / "out.tif"),
+    )
+    lines = uknowpan(*common).stderr.splitlines()
+    assert lines[-1].startswith("sharpen: 9/9 tiles")
+    assert uknowpan(*common, "-q").stderr == ""
+
+
+def test_log_json(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
+    pair = make_pair(ratio=4.5)
+    log = tmp_path / "log.jsonl"
+    common = (
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--log-json", log, "-q"),
+    )
+    assert uknowpan(*common).code == 0
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(e["level"] == "info" and "4.5000" in e["message"] for e in entries)
+    assert all(set(e) == {"time", "level", "message"} for e in entries)
+    # The second run finds the output there, and the log says so too.
+    assert uknowpan(*common).code == 4
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert "exists and is kept" in last["message"]
+
+
+def test_model_from_the_environment(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = make_pair()
+    output = tmp_path / "out.tif"
+    monkeypatch.setenv("UKNOWPAN_MODEL", str(tiny_model))
+    assert uknowpan("sharpen", pair.pan, *pair.ms, "-o", output).code == 0
+    with rasterio.open(output) as dataset:
+        assert dataset.tags()["UKNOWPAN_MODEL"] == "tiny"
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", output, "-m", "generic", "--overwrite")
+    assert outcome.code == 0
+    with rasterio.open(output) as dataset:
+        assert dataset.tags()["UKNOWPAN_MODEL"] == "generic"
+
+
+def test_seed_changes_only_the_noise(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    results = []
+    for seed in (0, 0, 2**63 + 7, -1):
+        output = tmp_path / "out.tif"
+        outcome = uknowpan(
+            *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--overwrite"),
+            *("--output-dtype", "float32", "--seed", seed),
+        )
+        assert outcome.code == 0, outcome.stderr
+        results.append(read(output))
+    assert results[0].tobytes() == results[1].tobytes()
+    assert (results[0] != results[2]).any()
+    assert (results[2] != results[3]).any()

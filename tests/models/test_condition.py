@@ -1,0 +1,131 @@
+import pytest
+import torch
+from textures import make_pair
+
+from uknowpan_models.condition import (
+    BAND_FEATURES,
+    PAN_FEATURES,
+    SCENE_FEATURES,
+    condition_reach,
+    generic_condition,
+)
+from uknowpan_models.psf import Psf, default_psf
+from uknowpan_models.resample import crop, upsample
+from uknowpan_models.statistics import scene_statistics
+
+FEATURES = ("lms", "pan", "pan_features", "band_features")
+
+
+def conditioned(pan, ms, ratio=4, psf=None):
+    statistics = scene_statistics([(pan, ms)], ratio, psf or default_psf(ratio))
+    return generic_condition(pan[None], ms[None], statistics), statistics
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
+def test_shapes(ratio):
+    pair = make_pair(ratio, (16, 20), bands=3)
+    condition, _ = conditioned(pair.pan, pair.ms, ratio)
+    grid = (16 * ratio, 20 * ratio)
+    assert condition.pan_features.shape == (1, PAN_FEATURES, *grid)
+    assert condition.band_features.shape == (1, 3, BAND_FEATURES, *grid)
+    assert condition.scene.shape == (1, SCENE_FEATURES)
+    assert torch.equal(condition.pan[0], pair.pan)
+    assert torch.equal(condition.lms, upsample(pair.ms[None], ratio))
+
+
+@pytest.mark.parametrize("gain, offset", [(10000.0, 0.0), (0.02, 0.0), (255.0, 300.0)])
+def test_gain_and_offset_leave_the_features(gain, offset):
+    pair = make_pair(4, (24, 24))
+    per_band = torch.tensor([1.0, 0.3, 2.0, 7.0]).view(-1, 1, 1)
+    plain, _ = conditioned(pair.pan, pair.ms)
+    pan, ms = gain * pair.pan + offset, gain * per_band * pair.ms + offset * per_band
+    other, _ = conditioned(pan, ms)
+    close = {"rtol": 0, "atol": 5e-3}  # of the detail contrast
+    torch.testing.assert_close(other.pan_features, plain.pan_features, **close)
+    kept = [0, 1, 3, 4, 5] if offset else list(range(BAND_FEATURES))  # 2 needs a zero level
+    torch.testing.assert_close(
+        other.band_features[:, :, kept], plain.band_features[:, :, kept], **close
+    )
+    assert torch.equal(other.scene, plain.scene)
+
+
+def test_features_are_of_the_order_of_one():
+    pair = make_pair(4, (32, 32))
+    condition, _ = conditioned(pair.pan, pair.ms)
+    inner = crop(condition.band_features, 24)[0].transpose(0, 1).flatten(1)
+    spread = inner.square().mean(1).sqrt()
+    assert ((spread > 0.1) & (spread < 5)).all()
+    assert inner[5].abs().max() <= 1
+
+
+def test_where_bands_are_multiples_of_pan_every_injection_is_right():
+    pair = make_pair(4, (32, 32), bands=1)
+    gains = torch.tensor([0.5, 1.0, 3.0]).view(-1, 1, 1)
+    psf = Psf(2.0, (0.0, 0.0), 1.0)
+    condition, statistics = conditioned(pair.pan, gains * pair.ms, psf=psf)
+    scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    residual = (gains * pair.gt)[None] - condition.lms
+    for feature in (0, 1, 2):
+        error = crop(residual - scale * condition.band_features[:, :, feature], 24)
+        assert error.std() < 0.03 * crop(residual, 24).std()
+    assert crop(condition.band_features[:, :, 4], 24).abs().max() < 0.1  # nothing unexplained
+    assert crop(condition.band_features[:, :, 5], 24).median() > 0.95  # correlation
+
+
+def test_bands_do_not_see_each_other():
+    pair = make_pair(4, (20, 20))
+    together, statistics = conditioned(pair.pan, pair.ms)
+    chosen = generic_condition(pair.pan[None], pair.ms[None, [2]], statistics.select([2]))
+    torch.testing.assert_close(chosen.band_features[:, 0], together.band_features[:, 2])
+
+
+def test_scene_numbers_say_ratio_blur_and_shift():
+    numbers = {}
+    for name, ratio, psf in (
+        ("plain", 4, Psf(2.0, (0.0, 0.0), 1.0)),
+        ("ratio", 2, Psf(1.0, (0.0, 0.0), 1.0)),
+        ("blur", 4, Psf(3.0, (0.0, 0.0), 1.0)),
+        ("shift", 4, Psf(2.0, (3.0, -4.0), 1.0)),
+        ("mirrored shift", 4, Psf(2.0, (-4.0, 3.0), 1.0)),
+    ):
+        pair = make_pair(ratio, (16, 16))
+        numbers[name] = conditioned(pair.pan, pair.ms, ratio, psf)[0].scene[0].tolist()
+    assert numbers["plain"] == [0.0, 0.0, 0.0]
+    assert numbers["ratio"] == [0.0, 1.0, 0.0]
+    assert numbers["blur"] == [1.0, 0.0, 0.0]
+    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25]
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (3.1, -2.0)])
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
+def test_nothing_beyond_the_reach_is_seen(ratio, shift):
+    n, core = 32, slice(14, 18)
+    pair = make_pair(ratio, (n, n), seed=1)
+    statistics = scene_statistics([(pair.pan, pair.ms)], ratio, Psf(0.5 * ratio, shift, 1.0))
+    reach = condition_reach(statistics)
+
+    def fine(s):
+        return slice(s.start * ratio, s.stop * ratio)
+
+    near = slice(core.start - reach, core.stop + reach)
+    assert near.start >= 0
+    pan, ms = 100 - 3 * pair.pan, 50 + 2 * pair.ms.flip(-1)  # elsewhere all is different
+    pan[:, fine(near), fine(near)] = pair.pan[:, fine(near), fine(near)]
+    ms[:, near, near] = pair.ms[:, near, near]
+    here = generic_condition(pair.pan[None], pair.ms[None], statistics).crop(fine(core), fine(core))
+    there = generic_condition(pan[None], ms[None], statistics).crop(fine(core), fine(core))
+    window = generic_condition(
+        pair.pan[None, :, fine(near), fine(near)], pair.ms[None, :, near, near], statistics
+    )
+    inner = slice(reach * ratio, (reach + 4) * ratio)
+    window = window.crop(inner, inner)
+    for name in FEATURES:
+        assert torch.equal(getattr(here, name), getattr(there, name)), name
+        torch.testing.assert_close(getattr(window, name), getattr(here, name), rtol=1e-5, atol=1e-4)
+
+
+def test_flat_scene_stays_finite():
+    for value in (0.0, 0.4):
+        condition, _ = conditioned(torch.full((1, 64, 64), value), torch.full((3, 16, 16), value))
+        assert torch.isfinite(condition.band_features).all()
+        assert condition.band_features.abs().max() < 1

@@ -1,0 +1,97 @@
+from dataclasses import astuple
+
+import pytest
+import torch
+from textures import make_pair
+
+from uknowpan_models.psf import default_psf, estimate_psf, gain_to_sigma
+from uknowpan_models.resample import upsample
+
+SIZE = (40, 44)
+
+
+def assert_found(psf, sigma, shift):
+    assert psf.sigma == pytest.approx(sigma, rel=0.1)
+    assert psf.shift == pytest.approx(shift, abs=0.15)
+    assert psf.correlation > 0.9
+
+
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.6])
+@pytest.mark.parametrize(
+    "ms_shift", [(0.0, 0.0), (0.13, -0.21), (-0.5, 0.5), (1.2, -0.9), (-2.3, 2.1)]
+)
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+def test_blur_and_shift_are_recovered(ratio, ms_shift, share):
+    shift = (ms_shift[0] * ratio, ms_shift[1] * ratio)
+    pair = make_pair(ratio, SIZE, sigma=share * ratio, shift=shift, seed=3)
+    assert_found(estimate_psf([(pair.pan, pair.ms)], ratio), share * ratio, shift)
+
+
+def test_noise_is_survived():
+    pair = make_pair(4, SIZE, sigma=1.8, shift=(1.5, -0.6), seed=4)
+    noise = torch.randn(pair.ms.shape, generator=torch.Generator().manual_seed(0))
+    ms = pair.ms + 0.05 * pair.ms.std((1, 2), keepdim=True) * noise
+    psf = estimate_psf([(pair.pan, ms)], 4)
+    assert psf.shift == pytest.approx((1.5, -0.6), abs=0.15)
+    assert psf.sigma == pytest.approx(1.8, rel=0.1)
+
+
+@pytest.mark.parametrize("bands", [1, 8])
+def test_any_number_of_bands(bands):
+    pair = make_pair(4, SIZE, bands=bands, sigma=2.0, shift=(-1.1, 0.7), seed=5)
+    assert_found(estimate_psf([(pair.pan, pair.ms)], 4), 2.0, (-1.1, 0.7))
+
+
+def test_samples_are_looked_at_together():
+    pairs = [make_pair(4, (20, 18), sigma=2.0, shift=(0.8, 1.3), seed=s) for s in range(4)]
+    assert_found(estimate_psf([(p.pan, p.ms) for p in pairs], 4), 2.0, (0.8, 1.3))
+
+
+@pytest.mark.parametrize("pan_gain, pan_offset", [(2000.0, 0.0), (0.01, 3.0), (-5.0, 90.0)])
+def test_gain_and_offset_do_not_matter(pan_gain, pan_offset):
+    pair = make_pair(4, SIZE, sigma=1.9, shift=(0.9, -1.4), seed=6)
+    plain = estimate_psf([(pair.pan, pair.ms)], 4)
+    gain = torch.tensor([1.0, 4.0, 0.5, -2.0]).view(-1, 1, 1)  # one band with reversed contrast
+    offset = torch.tensor([0.0, 20.0, -3.0, 100.0]).view(-1, 1, 1)
+    other = estimate_psf([(pan_gain * pair.pan + pan_offset, gain * pair.ms + offset)], 4)
+    assert other.shift == pytest.approx(plain.shift, abs=0.02)
+    assert other.sigma == pytest.approx(plain.sigma, rel=0.01)
+
+
+@pytest.mark.parametrize("bands", [1, 4, 8])
+@pytest.mark.parametrize("size", [(16, 16), (24, 24), SIZE])
+def test_unrelated_images_say_nothing(size, bands):
+    for seed in range(4):
+        here, there = (make_pair(4, size, bands, seed=s) for s in (seed, seed + 100))
+        assert estimate_psf([(here.pan, there.ms)], 4) == default_psf(4)
+
+
+def test_small_scenes_that_agree_say_something():
+    pair = make_pair(4, (16, 16), sigma=2.0, shift=(1.1, -0.7), seed=11)
+    assert_found(estimate_psf([(pair.pan, pair.ms)], 4), 2.0, (1.1, -0.7))
+
+
+def test_flat_or_small_scenes_say_nothing():
+    flat = (torch.full((1, 96, 96), 7.0), torch.full((3, 24, 24), 9.0))
+    small = make_pair(4, (15, 40), seed=9)
+    assert estimate_psf([flat], 4) == default_psf(4)
+    assert estimate_psf([(small.pan, small.ms)], 4) == default_psf(4)
+    assert estimate_psf([], 4) == default_psf(4)
+
+
+def test_ms_that_pan_was_made_from_has_no_blur_but_a_shift():
+    pair = make_pair(4, SIZE, seed=10)
+    pan = upsample(pair.ms.mean(0, keepdim=True)[None], 4)[0]
+    psf = estimate_psf([(pan, pair.ms)], 4)
+    assert psf.shift == pytest.approx((0, 0), abs=0.15)
+    assert psf.sigma < 1.2
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 6])
+def test_gain_at_nyquist(ratio):
+    frequency = torch.tensor(1 / (2 * ratio))
+    for gain in (0.15, 0.3, 0.5):
+        sigma = gain_to_sigma(gain, ratio)
+        mtf = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
+        assert float(mtf) == pytest.approx(gain, rel=1e-5)
+    assert astuple(default_psf(ratio)) == (gain_to_sigma(0.3, ratio), (0.0, 0.0), 0.0)

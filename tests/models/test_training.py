@@ -1,0 +1,251 @@
+import json
+import math
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from textures import make_pair
+
+from uknowpan_models.checkpoint import read_card
+from uknowpan_models.data import GenericBatches, read_scenes
+from uknowpan_models.errors import DataError
+from uknowpan_models.losses import beta_nll, contrast_weighted_l1
+from uknowpan_models.pansharpener import load_sharpener, sharpen_array
+from uknowpan_models.student_lite import LiteConfig
+from uknowpan_models.training import GenericStudentStage, Interrupted, TrainConfig, train
+
+TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
+CONFIG = TrainConfig(iterations=6, warmup=2, validate_every=2, checkpoint_every=2, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def scenes_file(tmp_path_factory):
+    """Two scenes to train on, one of them without PAN, and one to validate."""
+    path = tmp_path_factory.mktemp("scenes") / "scenes.h5"
+    with h5py.File(path, "w") as file:
+        for seed, (name, split, with_pan) in enumerate(
+            [("a", "train", True), ("b", "train", False), ("c", "valid", True)]
+        ):
+            pair = make_pair(1, (80, 96), bands=4, seed=seed + 20)
+            group = file.create_group(name)
+            group.attrs.update(sensor="waves", licence="CC0-1.0", split=split, weight=1.0)
+            group["gt"] = np.round(100 * pair.gt.numpy()).astype(np.uint16)
+            if with_pan:
+                group["pan"] = (100 * pair.pan.numpy()).astype(np.float32)
+    return path
+
+
+def batches(scenes_file, split="train", **options):
+    options = {"seed": 4, "batch_size": 3, "patch": 24, "variants": 2, **options}
+    return GenericBatches(read_scenes(scenes_file, split), **options)
+
+
+@pytest.fixture
+def make_stage(scenes_file):
+    def make(**options):
+        valid = batches(scenes_file, "valid", seed=5)
+        notes = {"licence": "CC0-1.0"}
+        return GenericStudentStage(
+            TINY, batches(scenes_file), valid, validation_batches=1, notes=notes, **options
+        )
+
+    return make
+
+
+def run(make_stage, out, config=CONFIG, **options):
+    """Train; the losses of every step."""
+    losses = {}
+    train(make_stage(), config, out, on_step=losses.__setitem__, **options)
+    return losses
+
+
+def assert_same_state(a, b):
+    one, two = (torch.load(p / "state.pt", weights_only=True) for p in (a, b))
+    assert (one["step"], one["best"]) == (two["step"], two["best"])
+    for part in ("model", "ema"):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
+    for moments, others in zip(
+        one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(moments[k], others[k]) for k in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_scenes_come_back(scenes_file):
+    first, second = read_scenes(scenes_file, "train")
+    assert (first.name, first.sensor, first.weight) == ("a", "waves", 1.0)
+    assert first.gt.shape == (4, 80, 96) and first.pan.shape == (1, 80, 96)
+    assert first.gt.dtype == first.pan.dtype == torch.float32
+    assert second.pan is None
+    with h5py.File(scenes_file) as file:
+        assert np.array_equal(first.gt.numpy(), file["a/gt"][()])
+
+
+def test_files_that_are_no_scenes_files(tmp_path, scenes_file):
+    with pytest.raises(DataError, match="holds no scene of the split 'test'"):
+        read_scenes(scenes_file, "test")
+    (tmp_path / "text.h5").write_text("no")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.create_group("x").attrs["split"] = "train"
+    for name in ("none.h5", "text.h5", "other.h5"):
+        with pytest.raises(DataError, match=f"{name} is not a scenes file made by `uknowpan pack`"):
+            read_scenes(tmp_path / name, "train")
+
+
+def test_a_batch_is_a_function_of_seed_and_step(scenes_file):
+    in_order, later = batches(scenes_file), batches(scenes_file, cache=1)
+    expected = [in_order(step) for step in range(4)]
+    for step in (3, 1):
+        batch = later(step)
+        assert torch.equal(batch.x0, expected[step].x0)
+        assert torch.equal(batch.condition.band_features, expected[step].condition.band_features)
+    assert expected[0].x0.shape != expected[1].x0.shape or not torch.equal(
+        expected[0].x0, expected[1].x0
+    )
+    other = batches(scenes_file, seed=99)(0).x0
+    assert other.shape != expected[0].x0.shape or not torch.equal(other, expected[0].x0)
+
+
+def test_scenes_of_few_bands_serve_every_step(scenes_file):
+    data = batches(scenes_file)
+    counts = {data(step).x0.shape[1] for step in range(30)}
+    assert counts == {1, 3, 4}  # six bands are drawn too, and no scene has them
+
+
+def test_targets_are_residuals_of_the_truth(scenes_file):
+    """The condition's own injection explains most of x0: truth and condition lie on each other."""
+    data = batches(scenes_file, residual_scale=2.0)
+    unexplained, total = 0.0, 0.0
+    for step in range(8):
+        batch = data(step)
+        inner = (..., slice(4, -4), slice(4, -4))
+        target = 2.0 * batch.x0[inner]
+        injected = batch.condition.band_features[:, :, 1][inner]
+        unexplained += float((target - injected).square().mean())
+        total += float(target.square().mean())
+    assert unexplained < 0.5 * total
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_resumed_equals_unbroken(make_stage, tmp_path, amp):
+    config = replace(CONFIG, amp=amp)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    losses = run(make_stage, whole, config)
+    assert list(losses) == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(v) for parts in losses.values() for v in parts.values())
+
+    asked = iter([False, False, True])
+    with pytest.raises(Interrupted, match="stopped after step 3; --resume"):
+        run(make_stage, broken, config, should_stop=lambda: next(asked))
+    assert torch.load(broken / "state.pt", weights_only=True)["step"] == 3
+    rest = run(make_stage, broken, config, resume=True)
+    assert rest == {step: losses[step] for step in (4, 5, 6)}
+    assert_same_state(whole, broken)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+def test_a_run_that_died_goes_on_from_its_last_state(make_stage, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = replace(CONFIG, checkpoint_every=4, amp=False)
+    run(make_stage, whole, config)
+
+    def die(step, parts):
+        if step == 6:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(make_stage(), config, killed, on_step=die)
+    assert torch.load(killed / "state.pt", weights_only=True)["step"] == 4
+    run(make_stage, killed, config, resume=True)
+    assert_same_state(whole, killed)
+    assert (whole / "last.safetensors").read_bytes() == (killed / "last.safetensors").read_bytes()
+
+
+def test_a_run_folder_tells_its_story(make_stage, tmp_path):
+    out = tmp_path / "run"
+    best = train(make_stage(), replace(CONFIG, amp=False), out)
+    assert best == out / "best.safetensors"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [2, 4, 6]
+    assert json.loads((out / "config.json").read_text())["iterations"] == 6
+    lowest = min(log, key=lambda entry: entry["score"])
+    assert read_card(best).training == {"licence": "CC0-1.0", "iterations": lowest["step"]}
+    assert read_card(best).scores["validation_patches"]["score"] == lowest["score"]
+    assert read_card(out / "last.safetensors").training["iterations"] == 6
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.safetensors", "config.json", "last.safetensors", "log.jsonl", "state.pt"
+    ]  # fmt: skip
+
+
+def test_a_trained_checkpoint_sharpens(make_stage, tmp_path):
+    best = train(make_stage(), replace(CONFIG, iterations=2, amp=False), tmp_path / "run")
+    pair = make_pair(4, (12, 10), bands=3)
+    done = sharpen_array(load_sharpener(str(best)), pair.pan, pair.ms)
+    assert done.hrms.shape == (3, 48, 40)
+    assert torch.isfinite(done.hrms).all() and (done.sigma > 0).all()
+
+
+def test_one_batch_can_be_learnt(make_stage, tmp_path):
+    stage = make_stage()
+    batch = stage.batch(0)
+    stage.batch = lambda step: batch
+    losses = {}
+    config = TrainConfig(
+        iterations=40, warmup=5, learning_rate=5e-3, validate_every=99, amp=False, weight_decay=0
+    )
+    train(stage, config, tmp_path / "run", on_step=losses.__setitem__)
+    steps = sorted(losses)
+    for part, fall in (("l1", 0.15), ("variance", 1.0)):
+        begin, end = (np.mean([losses[s][part] for s in span]) for span in (steps[:3], steps[-3:]))
+        assert end < begin - fall * abs(begin), part
+
+
+def test_the_uncertainty_does_not_bend_the_answer(make_stage):
+    stage = make_stage()
+    model = stage.build()
+    parts = stage.losses(model, stage.batch(0), torch.Generator().manual_seed(0))
+    rows = model.out.weight.shape[0] - 4  # the last four (2 x 2 pixels) are log_sigma's
+    (of_variance,) = torch.autograd.grad(parts["variance"], model.out.weight, retain_graph=True)
+    (of_mean,) = torch.autograd.grad(parts["l1"], model.out.weight)
+    assert of_variance[:rows].abs().max() == 0 < of_variance[rows:].abs().max()
+    assert of_mean[rows:].abs().max() == 0 < of_mean[:rows].abs().max()
+
+
+def test_learning_rate_warms_up_and_falls(make_stage, tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
+    )
+    run(make_stage, tmp_path / "run", replace(CONFIG, learning_rate=1.0, iterations=6, amp=False))
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert seen == pytest.approx([0.5, 1.0, *cosine])
+
+
+def test_contrast_weighted_l1_counts_every_band_alike():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(2, 3, 8, 8, generator=generator)
+    error = 0.1 * torch.randn(2, 3, 8, 8, generator=generator)
+    x0, truth = (target + error).double().numpy(), target.double().numpy()
+    expected = np.mean(np.abs(x0 - truth).mean((2, 3)) / (np.abs(truth).mean((2, 3)) + 0.1))
+    assert float(contrast_weighted_l1(target + error, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_nll_is_least_at_the_size_of_the_error(beta):
+    error = torch.tensor([0.1, 1.0, 7.0]).view(1, 1, 1, 3)
+    log_sigma = error.log().requires_grad_()
+    value = beta_nll(error, log_sigma, beta)
+    expected = np.mean(error.numpy() ** (2 * beta) * (0.5 + np.log(error.numpy())))
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+    (at_size,) = torch.autograd.grad(value, log_sigma)
+    assert at_size.abs().max() < 1e-5
+    wide = (2 * error).log().requires_grad_()
+    (slope,) = torch.autograd.grad(beta_nll(error, wide, beta), wide)
+    # d/d log_sigma = sigma^(2 beta) (1 - error^2 / sigma^2), a third of it for the mean of three
+    torch.testing.assert_close(slope, (2 * error) ** (2 * beta) * 0.75 / 3)
