@@ -156,6 +156,8 @@ def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False)
         raise OutputError(f"{path} is no local file; write to a local one and copy it.")
     if target.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it.")
+    if target.exists() and not target.is_file():  # the rename would put a file in its place
+        raise OutputError(f"{path} is a device or pipe; name a file.")
     folder = target.resolve().parent
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist; create it first.")

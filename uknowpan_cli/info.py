@@ -112,7 +112,8 @@ def _text(facts: dict[str, Any]) -> str:
     dy, dx = facts["shift_pan_pixels"]
     scale = facts["scale"]
     measured = (
-        f"{dy:+.2f} rows, {dx:+.2f} columns (PAN pixels), blur sigma "
+        f"the MS lies {-dy:+.2f} rows, {-dx:+.2f} columns off the PAN (PAN pixels, + is down and "
+        f"right), blur sigma "
         f"{facts['blur_sigma_pan_pixels']:.2f} PAN pixels, correlation {facts['correlation']:.2f}"
     )
     if facts["correlation"] == 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,7 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
     same, before anything is computed."""
     from uknowpan_tiling import check_output
 
+    inputs = [*inputs, *files_behind(inputs)]
     seen: dict[Path, str] = {}
     for option, path in named.items():
         if path is None:
@@ -78,6 +81,25 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
         other = seen.setdefault(Path(path).resolve(), option)
         if other != option:
             fail(f"{other} and {option} name the same file {path}.", exits.USAGE)
+
+
+def files_behind(inputs: Sequence[str]) -> list[str]:
+    """The local files that rasters are read from: sources of a VRT, the archive of a /vsizip/."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    found = []
+    for name in inputs:
+        if Path(name).suffix.lower() != ".vrt" and not name.startswith("/vsi"):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(name) as dataset:
+                files = list(dataset.files)
+        for file in (name, *files):
+            path = Path(re.sub(r"^(/vsi[a-z0-9]+/)+", "", file))
+            found += [str(p) for p in (path, *path.parents) if p.is_file()]
+    return found
 
 
 def coregistered(

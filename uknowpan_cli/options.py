@@ -168,7 +168,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     try:
         set_up_logging(verbosity, log_json)
         yield
-    except (typer.Exit, typer.Abort, typer.BadParameter):
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):

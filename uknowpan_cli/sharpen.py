@@ -140,7 +140,8 @@ def sharpen(
                 "--uncertainty": uncertainty,
                 "--preview": None if preview is None else str(preview),
             }
-            check_outputs(named, pair.inputs, overwrite or dry_run)
+            used = [*pair.inputs, *([model] if model else [])]
+            check_outputs(named, used, overwrite or dry_run)
             try_creation(co, format.value, output_dtype or pair.meta.dtype)
 
             import torch

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from running import Outcome, Run, write_tiny_model
 
 from uknowpan_cli.main import app
@@ -27,6 +28,8 @@ def uknowpan(capfd: pytest.CaptureFixture[str]) -> Run:
                 code: object = 0
             except SystemExit as stop:
                 code = stop.code
+            finally:
+                torch.set_flush_denormal(False)  # set for the process; Hypothesis minds it
         sys.stdout.flush()
         out, err = capfd.readouterr()
         for warning in shown:  # outside of pytest they would be on stderr

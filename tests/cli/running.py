@@ -63,11 +63,12 @@ def spawn(
     before: str = "",
     file_limit: int | None = None,
     environment: dict[str, str] | None = None,
+    inherited: tuple[int, ...] = (),
 ) -> Outcome:
     """A command in a process of its own.
 
     before: Python that runs first. file_limit: bytes that no file may exceed: beyond it writing
-    fails as on a full disk.
+    fails as on a full disk. inherited: file descriptors that the process may use.
     """
 
     def limit() -> None:
@@ -82,6 +83,7 @@ def spawn(
         capture_output=True,
         text=True,
         timeout=120,
+        pass_fds=inherited,
         env={**os.environ, **(environment or {})},
         preexec_fn=limit if file_limit is not None else None,
     )

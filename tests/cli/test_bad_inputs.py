@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from rasters import ORIGIN, RasterPair, write_raster
 from running import MakePair, Outcome, Run, spawn, write_tiny_model
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from uknowpan_cli import pipeline
 from uknowpan_models.pansharpener import StudentSharpener
-from uknowpan_tiling import StripStore
+from uknowpan_tiling import SceneWriter, StripStore
 
 Arguments = Sequence[object]
 
@@ -159,6 +161,34 @@ def onto(which: str, how: str = "same") -> Callable[[Bench], Arguments]:
         return [pair.pan, *pair.ms, "-o", target, "--overwrite"]
 
     return prepare
+
+
+def pipe(bench: Bench) -> Arguments:
+    os.mkfifo(bench.output)
+    return bench.typed("-o", bench.output, "--overwrite")
+
+
+def onto_archive(bench: Bench) -> Arguments:
+    """The rasters are read out of the zip file that the output would replace."""
+    pair = bench.pair()
+    archive = bench.folder / "scene.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (pair.pan, *pair.ms):
+            file.write(path, Path(path).name)
+    inside = [f"/vsizip/{archive}/{Path(path).name}" for path in (pair.pan, *pair.ms)]
+    return [*inside, "-o", archive, "--overwrite"]
+
+
+def onto_vrt_source(bench: Bench) -> Arguments:
+    pair = bench.pair()
+    vrt = bench.folder / "ms.vrt"
+    rasterio.shutil.copy(pair.ms[0], vrt, driver="VRT")
+    return [pair.pan, vrt, "-o", pair.ms[0], "--overwrite"]
+
+
+def onto_model(bench: Bench) -> Arguments:
+    model = shutil.copy(bench.model, bench.folder / "model.safetensors")
+    return bench.typed("-o", model, "--model", model, "--overwrite")
 
 
 def checkpoint(make: Callable[[Path, Path], None]) -> Callable[[Bench], Arguments]:
@@ -321,6 +351,10 @@ TABLE = [
     Row("output is the pan, linked", 3, "one of the inputs", onto("pan", "symlink")),
     Row("output is the ms, linked", 3, "one of the inputs", onto("ms", "symlink")),
     Row("output is the ms, by a detour", 3, "one of the inputs", onto("ms", "dotted")),
+    Row("output is a pipe", 3, "device or pipe", pipe),
+    Row("output is the archive of the inputs", 3, "one of the inputs", onto_archive),
+    Row("output is behind a vrt", 3, "one of the inputs", onto_vrt_source),
+    Row("output is the model", 3, "one of the inputs", onto_model),
     Row("uncertainty is the output", 2, "same file", lambda b: b.typed(
         "-o", b.output, "--uncertainty", b.output,
     )),
@@ -550,6 +584,46 @@ def test_interrupted_and_resumed(
     assert uknowpan(*arguments, "-o", output, "--resume").code == 0
     assert read(output).tobytes() == read(undisturbed).tobytes()
     assert not (tmp_path / "out.tif.part").exists()
+
+
+@pytest.mark.parametrize("stage", ["_create", "_flush", "_verify"])
+def test_interrupted_while_the_file_is_written(
+    stage: str,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing under the final names, no temporary files, and `--resume` has only to write."""
+    pair = make_pair()
+    output, sigma = tmp_path / "out.tif", tmp_path / "sigma.tif"
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--uncertainty", sigma),
+        *("--tile", 32, "--model", tiny_model),
+    )
+    step = getattr(SceneWriter, stage)
+
+    def interrupted(writer: SceneWriter, *more: object) -> object:
+        result = step(writer, *more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneWriter, stage, interrupted)
+        outcome = uknowpan(*arguments)
+    assert outcome.code == 130
+    only_sentence(outcome, "3 of 3 strips are kept")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"scene_pan.tif", "scene_ms.tif", "out.tif.part"}
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("a strip was made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentSharpener, "sharpen", never)
+        assert uknowpan(*arguments, "--resume").code == 0
+    assert read(output).shape == read(sigma).shape == (4, 96, 80)
 
 
 def test_interrupted_before_the_first_strip(

@@ -1,6 +1,7 @@
 """`uknowpan sharpen` from file to file."""
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -553,6 +554,21 @@ def test_log_json(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path
     assert uknowpan(*common).code == 4
     last = json.loads(log.read_text().splitlines()[-1])
     assert "exists and is kept" in last["message"]
+
+
+def test_reader_that_goes_away(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
+    """`uknowpan sharpen ... | true`: the result is there and nothing is complained about."""
+    pair = make_pair()
+    reading, writing = os.pipe()
+    os.close(reading)
+    outcome = spawn(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        before=f"import os\nos.dup2({writing}, 1)",
+        inherited=(writing,),
+    )
+    os.close(writing)
+    assert outcome.stderr == ""
+    assert read(tmp_path / "out.tif").shape == (4, 96, 80)
 
 
 def test_model_from_the_environment(

@@ -6,18 +6,11 @@ import torch
 from scipy.ndimage import binary_dilation, correlate
 
 from uknowpan_models import metrics as m
+from uknowpan_models.sensors import SENSORS
 from uknowpan_models.toolbox import imresize, interp23tap, mtf_filter, mtf_kernel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
-GAINS = {
-    "QB": [0.34, 0.32, 0.30, 0.22],
-    "IKONOS": [0.26, 0.28, 0.29, 0.28],
-    "GeoEye1": [0.23] * 4,
-    "WV4": [0.23] * 4,
-    "WV2": [0.35] * 7 + [0.27],
-    "WV3": [0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315],
-    "GF2": [0.30] * 4,
-}
+GAINS = {name: sensor.mtf_ms for name, sensor in SENSORS.items() if sensor.bands}
 RTOL = 1e-9  # measured 2e-12 at worst
 
 
