@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -57,6 +58,27 @@ class Card:
     """Measured results and the command that made them."""
     limits: str = ""
     """Where it is known to fail."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not work.
+
+        Raises:
+            ValueError: a field of the wrong kind or out of range.
+        """
+        whole = {"steps": self.steps, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
+        if self.bands is not None:
+            whole["bands"] = self.bands
+        for name, value in whole.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+        if not self.ratios:
+            raise ValueError("no ratios")
+        for name in ("residual_scale", "sigma_scale"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if self.registration not in ("area", "pancollection"):
+            raise ValueError(f"registration {self.registration!r} is unknown")
 
 
 def _architectures() -> dict[str, Any]:

@@ -209,6 +209,7 @@ class StudentSharpener:
             "SHA256": self.digest,
             "STEPS": str(self.steps),
             "SEED": str(self.seed),
+            "PRECISION": str(self.dtype).removeprefix("torch."),
         }
 
 
@@ -231,6 +232,11 @@ def load_sharpener(
         raise ModelMismatch(
             f"model {card.name} is of architecture {card.architecture}, whose answer depends on "
             "how a scene is cut; sharpen with a checkpoint of fsa-s-lite"
+        )
+    if card.registration != "area":
+        raise ModelMismatch(
+            f"model {card.name} was trained with the registration {card.registration}, half a PAN "
+            "pixel off the georeferenced one; sharpen with a checkpoint of registration area"
         )
     return StudentSharpener(network, card, digest=sha256(path), **options)
 

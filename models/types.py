@@ -30,6 +30,13 @@ class Condition:
     """(B, C, F, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
     scene: Tensor | None = None
     """(B, S) numbers of the whole scene: ratio, blur and shift."""
+    prior_mean: Tensor | None = None
+    """(B, C, H, W) PriorNet's mean, in the units of lms; for the teacher."""
+    prior_variance: Tensor | None = None
+    """(B, C, H, W) PriorNet's variance, in their square; for the teacher."""
+    wavelets: Tensor | None = None
+    """(B, C + 3, H, W) see `uknowpan_models.wavelets`; for the teacher, if it need not make them
+    itself."""
 
     def crop(self, rows: slice, cols: slice) -> Condition:
         """The same condition for a window of the PAN grid."""

@@ -6,12 +6,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import OutputError, ResumeMismatch
 from .write import SceneWriter
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs on one output are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 _STATE = "state.json"
 _KIND = "uknowpan strips 1"
@@ -51,11 +57,35 @@ class StripStore:
                 }
             )
         )
+        self._lock: IO[str] | None = None
         if self.folder.exists():
             self._meet(state, resume)
         if not self.folder.exists():
             self._begin(state)
+            self._claim()
         self._drop_torn()
+
+    def _claim(self) -> None:
+        """Keep other runs off the folder for as long as this process lives (a killed one lets
+        go). Raises OutputError if another run holds it."""
+        if fcntl is None:
+            return
+        try:
+            self._lock = open(self.folder / _STATE)  # noqa: SIM115 - held until `remove`
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise OutputError(
+                f"Another run is writing {self.folder}; wait for it, or name another output."
+            ) from error
+        except OSError:  # a file system without locks
+            return
+
+    def release(self) -> None:
+        """Let other runs have the folder; what is in it stays."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _meet(self, state: dict, resume: bool) -> None:
         try:
@@ -68,7 +98,9 @@ class StripStore:
                 f"{self.folder} is in the way and does not come from an interrupted run; "
                 "move it or remove it."
             )
+        self._claim()
         if not resume:
+            self.release()
             shutil.rmtree(self.folder)
             return
         if found == state:
@@ -79,6 +111,7 @@ class StripStore:
             changed.append("layers")
         if found["count"] != state["count"]:
             changed.append("tiles")
+        self.release()
         raise ResumeMismatch(
             f"The strips in {self.folder} were made with other {', '.join(changed)}; "
             "run with the same inputs and options, or without resuming."
@@ -156,4 +189,5 @@ class StripStore:
 
     def remove(self) -> None:
         """Remove the folder, once the output has its final name."""
+        self.release()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -49,7 +49,8 @@ class Forecast:
 def estimate(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions) -> Forecast:
     """Survey the scene, sharpen the tile in its middle twice, and extrapolate."""
     began = time.monotonic()
-    found = survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
+    psf = sharpener.assumed_psf(pair.ratio) or options.psf
+    found = survey(pair, psf, options.max_value)
     surveyed = time.monotonic() - began
     plan = plan_scene(pair, sharpener, found.statistics, options)
     row = plan.rows[len(plan.rows) // 2]

@@ -14,7 +14,7 @@ from . import exits
 from .options import Coregister, fail, numbers
 
 if TYPE_CHECKING:
-    from uknowpan_models.pansharpener import Sharpener
+    from uknowpan_models.psf import Psf
     from uknowpan_tiling import ScenePair
 
 
@@ -103,11 +103,14 @@ def files_behind(inputs: Sequence[str]) -> list[str]:
 
 
 def coregistered(
-    request: PairRequest, pair: ScenePair, sharpener: Sharpener, mode: Coregister
-) -> ScenePair:
-    """Measure the shift between PAN and MS, and warn of it or open the pair anew without it."""
+    request: PairRequest, pair: ScenePair, mode: Coregister
+) -> tuple[ScenePair, Psf | None]:
+    """Measure the shift between PAN and MS, and warn of it or open the pair anew without it.
+
+    Returns the pair to go on with, and its blur and shift as far as they were measured.
+    """
     if mode is Coregister.off:
-        return pair
+        return pair, None
     from uknowpan_models.psf import default_psf
 
     from .pipeline import measured_psf
@@ -115,12 +118,12 @@ def coregistered(
     psf = measured_psf(pair)
     if psf == default_psf(pair.ratio):
         log.info("PAN and MS resemble each other too little to measure a shift")
-        return pair
+        return pair, psf
     dy, dx = psf.shift
     if mode is Coregister.shift:
         pair.close()
         log.info("the MS is moved by %+.2f rows and %+.2f columns (PAN pixels)", dy, dx)
-        return open_request(request, (dy, dx))
+        return open_request(request, (dy, dx)), None
     if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
         log.warning(
             "the MS lies %+.2f rows and %+.2f columns (PAN pixels, + is down and right) off the "
@@ -128,7 +131,7 @@ def coregistered(
             -dy,
             -dx,
         )
-    return pair
+    return pair, psf
 
 
 def choose_device(name: str) -> str:

@@ -77,6 +77,8 @@ class SharpenOptions:
     writing: OutputOptions = field(default_factory=OutputOptions)
     uncertainty: str | None = None
     resume: bool = False
+    psf: Psf | None = None
+    """The MS's blur and shift, if they were measured already."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +366,8 @@ def _sharpen_scene(
     for path in outputs.values():
         check_output(path, pair.inputs, options.writing.overwrite)
 
-    found = survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
+    psf = sharpener.assumed_psf(pair.ratio) or options.psf
+    found = survey(pair, psf, options.max_value)
     plan = plan_scene(pair, sharpener, found.statistics, options)
     encodings = {
         "image": output_encoding(
@@ -376,7 +379,6 @@ def _sharpen_scene(
         **pair.identity(),
         "version": __version__,
         "method": sharpener.provenance(),
-        "precision": str(getattr(sharpener, "dtype", "")),
         "tile": [plan.rows[0][0].height, plan.rows[0][0].width, plan.overlap],
         "max_value": options.max_value,
         "dtype": options.writing.dtype,
@@ -429,6 +431,8 @@ def _stopping_well(store: StripStore) -> Iterator[None]:
             text = f"Interrupted; {kept}." if finished else "Interrupted before the first strip."
             raise Interrupted(text) from error
         raise
+    finally:
+        store.release()
 
 
 def _make_strips(

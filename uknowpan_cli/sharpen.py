@@ -169,7 +169,7 @@ def sharpen(
             if uncertainty is not None and not sharpener.has_uncertainty:
                 opt.fail(f"--uncertainty: {sharpener.name} has none; use a model.", exits.USAGE)
             sharpener.check(pair.bands, pair.ratio)
-            pair = coregistered(request, pair, sharpener, coregister)
+            pair, psf = coregistered(request, pair, coregister)
             log = logging.getLogger("uknowpan")
             for note in pair.notes:
                 log.info(note)
@@ -190,6 +190,7 @@ def sharpen(
                 ),
                 uncertainty=uncertainty,
                 resume=resume,
+                psf=psf,
             )
             if dry_run:
                 from .estimate import estimate

@@ -145,6 +145,25 @@ def test_damaged_card(saved, card):
     refused(path, "the card of .* cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ratios", []),
+        ("ratios", 4),
+        ("ratios", [2.5]),
+        ("steps", 0),
+        ("steps", "one"),
+        ("bands", "4"),
+        ("residual_scale", "x"),
+        ("sigma_scale", None),
+        ("registration", "elsewhere"),
+    ],
+)
+def test_card_with_a_field_that_cannot_be(saved, field, value):
+    path, _ = saved
+    refused(with_card(path, **{field: value}), "cannot be read")
+
+
 def test_no_card(saved):
     path, _ = saved
     save_file(load_file(path), path, metadata={"format": FORMAT})

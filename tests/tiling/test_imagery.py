@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+
 from uknowpan_tiling import open_pair, sample_windows
 
 SCENES = Path(__file__).parents[2] / ".." / "shared" / "imagery" / "scenes"

@@ -5,6 +5,7 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 from rasters import gain
+
 from uknowpan_tiling import FILL_REACH, open_pair, output_valid
 from uknowpan_tiling.read import fill_invalid, reflected_indices
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from uknowpan_tiling import StripBlender, feather, plan_tiles, strip_rows, tile_rows_needed
 
 frames = st.tuples(st.integers(1, 60), st.integers(1, 60))

@@ -8,6 +8,7 @@ import rasterio
 from affine import Affine
 from rasters import ORIGIN, gain, ground, write_raster
 from scipy.ndimage import binary_erosion
+
 from uknowpan_tiling import (
     IncompatiblePair,
     InputUnreadable,

@@ -12,6 +12,7 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+
 from uknowpan_tiling import (
     Grid,
     MsMeta,
@@ -53,7 +54,10 @@ def finish(path, store):
     store.remove()
 
 
-def open_store(path, resume=False, **changes):
+def open_store(path, resume=False, before=None, **changes):
+    """A store; `before` is one of an earlier run, which has ended."""
+    if before is not None:
+        before.release()
     fingerprint = {"seed": 1, "inputs": [["a.tif", 5, 6]], "model": "m"} | changes
     return StripStore(str(path), fingerprint, ["image", "sigma"], 4, resume=resume)
 
@@ -105,8 +109,9 @@ def test_without_resume_old_strips_go(tmp_path):
     path = tmp_path / "a.tif"
     store = open_store(path)
     store.put(0, {"image": np.zeros((2, 16, 50), "uint16"), "sigma": np.zeros((2, 16, 50))})
-    assert open_store(path, resume=True).missing() == [1, 2, 3]
-    assert open_store(path).missing() == [0, 1, 2, 3]
+    store = open_store(path, resume=True, before=store)
+    assert store.missing() == [1, 2, 3]
+    assert open_store(path, before=store).missing() == [0, 1, 2, 3]
 
 
 def test_resume_without_anything_starts_afresh(tmp_path):
@@ -152,9 +157,20 @@ def test_torn_strips_are_made_again(tmp_path, damage):
     store.put(1, {k: v[:, :0] for k, v in rows.items()})
     file = store.folder / "sigma-000000.npy"
     os.truncate(file, 0 if damage == "empty" else file.stat().st_size - 1)
-    assert open_store(path, resume=True).missing() == [0, 2, 3]
+    assert open_store(path, resume=True, before=store).missing() == [0, 2, 3]
 
 
 def test_layers_must_be_complete(tmp_path):
     with pytest.raises(ValueError, match="layers"):
         open_store(tmp_path / "a.tif").put(0, {"image": np.zeros((2, 1, 1))})
+
+
+def test_two_runs_on_one_output_are_kept_apart(tmp_path):
+    first = open_store(tmp_path / "a.tif")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="Another run is writing"):
+            open_store(tmp_path / "a.tif", resume=resume)
+    assert first.missing() == [0, 1, 2, 3]
+    first.release()
+    finish(tmp_path / "a.tif", open_store(tmp_path / "a.tif", resume=True))
+    assert not (tmp_path / "a.tif.part").exists()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasters import ORIGIN
+
 from uknowpan_tiling import (
     Encoding,
     Grid,
