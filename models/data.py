@@ -28,6 +28,9 @@ __all__ = ["GenericBatches", "Scene", "TrainBatch", "read_scenes"]
 
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
 BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
+CONTRAST_RANGE = (-1.8, 0.5)
+"""Natural logarithms of the factors by which the detail contrast of some variants is misjudged:
+scenes that are half water look so, and must not upset the network."""
 LARGEST_VARIANT = 384
 """Truth pixels along a side that one variant of a scene takes."""
 
@@ -44,6 +47,7 @@ class Scene:
     """(1, H, W) float32."""
     weight: float = 1.0
     """How often the scene is drawn, relative to the others."""
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ def read_scenes(path: str | Path, split: str) -> list[Scene]:
                     else None
                 )
                 gt = torch.from_numpy(group["gt"][()].astype(np.float32))
-                scenes.append(
-                    Scene(name, str(group.attrs["sensor"]), gt, pan, float(group.attrs["weight"]))
-                )
+                sensor, licence = (str(group.attrs[key]) for key in ("sensor", "licence"))
+                weight = float(group.attrs["weight"])
+                scenes.append(Scene(name, sensor, gt, pan, weight, licence))
     except (OSError, KeyError) as error:
         raise DataError(f"{path} is not a scenes file made by `uknowpan pack`: {error}") from error
     if not scenes:
@@ -108,10 +112,12 @@ class GenericBatches:
         variants: int = 12,
         patches_per_variant: int = 2,
         residual_scale: float = 1.0,
-        cache: int = 600,
+        contrast_share: float = 0.0,
+        cache: int = 900,
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
+        self.contrast_share = contrast_share
         self.variants, self.per_variant = variants, patches_per_variant
         self.residual_scale, self.cache_size = residual_scale, cache
         self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
@@ -141,7 +147,7 @@ class GenericBatches:
             self._cache.move_to_end(key)
         else:
             rng = np.random.default_rng((self.seed, 2, scene, number))
-            self._cache[key] = make_variant(self.scenes[scene], rng)
+            self._cache[key] = make_variant(self.scenes[scene], rng, self.contrast_share)
             if len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         return self._cache[key]
@@ -165,7 +171,7 @@ class GenericBatches:
         return turned, turn(x0)
 
 
-def make_variant(scene: Scene, rng: np.random.Generator) -> Variant:
+def make_variant(scene: Scene, rng: np.random.Generator, contrast_share: float = 0.0) -> Variant:
     """Cut a scene to size and degrade it in a way drawn by `rng`."""
     degradation = random_degradation(rng, len(scene.gt), RATIOS, RATIO_WEIGHTS)
     ratio = degradation.ratio
@@ -178,7 +184,10 @@ def make_variant(scene: Scene, rng: np.random.Generator) -> Variant:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     ms = degrade_truth(gt, degradation, generator)
     psf = default_psf(ratio) if rng.uniform() < 0.05 else None
-    return Variant(pan, ms, gt, scene_statistics([(pan, ms)], ratio, psf))
+    statistics = scene_statistics([(pan, ms)], ratio, psf)
+    if contrast_share > 0 and rng.uniform() < contrast_share:
+        statistics = statistics.with_detail_scaled(float(np.exp(rng.uniform(*CONTRAST_RANGE))))
+    return Variant(pan, ms, gt, statistics)
 
 
 def cut_patch(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .checkpoint import Card, save_checkpoint
+from .checkpoint import Card, load_model, save_checkpoint
 from .data import GenericBatches, TrainBatch
 from .diffusion import NoiseSchedule, add_noise
 from .losses import beta_nll, contrast_weighted_l1
@@ -46,6 +46,8 @@ class TrainConfig:
     checkpoint_every: int = 250
     amp: bool = True
     """bf16 autocast of the network; losses stay float32."""
+    contrast_share: float = 0.0
+    """Share of scene variants whose detail contrast is misjudged on purpose."""
 
 
 class Interrupted(Exception):
@@ -178,6 +180,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    init: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -188,6 +191,7 @@ def train(
         config: how.
         out: the run folder; made if need be.
         resume: go on from `out`'s state.pt if there is one.
+        init: checkpoint whose weights a new run starts from.
         on_step: called with the step number and its losses (floats) after every step.
         should_stop: asked after every step; True saves the state and raises `Interrupted`.
 
@@ -198,6 +202,8 @@ def train(
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)  # initial weights
     model = stage.build()
+    if init is not None:
+        model.load_state_dict(load_model(init)[0].state_dict())
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

@@ -40,6 +40,9 @@ def train(
         Path | None, typer.Option("--config", help="TOML with the tables [train] and [network].")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Checkpoint whose weights a new run starts from.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configuration and stop.")
     ] = False,
@@ -51,6 +54,7 @@ def train(
     with opt.guarded(-1 if quiet else verbose):
         import json
 
+        from uknowpan_models.checkpoint import read_card
         from uknowpan_models.data import GenericBatches, read_scenes
         from uknowpan_models.runtime import tune_cpu
         from uknowpan_models.student_lite import LiteConfig
@@ -74,17 +78,23 @@ def train(
             )
         tune_cpu(num_threads)
         batches = GenericBatches(
-            read_scenes(data, "train"), seed=train_config.seed, batch_size=train_config.batch_size
+            read_scenes(data, "train"),
+            seed=train_config.seed,
+            batch_size=train_config.batch_size,
+            contrast_share=train_config.contrast_share,
         )
         valid = GenericBatches(
             read_scenes(data, "valid"), seed=train_config.seed + 1, patches_per_variant=4
         )
-        names = [scene.name for scene in batches.scenes]
+        licences: dict[str, list[str]] = {}
+        for scene in batches.scenes:
+            licences.setdefault(scene.licence, []).append(scene.name)
         notes = {
             "code_version": __version__,
             "command": "uknowpan train --stage fsa-s",
             "config": resolved,
-            "scenes": names,
+            "started_from": None if init is None else read_card(init).training,
+            "scenes_by_licence": licences,
         }
         job = GenericStudentStage(network, batches, valid, notes=notes)
 
@@ -101,6 +111,7 @@ def train(
                 train_config,
                 out,
                 resume=resume,
+                init=init,
                 on_step=show,
                 should_stop=lambda: bool(stopping),
             )
