@@ -13,6 +13,7 @@ from .info import info
 from .models_command import models_app
 from .pack_command import pack
 from .sharpen import sharpen
+from .simulate_command import simulate
 from .train import train
 
 __all__ = ["app", "main"]
@@ -29,6 +30,7 @@ app.command()(info)
 app.command()(demo)
 app.command()(train)
 app.command()(pack)
+app.command()(simulate)
 app.add_typer(models_app, name="models")
 
 
