@@ -58,6 +58,10 @@ class TrainBatch:
     x0: Tensor
     """(B, C, H, W) standardised residual (gt - lms) / residual scale."""
 
+    def to(self, device: str | torch.device) -> TrainBatch:
+        """The same batch on another device."""
+        return TrainBatch(self.condition.to(device), self.x0.to(device))
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -210,6 +210,7 @@ class StudentSharpener:
             "STEPS": str(self.steps),
             "SEED": str(self.seed),
             "PRECISION": str(self.dtype).removeprefix("torch."),
+            "DEVICE": torch.device(self.device).type,
         }
 
 

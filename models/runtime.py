@@ -25,7 +25,7 @@ def tune_cpu(threads: int | None = None) -> int:
     Returns:
         The number of threads.
     """
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or _cores()
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)
     try:
@@ -35,3 +35,10 @@ def tune_cpu(threads: int | None = None) -> int:
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
     return count
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux says what this process may use
+        return os.cpu_count() or 1

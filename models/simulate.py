@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ class Degradation:
     """(dy, dx) of the sampling positions in pixels of the truth."""
     noise: float = 0.0
     """Standard deviation of the MS noise, as a share of the band's detail contrast."""
-    tags: dict[str, float] = field(default_factory=dict)
 
 
 def _kernel(degradation: Degradation, band: int) -> tuple[Kernel, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,10 +24,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import Card, load_model, save_checkpoint
 from .data import GenericBatches, TrainBatch
 from .diffusion import NoiseSchedule, add_noise
+from .errors import CheckpointError, ModelError, ModelMismatch
 from .losses import beta_nll, contrast_weighted_l1
 from .student_lite import FSAStudentLite, LiteConfig
 
-__all__ = ["GenericStudentStage", "Interrupted", "Stage", "TrainConfig", "train"]
+__all__ = [
+    "ConfigMismatch",
+    "Diverged",
+    "GenericStudentStage",
+    "Interrupted",
+    "Stage",
+    "TrainConfig",
+    "resolved_config",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -54,24 +65,35 @@ class Interrupted(Exception):
     """A stop was asked for; the state is saved."""
 
 
+class ConfigMismatch(ModelError):
+    """A run is to go on with another configuration than it began with."""
+
+
+class Diverged(ModelError):
+    """A loss or its gradient is not finite any more."""
+
+
 class Stage(Protocol):
     """What the loop needs to know of a stage."""
 
     name: str
+    network: Any
+    """Config dataclass of the network."""
 
     def build(self) -> nn.Module:
         """The network to train."""
 
     def batch(self, step: int) -> Any:
-        """Training data of a step: a function of the step alone."""
+        """Training data of a step, a function of the step alone; has `.to(device)`."""
 
     def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named parts; their sum is minimised."""
+        """Named parts; their sum is minimised. The batch is on the model's device, the generator
+        on the CPU, so that every device sees the same noise."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Scores on the validation split; lower "score" is better."""
 
-    def card(self, model: nn.Module, step: int, scores: dict[str, float]) -> Card:
+    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         """The card of a checkpoint made now."""
 
 
@@ -116,8 +138,9 @@ class GenericStudentStage:
     def losses(
         self, model: nn.Module, batch: TrainBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        t = self._timesteps(len(batch.x0), generator)
-        noise = torch.randn(batch.x0.shape, generator=generator)
+        device = batch.x0.device
+        t = self._timesteps(len(batch.x0), generator).to(device)
+        noise = torch.randn(batch.x0.shape, generator=generator).to(device)
         x_t = add_noise(self.schedule, batch.x0, t, noise)
         said = model(x_t, t, batch.condition)
         inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
@@ -132,12 +155,12 @@ class GenericStudentStage:
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         score, rmse, local, coverage = 0.0, 0.0, 0.0, 0.0
-        last = len(self.schedule) - 1
+        last, device = len(self.schedule) - 1, next(model.parameters()).device
         generator = torch.Generator().manual_seed(7)
         for step in range(self.validation_batches):
-            batch = self.valid_data(step)
-            t = torch.full((len(batch.x0),), last)
-            x_t = torch.randn(batch.x0.shape, generator=generator)
+            batch = self.valid_data(step).to(device)
+            t = torch.full((len(batch.x0),), last, device=device)
+            x_t = torch.randn(batch.x0.shape, generator=generator).to(device)
             said = model(x_t, t, batch.condition)
             assert batch.condition.band_features is not None and said.log_sigma is not None
             error = said.x0 - batch.x0
@@ -154,9 +177,9 @@ class GenericStudentStage:
             "coverage_1_sigma": coverage / n,
         }
 
-    def card(self, model: nn.Module, step: int, scores: dict[str, float]) -> Card:
+    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         return Card(
-            name="generic",
+            name=name,
             architecture="fsa-s-lite",
             config=asdict(self.network),
             stage=self.name,
@@ -164,6 +187,79 @@ class GenericStudentStage:
             training={**self.notes, "iterations": step},
             scores={"validation_patches": scores},
         )
+
+
+def resolved_config(stage: str, config: TrainConfig, network: Any) -> dict[str, Any]:
+    """Everything that was configured, as config.json holds it."""
+    return {"stage": stage, "train": asdict(config), "network": asdict(network)}
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Fields that differ; those that only one side knows are another version's."""
+    shared = [k for k in there if k in here and there[k] != here[k]]
+    return ", ".join(f"{k} {there[k]} (here {here[k]})" for k in shared)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """{"stage": s, "train": {"seed": 0}} -> {"stage": s, "train.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if type(value) is dict else {key: value}
+    return flat
+
+
+def _refuse_other_config(path: Path, resolved: dict[str, Any]) -> None:
+    """A resumed run must be configured as it was begun."""
+    try:
+        there = _flat(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}), so --resume cannot tell how the run was configured; "
+            "begin anew in another folder."
+        ) from error
+    differing = _differences(there, _flat(resolved))
+    if differing:
+        raise ConfigMismatch(
+            f"the run in {path.parent} was begun with {differing}; --resume needs the same "
+            "configuration, another one a folder of its own."
+        )
+
+
+def _start_from(init: Path, model: nn.Module, network: Any) -> None:
+    """Take the weights of a checkpoint."""
+    source, card = load_model(init)
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        differing = _differences(card.config, asdict(network)) or "another architecture"
+        raise ModelMismatch(
+            f"the weights of {init} ({card.architecture}: {differing}) do not fit the network to "
+            "train; give both the same [network]."
+        ) from error
+
+
+def _go_on_from(
+    path: Path,
+    model: nn.Module,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> tuple[int, float]:
+    """(steps done, best score) of a saved state."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), float(state["best"])
+    except (
+        *(RuntimeError, pickle.UnpicklingError, EOFError, LookupError),
+        *(TypeError, ValueError, AttributeError),
+    ) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}), so the run cannot go on; begin another "
+            "folder, with --init and a checkpoint of this one to keep its weights."
+        ) from error
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -181,41 +277,51 @@ def train(
     *,
     resume: bool = False,
     init: Path | None = None,
+    device: str | torch.device = "cpu",
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train a stage and return the best checkpoint's path.
+    """Train a stage.
 
     Args:
         stage: what is trained.
         config: how.
-        out: the run folder; made if need be.
+        out: the run folder, made if need be; its name becomes the model's.
         resume: go on from `out`'s state.pt if there is one.
         init: checkpoint whose weights a new run starts from.
+        device: where the network is trained.
         on_step: called with the step number and its losses (floats) after every step.
         should_stop: asked after every step; True saves the state and raises `Interrupted`.
 
+    Returns:
+        Path of the best checkpoint; of the last one where no score was a number.
+
     Raises:
         Interrupted: `should_stop` said so.
+        ConfigMismatch: `resume` with another configuration.
+        ModelMismatch: `init` is of another network.
+        CheckpointError: `init` or the state cannot be read.
+        Diverged: a loss or its gradient is not finite; the last saved state stays.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    device, resolved = torch.device(device), resolved_config(stage.name, config, stage.network)
+    resumed = resume and (out / "state.pt").exists()
+    if resumed:
+        _refuse_other_config(out / "config.json", resolved)
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)  # initial weights
     model = stage.build()
     if init is not None:
-        model.load_state_dict(load_model(init)[0].state_dict())
+        _start_from(init, model, stage.network)
+    model.to(device)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     start, best = 0, math.inf
-    if resume and (out / "state.pt").exists():
-        state = torch.load(out / "state.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, best = state["step"], state["best"]
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    if resumed:
+        start, best = _go_on_from(out / "state.pt", model, ema, optimizer, device)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
 
     def save_state(step: int) -> None:
         state = {
@@ -233,13 +339,19 @@ def train(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(config, step)
-        batch = stage.batch(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.amp):
+        batch = stage.batch(step).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
             parts = stage.losses(model, batch, generator)
         loss = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if not math.isfinite(float(loss.detach())) or not math.isfinite(float(norm)):
+            raise Diverged(
+                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of "
+                f"norm {float(norm):.4g}; begin anew with a lower learning_rate, and look for "
+                "values that are not finite in the scenes."
+            )
         optimizer.step()
         ema.update_parameters(model)
         if on_step is not None:
@@ -260,7 +372,7 @@ def train(
                     **scores,
                 }
                 log.write(json.dumps(entry) + "\n")
-            card = stage.card(ema.module, done, scores)
+            card = stage.card(out.resolve().name, done, scores)
             save_checkpoint(out / "last.safetensors", ema.module, card)
             if scores["score"] < best:
                 best = scores["score"]
@@ -270,4 +382,4 @@ def train(
         if not last and should_stop():
             save_state(done)
             raise Interrupted(f"stopped after step {done}; --resume goes on from there")
-    return out / "best.safetensors"
+    return out / ("best.safetensors" if best < math.inf else "last.safetensors")

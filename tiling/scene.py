@@ -158,6 +158,8 @@ class ScenePair:
     """whether an output pixel can come out invalid, as far as headers and geometry tell"""
     notes: list[str]
     """what was assumed or done, one sentence each"""
+    assumptions: list[str]
+    """those of the notes that are guesses and may be wrong"""
     inputs: list[str]
 
     def __init__(
@@ -179,6 +181,7 @@ class ScenePair:
         resampling: str,
         may_have_invalid: bool,
         notes: list[str],
+        assumptions: list[str],
         inputs: list[str],
     ) -> None:
         self.grid = grid
@@ -195,6 +198,7 @@ class ScenePair:
         self.nested = not any(isinstance(source, WarpedSource) for source in ms)
         self.may_have_invalid = may_have_invalid
         self.notes = notes
+        self.assumptions = assumptions
         self.inputs = inputs
         self._full_offset = full_offset
         self._pan = pan
@@ -324,11 +328,14 @@ class ScenePair:
             "shift": list(self.shift),
             "resampling": self.resampling,
             "nodata": None if self.meta.nodata is None else repr(self.meta.nodata),
+            "pan_nodata": None if self.pan_meta.nodata is None else repr(self.pan_meta.nodata),
         }
 
     def close(self) -> None:
-        for source in [self._pan, *self._ms]:
-            source.close()
+        """Close the rasters, after a read that is under way in another thread."""
+        with self._lock:
+            for source in [self._pan, *self._ms]:
+                source.close()
 
     def __enter__(self) -> "ScenePair":
         return self
@@ -416,6 +423,24 @@ class _Placement:
     """of the MS, as read or as assumed"""
 
 
+class _Remarks:
+    """Collects the sentences about a pair while it is opened."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.assumptions: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def assume(self, sentence: str) -> None:
+        """A guess; it is a note too."""
+        self.note(sentence)
+        if sentence not in self.assumptions:
+            self.assumptions.append(sentence)
+
+
 def open_pair(
     pan: str,
     ms: Sequence[str],
@@ -433,7 +458,8 @@ def open_pair(
     pan, ms: anything GDAL opens, or `FILE,band=N`; several MS files are stacked in order.
     pan_band: 1-based. ms_bands: 1-based numbers in the stack of all bands of all files, alpha
     included: an alpha band that is named is data, otherwise it is the mask.
-    nodata: overrides what the files say. ratio: overrides the rounded one, 1 to 8.
+    nodata: overrides what the files say, except of a file whose dtype cannot hold it.
+    ratio: overrides the rounded one, 1 to 8.
     resampling: name of a `rasterio.enums.Resampling`, for an MS that does not nest.
     shift: (dy, dx) PAN pixels to move the MS content down and right.
     bounds: (left, bottom, right, top) in the PAN's CRS, widened to whole PAN pixels.
@@ -446,11 +472,17 @@ def open_pair(
         raise IncompatiblePair(f"Resampling {resampling!r} is unknown; use e.g. cubic or bilinear.")
     if ratio is not None and not 1 <= ratio <= MAX_RATIO:
         raise IncompatiblePair(f"Ratio {ratio} is outside of 1 to {MAX_RATIO}.")
-    with ExitStack() as on_error:
-        pair = _open(
-            on_error, pan, ms, pan_band, ms_bands, nodata, ratio, resampling, shift, bounds
-        )
-        on_error.pop_all()
+    try:
+        with ExitStack() as on_error:
+            pair = _open(
+                on_error, pan, ms, pan_band, ms_bands, nodata, ratio, resampling, shift, bounds
+            )
+            on_error.pop_all()
+    except GDAL_ERRORS as error:
+        # Even reading a header item raises what an earlier read left behind in GDAL.
+        raise InputUnreadable(
+            f"{pan} or {', '.join(ms)} cannot be read (truncated or corrupt?): {reason(error)}."
+        ) from error
     return pair
 
 
@@ -466,10 +498,10 @@ def _open(
     shift: tuple[float, float],
     bounds: tuple[float, float, float, float] | None,
 ) -> ScenePair:
-    notes: list[str] = []
+    remarks = _Remarks()
     shift = (float(shift[0]), float(shift[1]))
-    pan_data, pan_pick = _open_pan(on_error, pan, pan_band, nodata)
-    groups = _open_ms(on_error, ms, ms_bands, nodata, notes)
+    pan_data, pan_pick = _open_pan(on_error, pan, pan_band, nodata, remarks)
+    groups = _open_ms(on_error, ms, ms_bands, nodata, remarks)
     whole = Grid(
         pan_data.crs,
         pan_data.transform,
@@ -479,8 +511,8 @@ def _open(
     )
     _refuse_unplaced(pan_data, [data for data, _ in groups])
 
-    places = [_place(whole, pan_data, data, notes) for data, _ in groups]
-    ratio = _choose_ratio(places[0], groups[0][0], groups[0][1].path, wanted_ratio, notes)
+    places = [_place(whole, pan_data, data, remarks) for data, _ in groups]
+    ratio = _choose_ratio(places[0], groups[0][0], groups[0][1].path, wanted_ratio, remarks)
     nesting = [
         _nested_offset(place, data, ratio) for place, (data, _) in zip(places, groups, strict=True)
     ]
@@ -504,7 +536,7 @@ def _open(
             extent = _grown(source, 0.5)
         else:
             source, extent = _warped(
-                data, pick, place, whole, ratio, full_offset, full_shape, shift, resampling, notes
+                data, pick, place, whole, ratio, full_offset, full_shape, shift, resampling, remarks
             )
         on_error.callback(source.close)
         sources.append(source)
@@ -536,16 +568,21 @@ def _open(
         pan_meta=_pan_meta(pan_data, pan_pick),
         shift=shift,
         resampling=resampling,
-        may_have_invalid=_may_have_invalid(
-            pan_data, pan_pick, groups, extents, window, full_offset, ratio
-        ),
-        notes=list(dict.fromkeys(notes)),
+        # Through another CRS the outline of the MS is only roughly known.
+        may_have_invalid=any(place.affine is None for place in places)
+        or _may_have_invalid(pan_data, pan_pick, groups, extents, window, full_offset, ratio),
+        notes=remarks.notes,
+        assumptions=remarks.assumptions,
         inputs=list(dict.fromkeys([pan_pick.path, *(pick.path for _, pick in groups)])),
     )
 
 
 def _open_pan(
-    on_error: ExitStack, spec: str, pan_band: int | None, nodata: float | None
+    on_error: ExitStack,
+    spec: str,
+    pan_band: int | None,
+    nodata: float | None,
+    remarks: _Remarks,
 ) -> tuple[rasterio.DatasetReader, BandSelection]:
     path, band = parse_band_spec(spec)
     data = on_error.enter_context(open_raster(path))
@@ -558,7 +595,7 @@ def _open_pan(
                 "(or the PAN band option), or check that PAN and MS are not swapped."
             )
         band = plain[0]
-    return data, _select(data, path, [band], nodata)
+    return data, _select(data, path, [band], nodata, remarks)
 
 
 def _open_ms(
@@ -566,7 +603,7 @@ def _open_ms(
     specs: Sequence[str],
     ms_bands: Sequence[int] | None,
     nodata: float | None,
-    notes: list[str],
+    remarks: _Remarks,
 ) -> list[tuple[rasterio.DatasetReader, BandSelection]]:
     """Datasets with the bands taken from each, in the order of the stack."""
     stack: list[tuple[str, int]] = []
@@ -599,21 +636,25 @@ def _open_ms(
                 continue
             if holds_image(data, band):
                 # Software marks the fourth of four 8-bit bands alpha by itself.
-                notes.append(
+                remarks.assume(
                     f"Band {band} of {path} is marked alpha but holds an image: it is taken as a "
                     "band like the others."
                 )
                 continue
             alpha.append(band)
-            notes.append(f"Band {band} of {path} is marked alpha: it masks the others.")
+            remarks.note(f"Band {band} of {path} is marked alpha: it masks the others.")
         bands = [b for _, b in members if b not in alpha]
         if bands:
-            groups.append((data, _select(data, path, bands, nodata)))
+            groups.append((data, _select(data, path, bands, nodata, remarks)))
     return groups
 
 
 def _select(
-    data: rasterio.DatasetReader, path: str, bands: Sequence[int], nodata: float | None
+    data: rasterio.DatasetReader,
+    path: str,
+    bands: Sequence[int],
+    nodata: float | None,
+    remarks: _Remarks,
 ) -> BandSelection:
     values: list[float | None] = []
     for band in bands:
@@ -629,8 +670,15 @@ def _select(
                 f"Band {band} of {path} is a colour table, not an image; expand it first: "
                 "gdal_translate -expand rgb."
             )
-        own = data.nodatavals[band - 1]
-        values.append(usable_nodata(own if nodata is None else nodata, dtype))
+        value = usable_nodata(nodata, dtype)
+        if value is None:
+            value = usable_nodata(data.nodatavals[band - 1], dtype)
+            if nodata is not None:
+                remarks.note(
+                    f"Nodata {nodata:g} does not fit into {path} ({dtype}): "
+                    f"{'none' if value is None else f'its own, {value:g},'} is used there."
+                )
+        values.append(value)
     alpha = [b for b in alpha_bands(data) if b not in bands]
     return BandSelection(
         path, tuple(bands), tuple(values), has_mask(data), alpha[0] if alpha else None
@@ -663,14 +711,18 @@ def _refuse_unplaced(pan: rasterio.DatasetReader, ms: Sequence[rasterio.DatasetR
 
 
 def _place(
-    whole: Grid, pan: rasterio.DatasetReader, ms: rasterio.DatasetReader, notes: list[str]
+    whole: Grid, pan: rasterio.DatasetReader, ms: rasterio.DatasetReader, remarks: _Remarks
 ) -> _Placement:
     if not _is_placed(ms):
-        return _place_by_size(pan, ms, notes)
+        return _place_by_size(pan, ms, remarks)
     if _same_crs(pan.crs, ms.crs):
-        if (pan.crs is None) != (ms.crs is None):
+        if pan.crs is None and ms.crs is None:
+            remarks.assume(
+                f"Neither the PAN nor {ms.name} names a CRS; one and the same is assumed."
+            )
+        elif pan.crs is None or ms.crs is None:
             lost, other = (pan, ms) if pan.crs is None else (ms, pan)
-            notes.append(f"{lost.name} names no CRS; that of {other.name} is assumed.")
+            remarks.assume(f"{lost.name} names no CRS; that of {other.name} is assumed.")
         affine = ~whole.transform * ms.transform
         skew = max(abs(affine.b) * ms.height, abs(affine.d) * ms.width)
         if skew > _NEST_TOLERANCE:
@@ -689,7 +741,7 @@ def _place(
             f"{rotated[0]} is rotated and the CRS differ; warp it to a north-up grid first: "
             "gdalwarp IN OUT."
         )
-    notes.append(
+    remarks.note(
         f"{ms.name} is in {_crs_name(ms.crs)}, the PAN in {_crs_name(pan.crs)}: "
         "the MS is resampled to the PAN's."
     )
@@ -697,7 +749,7 @@ def _place(
 
 
 def _place_by_size(
-    pan: rasterio.DatasetReader, ms: rasterio.DatasetReader, notes: list[str]
+    pan: rasterio.DatasetReader, ms: rasterio.DatasetReader, remarks: _Remarks
 ) -> _Placement:
     """No georeferencing at all: the same corner, if the sizes are exact multiples."""
     ry, rx = pan.height / ms.height, pan.width / ms.width
@@ -706,7 +758,7 @@ def _place_by_size(
             f"Neither raster is georeferenced and the PAN's {pan.width} x {pan.height} pixels are "
             f"no exact multiple of the MS's {ms.width} x {ms.height}; georeference both."
         )
-    notes.append(
+    remarks.assume(
         f"Neither raster is georeferenced: the same corner and a ratio of {int(ry)} are assumed."
     )
     affine = Affine.scale(ry)
@@ -776,7 +828,7 @@ def _choose_ratio(
     ms: rasterio.DatasetReader,
     path: str,
     wanted: int | None,
-    notes: list[str],
+    remarks: _Remarks,
 ) -> int:
     ry, rx = place.scale
     mean = sqrt(ry * rx)
@@ -792,7 +844,7 @@ def _choose_ratio(
         wanted = round(mean)
         repeats = _pixel_repeats(ms)
         if repeats > 1 and 1 < wanted * repeats <= MAX_RATIO:
-            notes.append(
+            remarks.assume(
                 f"{path} was enlarged by repeating every pixel {repeats} times; it is averaged "
                 f"back to ratio {wanted * repeats}, give the true ratio if it is another."
             )
@@ -803,12 +855,12 @@ def _choose_ratio(
             )
         if wanted <= 1:
             wanted = DEFAULT_RATIO
-            notes.append(
+            remarks.assume(
                 f"{path} lies on the PAN grid already; it is averaged back to ratio {wanted}, "
                 "give the true ratio if it is another."
             )
     elif round(mean) != wanted:
-        notes.append(f"{size}; it is resampled to the given ratio {wanted}.")
+        remarks.note(f"{size}; it is resampled to the given ratio {wanted}.")
     return wanted
 
 
@@ -872,7 +924,7 @@ def _warped(
     full_shape: tuple[int, int],
     shift: tuple[float, float],
     resampling: str,
-    notes: list[str],
+    remarks: _Remarks,
 ) -> tuple[Source, Box]:
     """The MS through a WarpedVRT on the full frame's grid, and where it may give output."""
     top, bottom = ((v + offset[0] + shift[0]) / ratio for v in (place.box[0], place.box[2]))
@@ -913,7 +965,7 @@ def _warped(
             f"({place.box[0]:.2f}, {place.box[1]:.2f})"
         )
     )
-    notes.append(f"{pick.path} is resampled ({method.name}) to nest in the PAN grid: {why}.")
+    remarks.note(f"{pick.path} is resampled ({method.name}) to nest in the PAN grid: {why}.")
     if place.affine is None:
         return source, _grown(source, 0.0)
     return source, (top - 0.5, left - 0.5, bottom + 0.5, right + 0.5)
@@ -1016,7 +1068,7 @@ def _ms_meta(
 ) -> MsMeta:
     each = [(data, pick, b) for data, pick in groups for b in pick.bands]
     dtype = str(np.result_type(*(np.dtype(data.dtypes[b - 1]) for data, _, b in each)))
-    values = [nodata] if nodata is not None else [n for _, p in groups for n in p.nodata]
+    values = [nodata, *(n for _, p in groups for n in p.nodata)]
     usable = [n for n in (usable_nodata(v, dtype) for v in values) if n is not None]
     bits = [_nbits(data, b) for data, _, b in each]
     known_bits = [b for b in bits if b is not None]

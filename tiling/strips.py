@@ -1,5 +1,6 @@
 """Finished strips on disk, so that a killed run can go on where it was."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ try:
 except ImportError:  # not a POSIX system: runs on one output are not kept apart
     fcntl = None  # type: ignore[assignment]
 
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""a file system without locks"""
 _STATE = "state.json"
 _KIND = "uknowpan strips 1"
 
@@ -47,6 +50,9 @@ class StripStore:
         self.folder = Path(f"{output}.part")
         self.layers = tuple(layers)
         self.count = count
+        self.dropped = 0
+        """strips of an interrupted run that were thrown away because it was not resumed"""
+        self._lock: IO[str] | None = None
         state = json.loads(
             json.dumps(
                 {
@@ -57,29 +63,30 @@ class StripStore:
                 }
             )
         )
-        self._lock: IO[str] | None = None
-        if self.folder.exists():
-            self._meet(state, resume)
-        if not self.folder.exists():
-            self._begin(state)
-            self._claim()
+        # Another run may begin or end between the two looks at the folder; then look again.
+        while not (self._take_over(state, resume) or self._begin(state)):
+            pass
         self._drop_torn()
 
-    def _claim(self) -> None:
+    def _claim(self, folder: Path) -> None:
         """Keep other runs off the folder for as long as this process lives (a killed one lets
-        go). Raises OutputError if another run holds it."""
+        go). Raises OutputError if another run holds it, OSError if it has no state."""
+        self.release()
+        # Opened for writing, or NFS would not lock it.
+        self._lock = open(folder / _STATE, "r+")  # noqa: SIM115 - held until `release`
         if fcntl is None:
             return
         try:
-            self._lock = open(self.folder / _STATE)  # noqa: SIM115 - held until `remove`
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
             self.release()
-            raise OutputError(
-                f"Another run is writing {self.folder}; wait for it, or name another output."
-            ) from error
-        except OSError:  # a file system without locks
-            return
+            if isinstance(error, BlockingIOError):
+                text = f"Another run is writing {self.folder}; wait for it"
+            else:
+                text = f"{self.folder} cannot be locked ({error.strerror}); try again"
+            raise OutputError(f"{text}, or name another output.") from error
 
     def release(self) -> None:
         """Let other runs have the folder; what is in it stays."""
@@ -87,48 +94,93 @@ class StripStore:
             self._lock.close()
             self._lock = None
 
-    def _meet(self, state: dict, resume: bool) -> None:
+    def _take_over(self, state: dict, resume: bool) -> bool:
+        """Continue in the folder of an earlier run. False if there is none: there never was, its
+        owner has just removed it, or it was not to be resumed and is removed here."""
         try:
-            found = json.loads((self.folder / _STATE).read_text())
+            self._claim(self.folder)
+            assert self._lock is not None
+            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / _STATE)):
+                return False  # removed, and made anew by another run, before we had the lock
+            found = json.load(self._lock)
             ours = found["kind"] == _KIND
+        except FileNotFoundError:
+            if self._is_gone():
+                return False
+            ours = False
         except (OSError, ValueError, KeyError, TypeError):
             ours = False
         if not ours:
+            self.release()
             raise OutputError(
                 f"{self.folder} is in the way and does not come from an interrupted run; "
                 "move it or remove it."
             )
-        self._claim()
         if not resume:
-            self.release()
-            shutil.rmtree(self.folder)
-            return
+            self._drop_all()
+            return False
         if found == state:
-            return
+            return True
+        self.release()
         old, new = found["fingerprint"], state["fingerprint"]
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if found["layers"] != state["layers"]:
             changed.append("layers")
         if found["count"] != state["count"]:
             changed.append("tiles")
-        self.release()
         raise ResumeMismatch(
             f"The strips in {self.folder} were made with other {', '.join(changed)}; "
             "run with the same inputs and options, or without resuming."
         )
 
-    def _begin(self, state: dict) -> None:
+    def _is_gone(self) -> bool:
         try:
-            # The state comes first, under a name that is ours: a folder without it is refused.
-            temp = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.new")
-            shutil.rmtree(temp, ignore_errors=True)
+            return not any(self.folder.iterdir())
+        except FileNotFoundError:
+            return True
+
+    def _drop_all(self) -> None:
+        self.dropped = len({path.stem.split("-")[-1] for path in self.folder.glob("*-*.npy")})
+        try:
+            self._delete()
+        except OSError as error:
+            self.release()
+            raise OutputError(
+                f"{self.folder} cannot be removed ({error.strerror}); remove it yourself."
+            ) from error
+
+    def _delete(self) -> None:
+        """Under the lock, and the state last: without it the folder would be refused."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _STATE:
+                path.unlink()
+        (self.folder / _STATE).unlink()
+        # Empty, anyone may have it; NFS removes a folder only once no file in it is open.
+        self.release()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _begin(self, state: dict) -> bool:
+        """Make the folder, with its state and locked from the start; False if another run was
+        faster."""
+        temp = self.folder.with_name(f".{self.folder.name}.{os.urandom(4).hex()}.new")
+        try:
             temp.mkdir()
             (temp / _STATE).write_text(json.dumps(state, indent=1))
+            self._claim(temp)
             os.replace(temp, self.folder)
         except OSError as error:
+            self.release()
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
             raise OutputError(
                 f"{self.folder} cannot be made ({error.strerror}); is the folder writable?"
             ) from error
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+        return True
 
     def _drop_torn(self) -> None:
         """A power cut can leave a renamed file without its contents."""
@@ -189,5 +241,6 @@ class StripStore:
 
     def remove(self) -> None:
         """Remove the folder, once the output has its final name."""
+        with suppress(OSError):
+            self._delete()
         self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -31,7 +31,7 @@ _WITH_PREDICTOR = {"DEFLATE", "LZW", "ZSTD"}
 _STALE_TAG = re.compile(
     r"STATISTICS_|TIFFTAG_[XY]RESOLUTION$|TIFFTAG_RESOLUTIONUNIT$|AREA_OR_POINT$"
 )
-_SIDECARS = ("", ".aux.xml", ".msk", ".ovr")
+_SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
 # GDAL takes floats within 10 units of the last place for equal to nodata.
 _NODATA_ULPS = 32
 
@@ -202,7 +202,9 @@ class SceneWriter:
         self._options = options
         self._bands = len(meta.descriptions)
         self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
-        self._temp, self._temp_cog = _temp_paths(Path(path))
+        # A link stays one: what it points to is replaced.
+        self._target = Path(path).resolve()
+        self._temp, self._temp_cog = _temp_paths(self._target)
         self._next = 0
         self._pending: list[npt.NDArray] = []
         self._sums: list[tuple[int, int, int]] = []
@@ -316,17 +318,17 @@ class SceneWriter:
             with self._explained():
                 self._dataset.close()
                 self._dataset = None
-                self._verify(self._temp, self._options.format == "cog" or self._is_lossless())
                 final = self._temp
                 if self._options.format == "cog":
+                    self._verify(self._temp, exactly=True)
                     self._copy_to_cog()
                     final = self._temp_cog
                 elif self._options.overviews:
                     self._build_overviews()
                 self._verify(final, self._is_lossless())
-                os.replace(final, self.path)
-                with suppress(OSError):  # statistics of the file that was overwritten
-                    os.remove(f"{self.path}.aux.xml")
+                os.replace(final, self._target)
+                # Statistics, overviews and mask of the file that was overwritten.
+                _remove([f"{p}{end}" for p in (self._target, self.path) for end in _SIDECARS])
         finally:
             self.abort()
 
@@ -407,7 +409,7 @@ class SceneWriter:
         except TilingError:
             raise
         except GDAL_ERRORS as error:
-            free = shutil.disk_usage(Path(self.path).resolve().parent).free / 2**20
+            free = shutil.disk_usage(self._target.parent).free / 2**20
             raise OutputError(
                 f"{self.path} cannot be written ({reason(error)}); "
                 f"{free:.0f} MiB are free there, check space and creation options."
@@ -436,7 +438,7 @@ def _quiet_open(path: Path) -> rasterio.DatasetReader:
 
 def _temp_paths(target: Path) -> tuple[Path, Path]:
     """Names beside the target; leftovers of killed runs on this machine are removed."""
-    folder = target.resolve().parent
+    folder = target.parent
     host = re.sub(r"\W", "-", socket.gethostname())
     stem = f".{target.name}.{host}."
     for old in folder.glob(f"{_glob_escape(stem)}*.tmp.tif"):
@@ -464,7 +466,10 @@ def _is_running(pid: int) -> bool:
 
 
 def _remove_temps(paths: Sequence[Path]) -> None:
+    _remove([f"{path}{end}" for path in paths for end in ("", *_SIDECARS)])
+
+
+def _remove(paths: Sequence[str]) -> None:
     for path in paths:
-        for suffix in _SIDECARS:
-            with suppress(OSError):
-                os.remove(f"{path}{suffix}")
+        with suppress(OSError):
+            os.remove(path)

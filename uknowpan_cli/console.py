@@ -26,7 +26,10 @@ class _JsonLines(logging.Formatter):
 
 
 def set_up_logging(verbosity: int, log_json: Path | None = None) -> None:
-    """Messages to stderr: warnings at -1 (-q) and 0, infos from 1 (-v), all at 2 (-vv)."""
+    """Messages to stderr: errors only at -1 (-q), warnings at 0, infos at 1 (-v), all at 2 (-vv).
+
+    A file `log_json` gets all of them at any verbosity.
+    """
     logger = logging.getLogger("uknowpan")
     logger.handlers.clear()
     levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}

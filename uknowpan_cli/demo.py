@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from . import exits
 from . import options as opt
 
 __all__ = ["demo"]
 
 METHODS = ("bicubic", "brovey", "gsa")
 """Classical methods shown beside the model."""
+
+PICTURE = "before_after.png"
 
 
 def demo(
@@ -25,25 +28,42 @@ def demo(
     ] = 512,
     seed: Annotated[int, typer.Option("--seed", help="Of the scene.")] = 7,
     model: opt.ModelOption = None,
+    overwrite: opt.OverwriteOption = False,
     num_threads: opt.ThreadsOption = None,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
     """Make a small georeferenced scene, sharpen it, score it against its truth, draw a picture."""
-    with opt.guarded(-1 if quiet else verbose):
+    with opt.guarded(-1 if quiet else verbose), opt.bounded_gdal_cache():
+        if not overwrite:
+            _spare_foreign_files(out)
         from uknowpan_models.runtime import tune_cpu
 
         tune_cpu(num_threads)
         size -= size % 16
         scores = _run(out, size, seed, model)
-        picture = out / "before_after.png"
+        picture = out / PICTURE
         if as_json:
             typer.echo(json.dumps({"scores": scores, "picture": str(picture)}))
             return
         if not quiet:
             _table(scores)
         typer.echo(picture)
+
+
+def _spare_foreign_files(out: Path) -> None:
+    """Exit with 4 where the demo would replace files that no demo made: an earlier one, even
+    if it was interrupted, has left the made-up scene, which it writes first."""
+    if (out / "demo_pan.tif").exists() and (out / "demo_ms.tif").exists():
+        return
+    scene = ("demo_pan.tif", "demo_ms.tif", "demo_truth.tif")
+    for name in (*scene, *(f"{m}.tif" for m in (*METHODS, "uknowpan")), PICTURE):
+        if (out / name).exists():
+            opt.fail(
+                f"{out / name} exists and is no earlier demo's; use --overwrite or another --out.",
+                exits.EXISTS,
+            )
 
 
 def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[str, float]]:
@@ -105,7 +125,7 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
         [cell("PAN", "PAN"), cell("MS as delivered", coarse), cell("bicubic", "bicubic")],
         [cell("Brovey", "brovey"), cell("uknowpan", "uknowpan"), cell("truth", "truth")],
     ]
-    write_png(out / "before_after.png", panels(rows))
+    write_png(out / PICTURE, panels(rows))
     return scores
 
 

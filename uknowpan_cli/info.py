@@ -35,7 +35,7 @@ def info(
 ) -> None:
     """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a
     checkpoint (its card)."""
-    with opt.guarded(verbose):
+    with opt.guarded(verbose), opt.bounded_gdal_cache():
         if len(paths) == 1:
             _checkpoint(paths[0], as_json)
             return
@@ -74,7 +74,7 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
 
     sharpener = load_sharpener(model)
     found = survey(pair)
-    psf = found.statistics.psf
+    psf = found.measured
     facts: dict[str, Any] = {
         "width": pair.grid.width,
         "height": pair.grid.height,
@@ -90,9 +90,9 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
         "nodata": pair.meta.nodata,
         "may_have_invalid": pair.may_have_invalid,
         "scale": asdict(found.scale),
-        "shift_pan_pixels": list(psf.shift),
-        "blur_sigma_pan_pixels": psf.sigma,
-        "correlation": psf.correlation,
+        "shift_pan_pixels": found.offset,
+        "blur_sigma_pan_pixels": None if psf is None else psf.sigma,
+        "correlation": None if psf is None else psf.correlation,
         "notes": list(pair.notes),
     }
     try:
@@ -100,24 +100,24 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
     except Exception as error:
         facts["model"] = {"name": sharpener.name, "fits": False, "reason": str(error)}
         return facts
-    forecast = asdict(estimate(pair, sharpener, SharpenOptions(output="")))
+    forecast = asdict(estimate(pair, sharpener, SharpenOptions(output="", survey=found)))
     facts["model"] = {"name": sharpener.name, "fits": True}
-    facts["memory_mb"], facts["seconds"] = forecast["memory_mb"], forecast["seconds"]
+    facts |= {key: forecast[key] for key in ("memory_mb", "disk_mb", "seconds")}
     return facts
 
 
 def _text(facts: dict[str, Any]) -> str:
     nodata = "none" if facts["nodata"] is None else f"{facts['nodata']:g}"
     names = [d or f"band {i}" for i, d in enumerate(facts["descriptions"], 1)]
-    dy, dx = facts["shift_pan_pixels"]
     scale = facts["scale"]
-    measured = (
-        f"the MS lies {-dy:+.2f} rows, {-dx:+.2f} columns off the PAN (PAN pixels, + is down and "
-        f"right), blur sigma "
-        f"{facts['blur_sigma_pan_pixels']:.2f} PAN pixels, correlation {facts['correlation']:.2f}"
-    )
-    if facts["correlation"] == 0:
-        measured = "PAN and MS resemble each other too little to measure it"
+    measured = "PAN and MS resemble each other too little to measure it"
+    if facts["shift_pan_pixels"] is not None:
+        dy, dx = facts["shift_pan_pixels"]
+        measured = (
+            f"the MS lies {dy:+.2f} rows, {dx:+.2f} columns off the PAN (PAN pixels, + is down "
+            f"and right), blur sigma {facts['blur_sigma_pan_pixels']:.2f} PAN pixels, "
+            f"correlation {facts['correlation']:.2f}"
+        )
     rows = [
         ("output", f"{facts['width']} x {facts['height']} pixels, {facts['crs'] or 'no CRS'}"),
         ("bounds", ", ".join(f"{v:.10g}" for v in facts["bounds"])),
@@ -130,6 +130,7 @@ def _text(facts: dict[str, Any]) -> str:
     model = facts["model"]
     if model["fits"]:
         rows.append(("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"))
+        rows.append(("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"))
         rows.append(("time", f"about {facts['seconds']:.0f} s with model {model['name']}"))
     else:
         rows.append(("model", model["reason"]))

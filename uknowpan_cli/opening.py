@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ from . import exits
 from .options import Coregister, fail, numbers
 
 if TYPE_CHECKING:
-    from uknowpan_models.psf import Psf
+    from uknowpan_models.pansharpener import Sharpener
     from uknowpan_tiling import ScenePair
 
+    from .pipeline import Survey
 
 __all__ = [
     "PairRequest",
@@ -30,6 +31,9 @@ log = logging.getLogger("uknowpan")
 
 NOTICEABLE_SHIFT = 0.5
 """PAN pixels above which `--coregister check` warns."""
+
+LEAST_SHIFT = 0.05
+"""PAN pixels below which `--coregister shift` leaves the MS as it is: resampling costs more."""
 
 
 @dataclass(frozen=True)
@@ -103,35 +107,44 @@ def files_behind(inputs: Sequence[str]) -> list[str]:
 
 
 def coregistered(
-    request: PairRequest, pair: ScenePair, mode: Coregister
-) -> tuple[ScenePair, Psf | None]:
-    """Measure the shift between PAN and MS, and warn of it or open the pair anew without it.
+    request: PairRequest,
+    pair: ScenePair,
+    mode: Coregister,
+    sharpener: Sharpener,
+    max_value: float | None,
+) -> tuple[ScenePair, Survey]:
+    """Survey the scene, and warn of the shift between PAN and MS or open the pair anew without it.
 
-    Returns the pair to go on with, and its blur and shift as far as they were measured.
+    Returns the pair to go on with, and its survey.
     """
+    from .pipeline import survey
+
+    assumed = sharpener.assumed_psf(pair.ratio)
+    found = survey(pair, assumed, max_value, measure=mode is not Coregister.off)
     if mode is Coregister.off:
-        return pair, None
-    from uknowpan_models.psf import default_psf
-
-    from .pipeline import measured_psf
-
-    psf = measured_psf(pair)
-    if psf == default_psf(pair.ratio):
+        return pair, found
+    if found.offset is None:
         log.info("PAN and MS resemble each other too little to measure a shift")
-        return pair, psf
-    dy, dx = psf.shift
+        return pair, found
+    dy, dx = found.offset
+    lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels, + is down and right)"
     if mode is Coregister.shift:
+        if max(abs(dy), abs(dx)) < LEAST_SHIFT:
+            log.info("%s off the PAN: too little to resample it for", lies)
+            return pair, found
         pair.close()
-        log.info("the MS is moved by %+.2f rows and %+.2f columns (PAN pixels)", dy, dx)
-        return open_request(request, (dy, dx)), None
+        log.info("%s off the PAN and is moved back", lies)
+        # Rounded, so that a resumed run, which measures anew, opens the very same pair.
+        moved = open_request(request, (round(-dy, 3), round(-dx, 3)))
+        try:
+            again = survey(moved, assumed, max_value)
+        except BaseException:
+            moved.close()
+            raise
+        return moved, replace(again, measured=found.measured)
     if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
-        log.warning(
-            "the MS lies %+.2f rows and %+.2f columns (PAN pixels, + is down and right) off the "
-            "PAN; --coregister shift moves it back",
-            -dy,
-            -dx,
-        )
-    return pair, psf
+        log.warning("%s off the PAN; --coregister shift moves it back", lies)
+    return pair, found
 
 
 def choose_device(name: str) -> str:

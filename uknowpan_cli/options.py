@@ -38,8 +38,10 @@ __all__ = [
     "ResamplingOption",
     "ThreadsOption",
     "VerboseOption",
+    "bounded_gdal_cache",
     "fail",
     "guarded",
+    "is_typed",
     "numbers",
 ]
 
@@ -130,6 +132,26 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, e
 VerboseOption = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")
 ]
+
+
+GDAL_CACHE_BYTES = 64 * 2**20
+"""Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours.
+Tiles overlap by their margins only, so little is read twice."""
+
+
+@contextmanager
+def bounded_gdal_cache() -> Iterator[None]:
+    """GDAL with a small block cache: memory is then what the forecast says on any machine."""
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+        yield
+
+
+def is_typed(ctx: typer.Context, parameter: str) -> bool:
+    """Whether a parameter is from the command line, not from the environment or its default."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def numbers(text: str | None, option: str, count: int | None = None) -> list[float] | None:

@@ -18,11 +18,12 @@ import torch
 
 from uknowpan_models.errors import ModelMismatch
 from uknowpan_models.pansharpener import Sharpener
-from uknowpan_models.psf import Psf
+from uknowpan_models.psf import Psf, default_psf
 from uknowpan_models.statistics import SceneStatistics, scene_statistics
 from uknowpan_tiling import (
     Encoding,
     IncompatiblePair,
+    MsMeta,
     OutputOptions,
     ScenePair,
     SceneWriter,
@@ -46,8 +47,9 @@ __all__ = [
     "SceneScale",
     "SharpenOptions",
     "SharpenReport",
+    "Survey",
     "TilePlan",
-    "measured_psf",
+    "clipping_warning",
     "plan_scene",
     "scene_scale",
     "sharpen_scene",
@@ -77,8 +79,8 @@ class SharpenOptions:
     writing: OutputOptions = field(default_factory=OutputOptions)
     uncertainty: str | None = None
     resume: bool = False
-    psf: Psf | None = None
-    """The MS's blur and shift, if they were measured already."""
+    survey: Survey | None = None
+    """Of this pair, for this sharpener and `max_value`, if it was made already."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,20 @@ class Survey:
 
     scale: SceneScale
     statistics: SceneStatistics
-    """In scaled units."""
+    """In scaled units; their blur and shift are what the method reckons with."""
+    measured: Psf | None = None
+    """Blur and shift as the scene shows them, before any was removed; None: it does not tell, or
+    nobody asked."""
+    seconds: float = 0.0
+    """What the pass took."""
+
+    @property
+    def offset(self) -> tuple[float, float] | None:
+        """(dy, dx), PAN pixels: how far the MS lies off the PAN, + is down and right."""
+        if self.measured is None:
+            return None
+        dy, dx = self.measured.shift
+        return -dy, -dx
 
 
 @dataclass(frozen=True)
@@ -125,8 +140,14 @@ class SharpenReport:
     method: str
     scale: SceneScale
     sigma: float
-    shift: tuple[float, float]
-    correlation: float
+    """Blur of the MS that the method reckoned with, PAN pixels."""
+    shift: tuple[float, float] | None
+    """(dy, dx), PAN pixels: how far the MS was found to lie off the PAN, + is down and right;
+    None: not measured. The same in the tag MEASURED_SHIFT and in `info`."""
+    applied_shift: tuple[float, float]
+    """(dy, dx), PAN pixels: how far the MS was moved, + is down and right."""
+    correlation: float | None
+    """Of PAN and MS where the shift was measured; None: not measured."""
     tiles: int
     skipped_tiles: int
     seconds: float
@@ -158,17 +179,25 @@ def scene_scale(
     return SceneScale(values[0], values[1], "percentile")
 
 
-def survey(pair: ScenePair, psf: Psf | None = None, max_value: float | None = None) -> Survey:
+def survey(
+    pair: ScenePair,
+    psf: Psf | None = None,
+    max_value: float | None = None,
+    *,
+    measure: bool = False,
+) -> Survey:
     """First pass: samples spread over the whole scene give scale, moments, blur and shift.
 
     Args:
         pair: the opened scene.
         psf: blur and shift, if they are to be assumed; else they are measured.
         max_value: full scale, if known.
+        measure: measure blur and shift even where `psf` is assumed.
 
     Raises:
         IncompatiblePair: nothing in the scene is valid.
     """
+    began = time.monotonic()
     size = max(SURVEY_SIZE // pair.ratio, 32)
     windows = sample_windows(pair, SURVEY_WINDOWS, size)
     if not windows:
@@ -186,15 +215,34 @@ def survey(pair: ScenePair, psf: Psf | None = None, max_value: float | None = No
             for part in _clean_parts(whole):
                 pieces.append((_cut(pan, part, pair.ratio), _cut(ms, part, 1)))
                 valid.append(torch.from_numpy(whole[part]))
-        statistics = scene_statistics(pieces, pair.ratio, psf, valid)
+        measured = None
+        if psf is None or measure:
+            statistics = scene_statistics(pieces, pair.ratio, None, valid)
+            found = statistics.psf
+            measured = None if found == default_psf(pair.ratio) else found
+        if psf is not None:
+            statistics = scene_statistics(pieces, pair.ratio, psf, valid)
     except ValueError as error:
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
-    return Survey(scale, statistics)
+    return Survey(scale, statistics, measured, time.monotonic() - began)
 
 
-def measured_psf(pair: ScenePair) -> Psf:
-    """Blur and shift of the MS against the PAN, as the scene itself shows them."""
-    return survey(pair).statistics.psf
+FEW_LEVELS = 16
+"""Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
+
+
+def clipping_warning(meta: MsMeta, scale: SceneScale, dtype: str | None) -> str | None:
+    """What another output dtype would do to the MS's values, where it would not do them justice."""
+    if dtype is None or np.dtype(dtype).kind == "f":
+        return None
+    lost = None
+    if scale.ms > np.iinfo(dtype).max:
+        lost = f"{dtype} ends at {np.iinfo(dtype).max}, and values above are clipped, not rescaled"
+    elif np.dtype(meta.dtype).kind == "f" and scale.ms < FEW_LEVELS:
+        lost = f"{dtype} rounds them to whole numbers, and they are not rescaled"
+    if lost is None:
+        return None
+    return f"the MS's values reach about {scale.ms:.4g}: {lost}; leave out --output-dtype"
 
 
 Part = tuple[slice, slice]
@@ -281,7 +329,6 @@ def sharpen_row(
     """Read and sharpen one row of tiles in batches."""
     row = TileRow([None] * len(tiles), [None] * len(tiles), [None] * len(tiles))
     ratio, origin = pair.ratio, pair.origin
-    limit = None if options.max_value is None else options.max_value
     for batch in _prefetched(_batches(pair, tiles, margin, options.batch_size)):
         pan = torch.from_numpy(np.stack([a.pan for _, a in batch]) / np.float32(found.scale.pan))
         ms = torch.from_numpy(np.stack([a.ms for _, a in batch]) / np.float32(found.scale.ms))
@@ -296,8 +343,8 @@ def sharpen_row(
                 "use --dtype fp32 or another model."
             )
         hrms = (done.hrms * found.scale.ms).float().cpu()
-        if limit is not None:
-            hrms = hrms.clamp(0.0, limit)
+        if options.max_value is not None:
+            hrms = hrms.clamp(max=options.max_value)
         sigma = None if done.sigma is None else (done.sigma * found.scale.ms).float().cpu()
         for k, (i, arrays) in enumerate(batch):
             row.hrms[i] = hrms[k].numpy()
@@ -327,13 +374,15 @@ def sharpen_scene(
         TilingError, ModelError: see their classes.
         OutOfMemory: not even the smallest tile fits.
     """
+    warn_of_dropped = True
     while True:
         try:
-            return _sharpen_scene(pair, sharpener, options, on_progress)
+            return _sharpen_scene(pair, sharpener, options, on_progress, warn_of_dropped)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             options = _smaller(options, error)
+            warn_of_dropped = False  # from here on they are this run's own
             log.warning(
                 "memory is short: going on with batches of %d and tiles of %d PAN pixels",
                 options.batch_size,
@@ -357,6 +406,7 @@ def _sharpen_scene(
     sharpener: Sharpener,
     options: SharpenOptions,
     on_progress: Callable[[int, int], None],
+    warn_of_dropped: bool,
 ) -> SharpenReport:
     began = time.monotonic()
     sharpener.check(pair.bands, pair.ratio)
@@ -366,8 +416,7 @@ def _sharpen_scene(
     for path in outputs.values():
         check_output(path, pair.inputs, options.writing.overwrite)
 
-    psf = sharpener.assumed_psf(pair.ratio) or options.psf
-    found = survey(pair, psf, options.max_value)
+    found = options.survey or survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
     plan = plan_scene(pair, sharpener, found.statistics, options)
     encodings = {
         "image": output_encoding(
@@ -387,13 +436,19 @@ def _sharpen_scene(
     store = StripStore(
         options.output, fingerprint, list(outputs), len(plan.rows), resume=options.resume
     )
+    if store.dropped and warn_of_dropped:
+        log.warning(
+            "%d strips of an interrupted run of %s were dropped; --resume would have used them, "
+            "if its options were the same",
+            store.dropped,
+            options.output,
+        )
     with _stopping_well(store):
         found = _remembered(found, store.folder / "survey.json")
         skipped = _make_strips(pair, sharpener, options, found, plan, store, encodings, on_progress)
         _write(pair, sharpener, options, found, store, outputs)
     seconds = time.monotonic() - began
     pixels = pair.grid.width * pair.grid.height
-    psf = found.statistics.psf
     return SharpenReport(
         output=options.output,
         width=pair.grid.width,
@@ -402,9 +457,10 @@ def _sharpen_scene(
         ratio=pair.ratio,
         method=sharpener.name,
         scale=found.scale,
-        sigma=psf.sigma,
-        shift=psf.shift,
-        correlation=psf.correlation,
+        sigma=found.statistics.psf.sigma,
+        shift=found.offset,
+        applied_shift=pair.shift,
+        correlation=None if found.measured is None else found.measured.correlation,
         tiles=plan.count,
         skipped_tiles=skipped,
         seconds=round(seconds, 2),
@@ -483,30 +539,42 @@ def _remembered(found: Survey, path: Path) -> Survey:
     """The survey of the run that is resumed, to the last bit; else this one, kept for later."""
     if path.exists():
         data = json.loads(path.read_text())
-        return Survey(SceneScale(**data["scale"]), SceneStatistics.from_dict(data["statistics"]))
+        psf = data["measured"]
+        return Survey(
+            SceneScale(**data["scale"]),
+            SceneStatistics.from_dict(data["statistics"]),
+            None if psf is None else Psf(psf["sigma"], tuple(psf["shift"]), psf["correlation"]),
+        )
+    data = {
+        "scale": asdict(found.scale),
+        "statistics": found.statistics.as_dict(),
+        "measured": None if found.measured is None else asdict(found.measured),
+    }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps({"scale": asdict(found.scale), "statistics": found.statistics.as_dict()})
-    )
+    temporary.write_text(json.dumps(data))
     temporary.replace(path)
     return found
 
 
 def _tags(sharpener: Sharpener, found: Survey, pair: ScenePair) -> dict[str, str]:
-    psf = found.statistics.psf
     tags = {
         "VERSION": __version__,
         **sharpener.provenance(),
         "RATIO": str(pair.ratio),
         "SCALE_PAN": f"{found.scale.pan:g}",
         "SCALE_MS": f"{found.scale.ms:g}",
-        "BLUR_SIGMA": f"{psf.sigma:.3f}",
-        "MEASURED_SHIFT": f"{psf.shift[0]:.3f} {psf.shift[1]:.3f}",
-        "APPLIED_SHIFT": f"{pair.shift[0]:.3f} {pair.shift[1]:.3f}",
+        "BLUR_SIGMA": f"{found.statistics.psf.sigma:.3f}",
+        "APPLIED_SHIFT": _two(pair.shift),
         "PAN": Path(pair.inputs[0]).name,
         "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
     }
+    if found.offset is not None:
+        tags["MEASURED_SHIFT"] = _two(found.offset)
     return {f"UKNOWPAN_{key}": value for key, value in tags.items()}
+
+
+def _two(shift: tuple[float, float]) -> str:
+    return " ".join(f"{value:z.3f}" for value in shift)
 
 
 def _write(

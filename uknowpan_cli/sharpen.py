@@ -30,6 +30,7 @@ class Precision(StrEnum):
 
 
 def sharpen(
+    ctx: typer.Context,
     pan: opt.PanArgument,
     ms: opt.MsArgument,
     output: Annotated[str, typer.Option("--output", "-o", help="GeoTIFF to write.")],
@@ -73,14 +74,17 @@ def sharpen(
     max_value: Annotated[
         float | None,
         typer.Option(
-            "--max-value", min=0, help="Full scale in digital numbers; the result is clipped to it."
+            "--max-value", min=0, help="Full scale in digital numbers; the result is clipped at it."
         ),
     ] = None,
     bit_depth: Annotated[
         int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
     ] = None,
     output_dtype: Annotated[
-        opt.OutputDtype | None, typer.Option("--output-dtype", help="Instead of the MS's.")
+        opt.OutputDtype | None,
+        typer.Option(
+            "--output-dtype", help="Instead of the MS's; values are clipped, not rescaled."
+        ),
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="File layout.")] = Format.gtiff,
     creation: Annotated[
@@ -114,7 +118,11 @@ def sharpen(
 
     Prints the output's path (or a JSON report); messages go to stderr.
     """
-    with opt.guarded(-1 if quiet else verbose, log_json):
+    with opt.guarded(-1 if quiet else verbose, log_json), opt.bounded_gdal_cache():
+        if method is not None:
+            for name in ("model", "steps"):
+                if opt.is_typed(ctx, name):
+                    opt.fail(f"--method and --{name} exclude each other.", exits.USAGE)
         co = creation_options(creation or [])
         if bit_depth is not None:
             if max_value is not None:
@@ -149,7 +157,7 @@ def sharpen(
             from uknowpan_models.pansharpener import load_sharpener
             from uknowpan_models.runtime import tune_cpu
 
-            from .pipeline import SharpenOptions, sharpen_scene
+            from .pipeline import SharpenOptions, clipping_warning, sharpen_scene
 
             threads = tune_cpu(num_threads)
             chosen = choose_device(device)
@@ -169,10 +177,20 @@ def sharpen(
             if uncertainty is not None and not sharpener.has_uncertainty:
                 opt.fail(f"--uncertainty: {sharpener.name} has none; use a model.", exits.USAGE)
             sharpener.check(pair.bands, pair.ratio)
-            pair, psf = coregistered(request, pair, coregister)
+            pair, found = coregistered(request, pair, coregister, sharpener, max_value)
             log = logging.getLogger("uknowpan")
+            idle = {
+                "--seed": seed != 0,
+                "--dtype": dtype is not Precision.fp32,
+                "--device": chosen != "cpu" and device != "auto",
+            }
+            for option in [name for name, given in idle.items() if given and method is not None]:
+                log.warning("%s changes nothing for --method %s", option, method)
             for note in pair.notes:
-                log.info(note)
+                log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
+            clipped = clipping_warning(pair.meta, found.scale, output_dtype)
+            if clipped is not None:
+                log.warning(clipped)
             options = SharpenOptions(
                 output=output,
                 tile=tile,
@@ -190,7 +208,7 @@ def sharpen(
                 ),
                 uncertainty=uncertainty,
                 resume=resume,
-                psf=psf,
+                survey=found,
             )
             if dry_run:
                 from .estimate import estimate

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import __version__, exits
 from . import options as opt
+
+if TYPE_CHECKING:
+    from uknowpan_models.data import Scene
 
 __all__ = ["train"]
 
@@ -46,6 +50,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configuration and stop.")
     ] = False,
+    device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
@@ -58,8 +63,15 @@ def train(
         from uknowpan_models.data import GenericBatches, read_scenes
         from uknowpan_models.runtime import tune_cpu
         from uknowpan_models.student_lite import LiteConfig
-        from uknowpan_models.training import GenericStudentStage, TrainConfig
+        from uknowpan_models.training import (
+            ConfigMismatch,
+            GenericStudentStage,
+            TrainConfig,
+            resolved_config,
+        )
         from uknowpan_models.training import train as run
+
+        from .opening import choose_device
 
         settings = _read_config(config)
         unknown = sorted(set(settings) - {"train", "network"})
@@ -67,7 +79,8 @@ def train(
             opt.fail(f"--config has [train] and [network], not {', '.join(unknown)}.", exits.USAGE)
         train_config = _build(TrainConfig, settings.get("train", {}))
         network = _build(LiteConfig, settings.get("network", {}))
-        resolved = {"stage": stage.value, "train": asdict(train_config), "network": asdict(network)}
+        resolved = resolved_config(stage.value, train_config, network)
+        device = choose_device(device)
         if dry_run:
             typer.echo(json.dumps(resolved, indent=2))
             return
@@ -86,15 +99,14 @@ def train(
         valid = GenericBatches(
             read_scenes(data, "valid"), seed=train_config.seed + 1, patches_per_variant=4
         )
-        licences: dict[str, list[str]] = {}
-        for scene in batches.scenes:
-            licences.setdefault(scene.licence, []).append(scene.name)
         notes = {
             "code_version": __version__,
-            "command": "uknowpan train --stage fsa-s",
+            "command": _command(stage.value, data=data, out=out, config=config, init=init),
+            "seed": train_config.seed,
             "config": resolved,
             "started_from": None if init is None else read_card(init).training,
-            "scenes_by_licence": licences,
+            "scenes_by_licence": _by_licence(batches.scenes),
+            "validation_scenes_by_licence": _by_licence(valid.scenes),
         }
         job = GenericStudentStage(network, batches, valid, notes=notes)
 
@@ -105,17 +117,37 @@ def train(
                     f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True
                 )
 
-        with _stop_requests() as stopping:
-            best = run(
-                job,
-                train_config,
-                out,
-                resume=resume,
-                init=init,
-                on_step=show,
-                should_stop=lambda: bool(stopping),
-            )
+        try:
+            with _stop_requests() as stopping:
+                best = run(
+                    job,
+                    train_config,
+                    out,
+                    resume=resume,
+                    init=init,
+                    device=device,
+                    on_step=show,
+                    should_stop=lambda: bool(stopping),
+                )
+        except ConfigMismatch as error:
+            opt.fail(str(error), exits.USAGE)
         typer.echo(best)
+
+
+def _command(stage: str, **files: Path | None) -> str:
+    """What was typed, for the card; of a file its name only, not where this machine keeps it."""
+    words = ["uknowpan", "train", "--stage", stage]
+    for option, path in files.items():
+        words += [] if path is None else [f"--{option}", path.name]
+    return shlex.join(words)
+
+
+def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
+    """Licence -> names of the scenes under it."""
+    found: dict[str, list[str]] = {}
+    for scene in scenes:
+        found.setdefault(scene.licence, []).append(scene.name)
+    return found
 
 
 @contextmanager

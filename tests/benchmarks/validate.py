@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -198,6 +199,7 @@ def stamp(model: str, target: str, rows: Sequence[Row], scenes: Sequence[Scene])
         network,
         replace(
             card,
+            name=Path(target).stem,
             sigma_scale=round(scale, 4),
             scores={"reduced_resolution": scores},
             limits=(
@@ -208,7 +210,7 @@ def stamp(model: str, target: str, rows: Sequence[Row], scenes: Sequence[Scene])
             ),
         ),
     )
-    print(f"\nwritten: {target}, sigma scale {scale:.3f}, card scores {asdict(card)['name']}")
+    print(f"\nwritten: {target}, sigma scale {scale:.3f}")
 
 
 if __name__ == "__main__":

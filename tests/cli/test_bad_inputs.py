@@ -365,6 +365,12 @@ TABLE = [
     Row("uncertainty of a classic", 2, "gsa has none", lambda b: b.typed(
         "--uncertainty", b.folder / "u.tif", "--method", "gsa",
     )),
+    Row("method and model", 2, "--method and --model exclude each other", plain(
+        "--method", "gsa", "--model", "generic",
+    )),
+    Row("method and steps", 2, "--method and --steps exclude each other", plain(
+        "--method", "gsa", "--steps", 2,
+    )),
     Row("preview is the pan", 3, "one of the inputs", lambda b: [
         (p := b.pair()).pan, *p.ms, "--preview", p.pan, "--overwrite",
     ]),
@@ -450,7 +456,7 @@ def test_bad_input(
     arguments = list(row.prepare(bench))
     if "-o" not in arguments:
         arguments += ["-o", bench.output]
-    if "--model" not in arguments:
+    if not {"--model", "--method"} & set(arguments):
         arguments += ["--model", tiny_model]
     before = listing(tmp_path)
     outcome = uknowpan("sharpen", *arguments, "-j", 1)

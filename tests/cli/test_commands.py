@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import rasterio
+from rasters import write_raster
 from running import MakePair, Run
 from safetensors.numpy import load_file
 
@@ -162,6 +164,20 @@ def test_demo(uknowpan: Run, tmp_path: Path) -> None:
         assert dataset.crs is not None
 
 
+def test_demo_spares_what_no_demo_made(uknowpan: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "gsa.tif"
+    mine.write_text("my result")
+    (tmp_path / "notes.txt").write_text("harmless")
+    arguments = ("demo", "--out", tmp_path, "--size", 128, "-q")
+    outcome = uknowpan(*arguments)
+    assert outcome.code == 4
+    assert re.fullmatch(r"uknowpan: error: .*gsa\.tif exists .*--overwrite.*\n", outcome.stderr)
+    assert {p.name for p in tmp_path.iterdir()} == {"gsa.tif", "notes.txt"}
+    assert mine.read_text() == "my result"
+    assert uknowpan(*arguments, "--overwrite").code == 0
+    assert uknowpan(*arguments).code == 0  # its own folder now
+
+
 def test_demo_where_a_file_is(uknowpan: Run, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")
@@ -312,6 +328,62 @@ def test_train_interrupted_and_resumed(
     assert uknowpan("models", "verify", broken / "best.safetensors").code == 0
 
 
+def test_train_goes_on_only_as_configured(
+    uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
+) -> None:
+    out = tmp_path / "my model"
+    common = ("train", "--data", scenes, "--out", out, "-q", "-j", 1, "--config", config)
+    assert uknowpan(*common, "--device", "cpu").code == 0
+    config.write_text(CONFIG.replace("warmup = 1", "warmup = 2"))
+    outcome = uknowpan(*common, "--resume")
+    assert outcome.code == 2
+    assert re.fullmatch(
+        r"uknowpan: error: .*my model was begun with train\.warmup 1 \(here 2\); --resume.*\n",
+        outcome.stderr,
+    )
+    # A card tells where its weights come from, and not where this machine keeps them.
+    card = json.loads(uknowpan("models", "show", out / "best.safetensors", "--json").stdout)
+    assert card["name"] == "my model"
+    training = card["training"]
+    assert training["seed"] == 0
+    assert training["command"] == (
+        "uknowpan train --stage fsa-s --data scenes.h5 --out 'my model' --config tiny.toml"
+    )
+    assert training["scenes_by_licence"] == {"none": ["scene-train"]}
+    assert training["validation_scenes_by_licence"] == {"none": ["scene-valid"]}
+    assert training["code_version"] in uknowpan("--version").stdout
+    assert str(tmp_path) not in json.dumps(card)
+
+
+def test_train_from_other_weights(
+    uknowpan: Run, tmp_path: Path, config: Path, scenes: Path, tiny_model: Path
+) -> None:
+    out = tmp_path / "run"
+    outcome = uknowpan(
+        *("train", "--data", scenes, "--out", out, "--config", config, "--init", tiny_model)
+    )
+    assert outcome.code == 5
+    assert re.fullmatch(
+        r"uknowpan: error: the weights of .* deep_width 8 \(here 4\)\) do not fit.*\n",
+        outcome.stderr,
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("tpu", "takes auto, cpu, cuda"), ("cuda:99", "PyTorch sees")]
+)
+def test_train_refuses_devices(
+    device: str, says: str, uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
+) -> None:
+    outcome = uknowpan(
+        *("train", "--data", scenes, "--out", tmp_path / "run", "--config", config),
+        *("--device", device),
+    )
+    assert outcome.code == 2
+    assert re.fullmatch(rf"uknowpan: error: --device .*{says}.*\n", outcome.stderr)
+
+
 # Pack ---------------------------------------------------------------------------------------------
 
 
@@ -327,6 +399,7 @@ def test_pack_makes_what_train_reads(uknowpan: Run, make_pair: MakePair, tmp_pat
         HEADER
         + "a,pair,scene_pan.tif,scene_ms.tif,made up,none,train,2\n"
         + "b,ms,,scene_ms.tif,made up,none,valid,1\n"
+        + "c,ms,,not_there.tif,made up,none,skip,1\n"
     )
     outcome = uknowpan("pack", recipe, "-o", output, "--root", tmp_path, "-q")
     assert outcome.code == 0, outcome.stderr
@@ -366,6 +439,108 @@ def test_pack_refuses(
     assert outcome.stdout == ""
     assert re.fullmatch(rf"uknowpan: error: .*{says}.*\n", outcome.stderr)
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.csv", "scene_pan.tif", "scene_ms.tif"}
+
+
+PackOne = Callable[..., tuple[np.ndarray, np.ndarray | None, str]]
+
+
+@pytest.fixture
+def pack_one(uknowpan: Run, tmp_path: Path) -> PackOne:
+    """`pack_one(kind, pan, ms)`: (gt, pan or None, note) of a recipe of one scene."""
+
+    def pack(kind: str, pan: str, ms: str) -> tuple[np.ndarray, np.ndarray | None, str]:
+        recipe, output = tmp_path / "one.csv", tmp_path / "one.h5"
+        recipe.write_text(f"{HEADER}a,{kind},{pan},{ms},s,l,train,1\n")
+        outcome = uknowpan("pack", recipe, "-o", output, "--root", tmp_path, "--overwrite", "-q")
+        assert outcome.code == 0, outcome.stderr
+        with h5py.File(output) as file:
+            group = file["a"]
+            pan_values = group["pan"][()] if "pan" in group else None
+            return group["gt"][()], pan_values, group.attrs["note"]
+
+    return pack
+
+
+@pytest.mark.parametrize("offset", [(32, 24), (-32, -24), (30, -25), (-3, 7)])
+def test_pack_where_the_pan_sticks_out(
+    offset: tuple[int, int], pack_one: PackOne, make_pair: MakePair
+) -> None:
+    """On every side, MS pixels that the PAN covers wholly are the truth, and PAN lies on them."""
+    pair = make_pair(ms_shape=(48, 40), pan_shape=(192, 160), offset=offset)
+    gt, pan, _ = pack_one("pair", "scene_pan.tif", "scene_ms.tif")
+    spans = []
+    for start, (count, pan_count) in zip(offset, [(48, 192), (40, 160)], strict=True):
+        first = -(start // 4) if start < 0 else 0  # whole MS pixels inside the PAN
+        spans.append(slice(first, min(count, (pan_count - start) // 4)))
+    assert np.array_equal(gt, pair.ms_values[:, spans[0], spans[1]])
+    assert pan is not None and pan.shape[1:] == gt.shape[1:]
+    # Both show the same smooth landscape, the first band with a gain of 1.
+    assert np.abs(pan[0] - gt[0])[2:-2, 2:-2].max() < 20 < 0.1 * np.ptp(gt[0])
+
+
+@pytest.mark.parametrize("mask", [None, "mask", "alpha"])
+@pytest.mark.parametrize("kind", ["pair", "ms"])
+def test_pack_leaves_invalid_pixels_out(
+    kind: str, mask: str | None, pack_one: PackOne, make_pair: MakePair
+) -> None:
+    holes = np.zeros((48, 40), bool)
+    holes[20, 3] = holes[:, 38:] = True
+    pan_holes = np.zeros((192, 160), bool)
+    pan_holes[190, 50] = True  # in MS row 47
+    pair = make_pair(
+        ms_shape=(48, 40), holes=holes, nodata=0 if mask is None else None, mask=mask,
+        pan_holes=pan_holes, pan_nodata=0,
+    )  # fmt: skip
+    gt, pan, note = pack_one(kind, "scene_pan.tif" if kind == "pair" else "", "scene_ms.tif")
+    rows = slice(0, 47) if kind == "pair" else slice(0, 48)
+    assert np.array_equal(gt, pair.ms_values[:, rows, 4:38])
+    share = f"{gt[0].size / 1920:.1%} of it without invalid pixels"
+    assert note.endswith(share)
+    assert (pan is None) == (kind == "ms")
+
+
+@pytest.mark.parametrize("kind", ["reduced", "ms"])
+def test_pack_takes_bands_in_files_of_their_own(
+    kind: str, pack_one: PackOne, make_pair: MakePair
+) -> None:
+    holes = np.zeros((40, 32), bool)
+    holes[:5] = True
+    pair = make_pair(ratio=1, ms_shape=(40, 32), bands=3, separate=True, holes=holes, nodata=0)
+    names = ";".join(Path(path).name for path in pair.ms)
+    gt, pan, _ = pack_one(kind, "scene_pan.tif" if kind == "reduced" else "", names)
+    assert gt.dtype == np.uint16
+    assert np.array_equal(gt, pair.ms_values[:, 5:])
+    if kind == "reduced":
+        assert pan is not None
+        assert np.abs(pan[0] - pair.pan_values[5:])[2:-2, 2:-2].max() < 20
+
+
+def test_pack_refuses_scenes(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    holes = np.ones((40, 32), bool)
+    holes[:16, :15] = False
+    make_pair(name="holes", ms_shape=(40, 32), holes=holes, nodata=0)
+    make_pair(name="fine", ms_shape=(40, 32))
+    make_pair(name="other", ms_shape=(20, 16), ratio=8)
+    noise = np.random.default_rng(3).integers(1, 999, (1, 160, 128)).astype("uint16")
+    small = noise[:, :40, :32]
+    for name, values, like in (("noise", noise, "fine_pan"), ("small", small, "fine_ms")):
+        with rasterio.open(tmp_path / f"{like}.tif") as source:
+            place = {"crs": source.crs, "transform": source.transform}
+        write_raster(tmp_path / f"{name}.tif", values, **place)
+    for row, says in (
+        ("pair,holes_pan.tif,holes_ms.tif", "'a' 18.8% of 40 x 32 MS pixels are valid.*16 x 16"),
+        ("ms,,holes_ms.tif", "'a' 18.8% of 40 x 32 MS pixels are valid"),
+        ("pair,noise.tif,fine_ms.tif", "PAN and MS of scene 'a' do not resemble each other"),
+        ("reduced,small.tif,fine_ms.tif", "PAN and MS of scene 'a' do not resemble each other"),
+        ("reduced,fine_pan.tif,fine_ms.tif", r"'a' \(kind reduced\) do not lie on one grid"),
+        ("ms,,fine_ms.tif;other_ms.tif", r"'a' \(kind ms\) do not lie on one grid"),
+    ):
+        recipe, output = tmp_path / "recipe.csv", tmp_path / "scenes.h5"
+        recipe.write_text(f"{HEADER}a,{row},s,l,train,1\n")
+        outcome = uknowpan("pack", recipe, "-o", output, "--root", tmp_path)
+        assert outcome.code == 3, row
+        assert re.fullmatch(rf"uknowpan: error: .*{says}.*\n", outcome.stderr), outcome.stderr
+        assert not output.exists()
 
 
 def test_pack_spares_its_inputs(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:

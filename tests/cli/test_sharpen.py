@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio._env import get_gdal_config
 from rasterio.enums import ColorInterp
 from rasters import ORIGIN, write_raster
 from running import STOPPING, MakePair, Run, spawn
 
-from uknowpan_cli import pipeline
+from uknowpan_cli import estimate, pipeline
 from uknowpan_cli.pipeline import TileRow
 from uknowpan_tiling import Tile
 
@@ -331,6 +332,177 @@ def test_max_value_clips(
         assert read(output).max() == 1023
 
 
+def test_max_value_keeps_negative_data(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Reflectance over water is below 0 after atmospheric correction."""
+    pair = make_pair(dtype="float32")
+    with rasterio.open(pair.ms[0], "r+") as dataset:
+        dataset.write(-dataset.read())
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model),
+        *("--max-value", 4000),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert read(output).max() < 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "wanted", "says"),
+    [
+        ("uint16", 1, "uint8", r"reach about \d+: uint8 ends at 255, .* clipped, not rescaled"),
+        ("float32", 50, "int16", r"int16 ends at 32767, .* clipped, not rescaled"),
+        ("float32", 0.001, "uint16", r"reach about [12]\.\d+: uint16 rounds them to whole numbers"),
+        ("uint16", 1, "float32", None),
+        ("uint16", 1, "int16", None),
+        ("uint8", 1, "uint8", None),
+    ],
+)
+def test_output_dtype_that_loses_the_data(
+    dtype: str,
+    factor: float,
+    wanted: str,
+    says: str | None,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    pair = make_pair(dtype=dtype, photometric="MINISBLACK")  # or four 8-bit bands are RGBA
+    if factor != 1:
+        with rasterio.open(pair.ms[0], "r+") as dataset:
+            dataset.write((dataset.read() * factor).astype(dtype))
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--output-dtype", wanted),
+    )
+    assert outcome.code == 0, outcome.stderr
+    if says is None:
+        assert outcome.stderr == ""
+    else:
+        assert re.fullmatch(rf"uknowpan: WARNING: .*{says}.*\n", outcome.stderr)
+
+
+# Messages ---------------------------------------------------------------------------------------
+
+
+def test_guesses_are_warned_of_and_remarks_are_not(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    guessed = make_pair(name="a", georeferenced=(False, False))
+    resampled = make_pair(name="b", ratio=4.5)
+    common = ("--model", tiny_model, "-o", tmp_path / "out.tif", "--overwrite")
+    outcome = uknowpan("sharpen", guessed.pan, *guessed.ms, *common)
+    assert outcome.code == 0, outcome.stderr
+    assert re.match(r"uknowpan: WARNING: \S", outcome.stderr)
+    assert uknowpan("sharpen", resampled.pan, *resampled.ms, *common).stderr == ""
+
+
+def test_options_without_effect_on_a_method(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that pick a model are refused (test_bad_inputs), but its variable is no choice."""
+    monkeypatch.setenv("UKNOWPAN_MODEL", "generic")
+    pair = make_pair()
+    common = (
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--method", "gsa"),
+        "--overwrite",
+    )
+    assert uknowpan(*common, "--device", "cpu") == uknowpan(*common)
+    assert uknowpan(*common).stderr == ""
+    outcome = uknowpan(*common, "--seed", 3, "--dtype", "bf16")
+    assert outcome.code == 0
+    assert outcome.stderr.splitlines() == [
+        f"uknowpan: WARNING: {option} changes nothing for --method gsa"
+        for option in ("--seed", "--dtype")
+    ]
+
+
+# Resources --------------------------------------------------------------------------------------
+
+
+def test_gdal_keeps_few_blocks(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its default is 5 % of the machine's memory, which no forecast knows of."""
+    seen = []
+    survey = pipeline.survey
+
+    def watched(*arguments: object, **options: object) -> pipeline.Survey:
+        seen.append(get_gdal_config("GDAL_CACHEMAX"))
+        return survey(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "survey", watched)
+    pair = make_pair()
+    words = (pair.pan, *pair.ms, "--model", tiny_model)
+    assert uknowpan("sharpen", *words, "-o", tmp_path / "out.tif").code == 0
+    assert uknowpan("info", *words).code == 0
+    assert uknowpan("demo", "--out", tmp_path / "demo", "--size", 128, "-q").code == 0
+    assert len(seen) >= 3
+    assert set(seen) == {64 * 2**20}
+
+
+def forecast_of(uknowpan: Run, *words: object) -> dict:
+    outcome = uknowpan("sharpen", *words, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+def test_forecast_follows_the_options(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(ms_shape=(64, 64))
+    words = (
+        *(pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model, "--tile", 64),
+        *("-q", "--output-dtype"),
+    )
+    values = 256 * 256 * 4 / 1e6
+    plain = forecast_of(uknowpan, *words, "int16")
+    assert plain["output_mb"] == pytest.approx(2 * values, abs=0.1)
+    assert plain["disk_mb"] == pytest.approx(4 * values, abs=0.1)
+    many = forecast_of(
+        *(uknowpan, *words, "float64", "--batch-size", 4),
+        *("--uncertainty", tmp_path / "sigma.tif", "-f", "cog"),
+    )
+    assert many["output_mb"] == pytest.approx(8 * values, abs=0.1)
+    assert many["disk_mb"] == pytest.approx((8 + 4) * 2 * values + 8 * values, abs=0.1)
+    assert many["memory_mb"] > 3 * plain["memory_mb"]
+    # 110 values for each band and pixel of a tile with its margin.
+    side = 64 + 2 * plain["margin_pan_pixels"]
+    assert plain["memory_mb"] > side**2 * 4 * 110 * 4 / 1e6
+
+
+def test_forecast_times_a_tile_with_data(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The middle of the scene is empty; the tile that is timed is not."""
+    holes = np.zeros((48, 48), bool)
+    holes[8:40, 8:40] = True
+    pair = make_pair(ms_shape=(48, 48), nodata=0, holes=holes)
+    timed: list[np.ndarray] = []
+    sharpen_row = estimate.sharpen_row
+
+    def watched(*arguments: object) -> TileRow:
+        row = sharpen_row(*arguments)
+        timed.extend(row.valid)
+        return row
+
+    monkeypatch.setattr(estimate, "sharpen_row", watched)
+    words = (pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model)
+    forecast_of(uknowpan, *words, "--tile", 32, "--batch-size", 3)
+    assert len(timed) == 2 * 3
+    assert all(valid is not None and valid.all() for valid in timed)
+
+
 # Independence of the cut ------------------------------------------------------------------------
 
 
@@ -454,6 +626,25 @@ def test_killed_again_and_again(
     }
 
 
+def test_strips_that_are_dropped_are_told_of(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    arguments = (
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--tile", 32),
+    )
+    for words, says in (
+        ((), r"WARNING: 2 strips of an interrupted run .*--resume"),
+        (("--resume",), ""),
+    ):
+        assert spawn(*arguments, before=STOPPING.format(strips=2, name="SIGKILL")).code == -9
+        outcome = uknowpan(*arguments, *words, "--overwrite")
+        assert outcome.code == 0
+        assert re.match(rf"uknowpan: {says}", outcome.stderr) if says else outcome.stderr == ""
+        (tmp_path / "out.tif").unlink()
+
+
 def test_sigterm_from_outside(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     outcome = spawn(
@@ -488,11 +679,76 @@ def test_coregistration_moves_the_ms(uknowpan: Run, tiny_model: Path, tmp_path: 
         errors[mode] = np.abs(read(output).astype(float) - truth)[inner].mean()
         with rasterio.open(output) as dataset:
             tags = dataset.tags()
-    # Moved back: up and right.
-    applied = np.array(tags["UKNOWPAN_APPLIED_SHIFT"].split(), float)
-    assert np.abs(applied - (-3, 2)).max() < 0.3
+        # One sign: + is down and right, for where the MS lies and for how it was moved.
+        applied = np.array(tags["UKNOWPAN_APPLIED_SHIFT"].split(), float)
+        assert np.abs(applied - ((-3, 2) if mode == "shift" else (0, 0))).max() < 0.3
+        assert ("UKNOWPAN_MEASURED_SHIFT" in tags) == (mode != "off")
+        if mode != "off":
+            measured = np.array(tags["UKNOWPAN_MEASURED_SHIFT"].split(), float)
+            assert np.abs(measured - (3, -2)).max() < 0.3
+    assert (applied == -measured).all()
     assert errors["check"] == errors["off"]
     assert errors["shift"] < 0.8 * errors["off"]
+
+
+def test_one_sign_in_all_reports(uknowpan: Run, tiny_model: Path, tmp_path: Path) -> None:
+    pan, ms = observed(textured(192), 4, tmp_path, (3, -2))
+    output = tmp_path / "out.tif"
+    facts = json.loads(uknowpan("info", pan, ms, "--model", tiny_model, "--json").stdout)
+    assert np.abs(np.array(facts["shift_pan_pixels"]) - (3, -2)).max() < 0.3
+    for words in (("--model", tiny_model, "--coregister", "off"), ("--method", "gsa")):
+        common = ("sharpen", pan, ms, "-o", output, *words, "--overwrite", "--json")
+        report = json.loads(uknowpan(*common).stdout)
+        assert report["shift"] == facts["shift_pan_pixels"]
+        assert report["correlation"] == facts["correlation"]
+        assert report["applied_shift"] == [0, 0]
+    report = json.loads(uknowpan(*common, "--coregister", "off").stdout)
+    assert (report["shift"], report["correlation"]) == (None, None)
+    report = json.loads(uknowpan(*common, "--coregister", "shift").stdout)
+    assert report["shift"] == facts["shift_pan_pixels"]
+    assert report["applied_shift"] == [round(-v, 3) for v in report["shift"]]
+
+
+def test_shift_that_nothing_tells(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
+) -> None:
+    pair = make_pair(ms_shape=(8, 8))
+    arguments = (*("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif"), "--json")
+    outcome = uknowpan(*arguments, "--model", tiny_model)
+    assert json.loads(outcome.stdout)["shift"] is None
+    with rasterio.open(tmp_path / "out.tif") as dataset:
+        assert "UKNOWPAN_MEASURED_SHIFT" not in dataset.tags()
+
+
+def test_shift_too_small_to_resample_for(uknowpan: Run, tmp_path: Path) -> None:
+    pan, ms = observed(textured(192), 4, tmp_path)
+    common = ("sharpen", pan, ms, "--method", "gsa", "-v", "-o")
+    outcome = uknowpan(*common, tmp_path / "shift.tif", "--coregister", "shift")
+    assert re.search(r"INFO: the MS lies .* too little to resample it for", outcome.stderr)
+    assert uknowpan(*common, tmp_path / "off.tif", "--coregister", "off").code == 0
+    assert (read(tmp_path / "shift.tif") == read(tmp_path / "off.tif")).all()
+
+
+@pytest.mark.parametrize(("mode", "surveys"), [("off", 1), ("check", 1), ("shift", 2)])
+@pytest.mark.parametrize("words", [("--method", "gsa"), ("--method", "gsa", "--dry-run"), ()])
+def test_one_survey_is_enough(
+    mode: str,
+    surveys: int,
+    words: tuple[str, ...],
+    uknowpan: Run,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pan, ms = observed(textured(96), 4, tmp_path, (3, -2))
+    calls = []
+    survey = pipeline.survey
+    for module in (pipeline, estimate):
+        monkeypatch.setattr(module, "survey", lambda *a, **k: calls.append(a) or survey(*a, **k))
+    arguments = (*("sharpen", pan, ms, "-o", tmp_path / "out.tif"), *words, "--coregister", mode)
+    outcome = uknowpan(*arguments, *(() if words else ("--model", tiny_model)))
+    assert outcome.code == 0, outcome.stderr
+    assert len(calls) == surveys
 
 
 def test_registered_pair_is_left_alone(uknowpan: Run, tmp_path: Path) -> None:

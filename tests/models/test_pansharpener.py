@@ -196,7 +196,7 @@ def test_load_by_path_method_or_name(tmp_path):
     loaded = load_sharpener(str(path), seed=5)
     assert loaded.provenance() == {
         "MODEL": "tiny", "SHA256": loaded.digest, "STEPS": "3", "SEED": "5",
-            "PRECISION": "float32",
+            "PRECISION": "float32", "DEVICE": "cpu",
     }  # fmt: skip
     assert len(loaded.digest) == 64
     expected = sharpen_array(sharpener(steps=3, seed=5), pan, ms).hrms

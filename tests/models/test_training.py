@@ -8,13 +8,20 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.checkpoint import read_card
-from uknowpan_models.data import GenericBatches, read_scenes
-from uknowpan_models.errors import DataError
+from uknowpan_models.checkpoint import load_model, read_card
+from uknowpan_models.data import GenericBatches, TrainBatch, read_scenes
+from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan_models.losses import beta_nll, contrast_weighted_l1
 from uknowpan_models.pansharpener import load_sharpener, sharpen_array
 from uknowpan_models.student_lite import LiteConfig
-from uknowpan_models.training import GenericStudentStage, Interrupted, TrainConfig, train
+from uknowpan_models.training import (
+    ConfigMismatch,
+    Diverged,
+    GenericStudentStage,
+    Interrupted,
+    TrainConfig,
+    train,
+)
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 CONFIG = TrainConfig(iterations=6, warmup=2, validate_every=2, checkpoint_every=2, batch_size=3)
@@ -44,11 +51,11 @@ def batches(scenes_file, split="train", **options):
 
 @pytest.fixture
 def make_stage(scenes_file):
-    def make(**options):
+    def make(network=TINY, **options):
         valid = batches(scenes_file, "valid", seed=5)
         notes = {"licence": "CC0-1.0"}
         return GenericStudentStage(
-            TINY, batches(scenes_file), valid, validation_batches=1, notes=notes, **options
+            network, batches(scenes_file), valid, validation_batches=1, notes=notes, **options
         )
 
     return make
@@ -131,7 +138,7 @@ def test_targets_are_residuals_of_the_truth(scenes_file):
 @pytest.mark.parametrize("amp", [True, False])
 def test_resumed_equals_unbroken(make_stage, tmp_path, amp):
     config = replace(CONFIG, amp=amp)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
     losses = run(make_stage, whole, config)
     assert list(losses) == [1, 2, 3, 4, 5, 6]
     assert all(math.isfinite(v) for parts in losses.values() for v in parts.values())
@@ -148,7 +155,7 @@ def test_resumed_equals_unbroken(make_stage, tmp_path, amp):
 
 
 def test_a_run_that_died_goes_on_from_its_last_state(make_stage, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     config = replace(CONFIG, checkpoint_every=4, amp=False)
     run(make_stage, whole, config)
 
@@ -170,14 +177,144 @@ def test_a_run_folder_tells_its_story(make_stage, tmp_path):
     assert best == out / "best.safetensors"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4, 6]
-    assert json.loads((out / "config.json").read_text())["iterations"] == 6
+    configured = json.loads((out / "config.json").read_text())
+    assert configured["stage"] == "fsa-s"
+    assert configured["train"]["iterations"] == 6
+    assert configured["network"]["width"] == TINY.width
     lowest = min(log, key=lambda entry: entry["score"])
     assert read_card(best).training == {"licence": "CC0-1.0", "iterations": lowest["step"]}
     assert read_card(best).scores["validation_patches"]["score"] == lowest["score"]
     assert read_card(out / "last.safetensors").training["iterations"] == 6
+    assert read_card(best).name == "run"
     assert sorted(p.name for p in out.iterdir()) == [
         "best.safetensors", "config.json", "last.safetensors", "log.jsonl", "state.pt"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "network", "says"),
+    [
+        (
+            {"seed": 1, "iterations": 8},
+            {},
+            r"train\.iterations 6 \(here 8\), train\.seed 0 \(here 1\)",
+        ),
+        ({}, {"deep_blocks": 2}, r"network\.deep_blocks 1 \(here 2\)"),
+        ({}, {"timesteps": 100}, r"network\.timesteps 500 \(here 100\)"),
+    ],
+)
+def test_a_run_goes_on_only_as_it_was_configured(
+    make_stage, tmp_path, one_step, changed, network, says
+):
+    before = {p.name: p.read_bytes() for p in one_step.iterdir()}
+    stage, config = make_stage(replace(TINY, **network)), replace(CONFIG, **changed)
+    with pytest.raises(ConfigMismatch, match=f"was begun with {says}; --resume"):
+        train(stage, config, one_step, resume=True)
+    assert {p.name: p.read_bytes() for p in one_step.iterdir()} == before
+
+
+@pytest.fixture
+def one_step(make_stage, tmp_path):
+    """The folder of a run that was stopped after its first step."""
+    out = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        run(make_stage, out, should_stop=lambda: True)
+    return out
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no optimizer", "no config"])
+def test_a_damaged_state_is_said_to_be(make_stage, one_step, damage):
+    state, config = one_step / "state.pt", one_step / "config.json"
+    raw = state.read_bytes()
+    if damage == "no optimizer":
+        parts = torch.load(state, weights_only=True)
+        del parts["optimizer"]
+        torch.save(parts, state)
+    elif damage == "no config":
+        config.write_text("[1]")
+    else:
+        state.write_bytes({"truncated": raw[: len(raw) // 2], "empty": b"", "text": b"no"}[damage])
+    name = "config.json cannot be read" if damage == "no config" else "state.pt is damaged"
+    with pytest.raises(CheckpointError, match=f"{name}.*; begin"):
+        train(make_stage(), CONFIG, one_step, resume=True)
+
+
+def test_weights_to_start_from(make_stage, tmp_path):
+    config = replace(CONFIG, iterations=2)
+    first = train(make_stage(), config, tmp_path / "first")
+    # A learning rate of zero leaves what it started from.
+    still = replace(config, learning_rate=0.0, ema=0.0)
+    again = train(make_stage(), still, tmp_path / "again", init=first)
+    wanted, found = (load_model(p)[0].state_dict() for p in (first, again))
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    other = make_stage(replace(TINY, width=4))
+    with pytest.raises(ModelMismatch, match=r"\(fsa-s-lite: width 8 \(here 4\)\) do not fit"):
+        train(other, config, tmp_path / "other", init=first)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_that_diverges_stops(make_stage, tmp_path, where):
+    stage, out = make_stage(), tmp_path / "run"
+    losses = stage.losses
+
+    def diverging(model, batch, generator):
+        parts = losses(model, batch, generator)
+        if stage.step == 2:
+            weights = next(model.parameters())
+            root = (weights - weights.detach()).abs().sum().sqrt()  # 0, and of infinite slope
+            parts["l1"] = parts["l1"] + (root if where == "gradient" else math.nan)
+        return parts
+
+    batch = stage.batch
+    stage.batch = lambda step: (setattr(stage, "step", step), batch(step))[1]
+    stage.losses = diverging
+    with pytest.raises(Diverged, match=r"step 3 has a loss of .*\bnan\b.*; begin anew"):
+        train(stage, replace(CONFIG, amp=False), out)
+    state = torch.load(out / "state.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("scores", [[math.nan] * 3, [math.nan, 0.5, math.nan]])
+def test_a_score_that_is_no_number_is_never_best(make_stage, tmp_path, scores):
+    stage, left = make_stage(), iter(scores)
+    stage.validate = lambda model: {"score": next(left)}
+    best = train(stage, CONFIG, tmp_path / "run")
+    some = any(math.isfinite(s) for s in scores)
+    assert best.name == ("best.safetensors" if some else "last.safetensors")
+    assert read_card(best).training["iterations"] == (4 if some else 6)
+
+
+def test_everything_is_trained_on_the_device(make_stage, tmp_path, monkeypatch):
+    """No GPU is asked for: what counts is that batches and autocast get the device named."""
+    moved, cast = [], []
+    to, autocast = TrainBatch.to, torch.autocast
+    monkeypatch.setattr(
+        TrainBatch, "to", lambda self, device: (moved.append(device), to(self, device))[1]
+    )
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, **options: (cast.append(kind), autocast(kind, **options))[1]
+    )
+    train(make_stage(), CONFIG, tmp_path / "run", device="cpu")
+    assert moved == [torch.device("cpu")] * 9  # six steps and three validations of one batch
+    assert cast == ["cpu"] * 6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_trains_and_the_cpu_goes_on(make_stage, tmp_path):
+    config, out = replace(CONFIG, iterations=4, amp=False), tmp_path / "run"
+    seen, expected = {}, run(make_stage, tmp_path / "cpu", config)
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        train(
+            make_stage(), config, out,
+            device="cuda", on_step=seen.__setitem__, should_stop=lambda: next(asked),
+        )  # fmt: skip
+    train(make_stage(), config, out, resume=True, on_step=seen.__setitem__)
+    for step, parts in expected.items():
+        assert seen[step] == pytest.approx(parts, rel=1e-3)
 
 
 def test_a_trained_checkpoint_sharpens(make_stage, tmp_path):

@@ -119,6 +119,27 @@ def test_nodata_that_no_pixel_can_hold_is_no_nodata(make_pair):
         assert pair.meta.nodata is None and pair.read_frame(0, 0, 24, 20).valid.all()
 
 
+def test_nodata_that_fits_one_file_only(make_pair):
+    """The other file keeps its own."""
+    pan_holes = np.zeros((96, 80), bool)
+    pan_holes[33:50, 20:31] = True
+    files = make_pair(
+        pan_dtype="uint8", pan_nodata=0, pan_holes=pan_holes, nodata=65535, holes=HOLES
+    )
+    with rasterio.open(files.ms[0], "r+") as dataset:
+        dataset.nodata = None
+    with open_pair(files.pan, files.ms, nodata=65535) as pair:
+        tile = pair.read_frame(0, 0, 24, 20)
+        assert pair.pan_meta.nodata == 0 and pair.meta.nodata == 65535
+        assert any("65535 does not fit" in note and "its own, 0," in note for note in pair.notes)
+    np.testing.assert_array_equal(tile.pan_valid, ~pan_holes)
+    np.testing.assert_array_equal(tile.ms_valid, ~HOLES)
+    narrow = make_pair(name="narrow", dtype="uint8", pan_dtype="uint16", nodata=0, holes=HOLES)
+    with open_pair(narrow.pan, narrow.ms, nodata=65535) as pair:
+        assert pair.pan_meta.nodata == 65535 and pair.meta.nodata == 0
+        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms_valid, ~HOLES)
+
+
 def test_pan_holes(make_pair):
     pan_holes = np.zeros((96, 80), bool)
     pan_holes[33:50, 20:31] = True
@@ -142,7 +163,8 @@ def test_image_band_marked_alpha_is_data(make_pair, offset):
         open_pair(files.pan, files.ms) as found,
         open_pair(files.pan, files.ms, ms_bands=[1, 2, 3, 4]) as named,
     ):
-        assert any("holds an image" in note for note in found.notes)
+        assert any("holds an image" in note for note in found.assumptions)
+        assert set(found.assumptions) <= set(found.notes)
         assert not any("is marked alpha" in note for note in named.notes)
         for pair in (found, named):
             assert pair.bands == 4 and ColorInterp.alpha not in pair.meta.colorinterp
@@ -157,6 +179,7 @@ def test_alpha_is_data_if_named(make_pair):
     files = make_pair(mask="alpha", holes=HOLES)
     with open_pair(files.pan, files.ms) as pair:
         assert pair.bands == 4 and any("masks the others" in note for note in pair.notes)
+        assert pair.assumptions == []
     with open_pair(files.pan, files.ms, ms_bands=[1, 5]) as pair:
         tile = pair.read_frame(0, 0, 24, 20)
         assert tile.ms_valid.all()

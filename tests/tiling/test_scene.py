@@ -1,6 +1,7 @@
 """Geometry: wherever the MS comes from, its pixels lie over the right PAN pixels."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from uknowpan_tiling import (
     parse_band_spec,
     sample_windows,
 )
+from uknowpan_tiling.sources import Source
 
 EDGE = 30
 """DN: less than one PAN pixel at the steepest slope of the landscape (34 per pixel)"""
@@ -86,7 +88,7 @@ def test_what_does_not_nest_is_resampled(make_pair, ratio, offset):
     files = make_pair(ratio=ratio, offset=offset, dtype="float32")
     with open_pair(files.pan, files.ms) as pair:
         assert not pair.nested and pair.offset == (0, 0)
-        assert "cubic" in pair.notes[0]
+        assert "cubic" in pair.notes[0] and pair.assumptions == []
         assert_aligned(pair, 3.0, edge=EDGE)
 
 
@@ -99,9 +101,19 @@ def test_another_crs(make_pair, ms_crs):
         assert_aligned(pair, 4.0, edge=EDGE)
 
 
+def test_holes_at_the_rim_of_another_crs_are_announced(make_pair):
+    """Integers without nodata: the header is written before the first hole is met."""
+    files = make_pair(ms_crs="EPSG:32632", ms_shape=(24, 20))
+    with open_pair(files.pan, files.ms, ratio=4) as pair:
+        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        assert not pair.to_output(0, tile.valid)[1].all()
+        assert pair.may_have_invalid
+
+
 def test_ms_on_the_pan_grid(make_pair):
     files = make_pair(ratio=1, ms_shape=(48, 44), dtype="float32")
     with open_pair(files.pan, files.ms) as pair:
+        assert pair.assumptions == [note for note in pair.notes if "grid already" in note] != []
         assert pair.ratio == 4 and pair.frame_shape == (12, 11)
         assert any("average" in note for note in pair.notes)
         tile = pair.read_frame(0, 0, 12, 11)
@@ -164,7 +176,8 @@ def test_south_up_ms(make_pair, tmp_path):
 def test_no_georeferencing_at_all(make_pair):
     files = make_pair(georeferenced=(False, False))
     with open_pair(files.pan, files.ms) as pair:
-        assert pair.ratio == 4 and pair.nested and "assumed" in pair.notes[0]
+        assert pair.ratio == 4 and pair.nested and "same corner" in pair.notes[0]
+        assert pair.assumptions == pair.notes
         assert pair.grid.crs is None and pair.grid.transform.is_identity
         np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values)
     odd = make_pair(georeferenced=(False, False), pan_shape=(96, 81), name="odd")
@@ -185,13 +198,16 @@ def test_missing_crs_is_assumed(make_pair, tmp_path):
         place = dataset.transform
     bare = write_raster(tmp_path / "bare.tif", files.ms_values, place, crs=None)
     with open_pair(files.pan, [bare]) as pair:
-        assert any("no CRS" in note for note in pair.notes)
+        # That it is resampled is no guess.
+        assert len(pair.notes) == 2 and pair.assumptions == pair.notes[:1]
+        assert "no CRS" in pair.assumptions[0]
         assert_aligned(pair, 3.0, edge=EDGE)
     bare_pan = write_raster(
         tmp_path / "bare_pan.tif", files.pan_values[None], Affine(0.5, 0, *ORIGIN[:1], 0, -0.5,
         ORIGIN[1]), crs=None)  # fmt: skip
     with open_pair(bare_pan, [bare]) as pair:
         assert pair.grid.crs is None
+        assert "names a CRS" in pair.assumptions[0] and len(pair.assumptions) == 1
         assert_aligned(pair, 3.0, edge=EDGE)
 
 
@@ -426,6 +442,42 @@ def test_truncated_file_is_named(make_pair):
         pair.read_frame(0, 0, 200, 200)
 
 
+def test_truncated_file_with_a_band_marked_alpha(make_pair):
+    """A failed look at that band leaves an error in GDAL, which any later call may raise."""
+    files = make_pair(ms_shape=(200, 200), dtype="uint8")
+    os.truncate(files.ms[0], os.path.getsize(files.ms[0]) // 3)
+    with pytest.raises(InputUnreadable, match=r"scene_ms\.tif cannot be read"):
+        open_pair(files.pan, files.ms)
+
+
+def test_closing_waits_for_a_read(make_pair, monkeypatch):
+    files = make_pair()
+    pair = open_pair(files.pan, files.ms)
+    reading, go_on, tiles, closed = threading.Event(), threading.Event(), [], []
+    read = Source.read
+
+    def slow(source, *window):
+        reading.set()
+        assert go_on.wait(10)
+        return read(source, *window)
+
+    def let_it_read():
+        closed.append(pair._pan.dataset.closed)
+        go_on.set()
+
+    monkeypatch.setattr(Source, "read", slow)
+    reader = threading.Thread(target=lambda: tiles.append(pair.read_frame(0, 0, 24, 20)))
+    reader.start()
+    assert reading.wait(10)
+    threading.Timer(0.2, let_it_read).start()
+    pair.close()
+    reader.join(10)
+    assert closed == [False]
+    np.testing.assert_array_equal(tiles[0].ms, files.ms_values)
+    with pytest.raises(InputUnreadable, match="closed"):
+        pair.read_frame(0, 0, 24, 20)
+
+
 def test_sample_windows(make_pair):
     holes = np.ones((60, 60), bool)
     holes[40:, 40:] = False
@@ -451,6 +503,13 @@ def test_identity_follows_inputs(make_pair):
         assert a.identity() == b.identity()
     with open_pair(files.pan, files.ms, shift=(0, 1)) as c:
         assert c.identity() != a.identity()
+    narrow = make_pair(name="narrow", dtype="uint8", pan_dtype="uint16")
+    with (
+        open_pair(narrow.pan, narrow.ms) as plain,
+        open_pair(narrow.pan, narrow.ms, nodata=4000) as given,
+    ):
+        assert plain.meta.nodata is given.meta.nodata is None
+        assert plain.identity() != given.identity()  # the PAN's holes differ
     with rasterio.open(files.ms[0], "r+") as dataset:
         dataset.update_tags(x="y")
     with open_pair(files.pan, files.ms) as d:
@@ -468,7 +527,8 @@ def test_ms_enlarged_by_repetition_is_averaged_back(tmp_path, repeats):
     pan_path = write_raster(tmp_path / "pan.tif", pan, corner @ Affine.scale(0.5))
     with open_pair(pan_path, [ms_path]) as pair:
         assert pair.ratio == 2 * repeats
-        assert any(f"repeating every pixel {repeats} times" in note for note in pair.notes)
+        assert any(f"repeating every pixel {repeats} times" in note for note in pair.assumptions)
+        assert set(pair.assumptions) < set(pair.notes)
         np.testing.assert_allclose(pair.read_frame(0, 0, 40, 44).ms, small, atol=1e-3)
     with open_pair(pan_path, [ms_path], ratio=2) as pair:
         assert pair.ratio == 2 and pair.nested

@@ -1,7 +1,11 @@
 """Strips survive a kill and give the same file."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,8 +114,13 @@ def test_without_resume_old_strips_go(tmp_path):
     store = open_store(path)
     store.put(0, {"image": np.zeros((2, 16, 50), "uint16"), "sigma": np.zeros((2, 16, 50))})
     store = open_store(path, resume=True, before=store)
-    assert store.missing() == [1, 2, 3]
-    assert open_store(path, before=store).missing() == [0, 1, 2, 3]
+    assert store.missing() == [1, 2, 3] and store.dropped == 0
+    (store.folder / "survey.json").write_text("{}")
+    store = open_store(path, before=store)
+    assert store.missing() == [0, 1, 2, 3] and store.dropped == 1
+    assert os.listdir(store.folder) == ["state.json"]
+    assert os.listdir(tmp_path) == ["a.tif.part"]
+    assert open_store(path, before=store).dropped == 0
 
 
 def test_resume_without_anything_starts_afresh(tmp_path):
@@ -174,3 +183,108 @@ def test_two_runs_on_one_output_are_kept_apart(tmp_path):
     first.release()
     finish(tmp_path / "a.tif", open_store(tmp_path / "a.tif", resume=True))
     assert not (tmp_path / "a.tif.part").exists()
+
+
+@contextlib.contextmanager
+def meanwhile(monkeypatch, owner, name, act, after=False):
+    """Runs `act` once, right before (or after) the next call of owner.name."""
+    original = getattr(owner, name)
+    acts = [act]
+
+    def wrapped(*args, **kwargs):
+        if acts and not after:
+            acts.pop()()
+        result = original(*args, **kwargs)
+        if acts:
+            acts.pop()()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
+        yield
+    assert not acts
+
+
+def refused(path):
+    def intrude():
+        with pytest.raises(OutputError, match="Another run is writing"):
+            open_store(path, resume=True)
+
+    return intrude
+
+
+@pytest.mark.parametrize("end", ["remove", "again"])
+def test_nobody_gets_a_folder_that_is_being_removed(tmp_path, monkeypatch, end):
+    path = tmp_path / "a.tif"
+    store = open_store(path)
+    store.put(0, {"image": np.zeros((2, 16, 50), "uint16"), "sigma": np.zeros((2, 16, 50))})
+    with meanwhile(monkeypatch, os, "unlink", refused(path)):
+        if end == "remove":
+            store.remove()
+        else:
+            again = open_store(path, before=store)
+    assert (tmp_path / "a.tif.part").exists() == (end == "again")
+    if end == "again":
+        assert again.missing() == [0, 1, 2, 3]
+        refused(path)()
+
+
+def test_a_new_folder_is_locked_from_the_start(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    with meanwhile(monkeypatch, os, "replace", refused(path), after=True):
+        store = open_store(path)
+    refused(path)()
+    assert store.missing() == [0, 1, 2, 3]
+
+
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    path, faster = tmp_path / "a.tif", []
+    with (
+        meanwhile(monkeypatch, os, "replace", lambda: faster.append(open_store(path))),
+        pytest.raises(OutputError, match="Another run is writing"),
+    ):
+        open_store(path)
+    assert faster[0].missing() == [0, 1, 2, 3]
+    assert os.listdir(tmp_path) == ["a.tif.part"]
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_the_owner_removes_the_folder_while_it_is_taken_over(tmp_path, monkeypatch, another):
+    """Between opening the state and locking it; a third run may begin there, too."""
+    path, third = tmp_path / "a.tif", []
+    store = open_store(path)
+    store.release()
+
+    def vanish():
+        shutil.rmtree(store.folder)
+        if another:
+            third.append(open_store(path))
+
+    refusal = pytest.raises(OutputError, match="Another run is writing")
+    with (
+        meanwhile(monkeypatch, fcntl, "flock", vanish),
+        refusal if another else contextlib.nullcontext(),
+    ):
+        store = open_store(path, resume=True)
+    refused(path)()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_file_systems_without_locks_are_taken_others_not(tmp_path, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if number == errno.EIO:
+        with pytest.raises(OutputError, match="cannot be locked"):
+            open_store(tmp_path / "a.tif")
+        assert os.listdir(tmp_path) == []
+    else:
+        finish(tmp_path / "a.tif", open_store(tmp_path / "a.tif"))
+        assert sorted(os.listdir(tmp_path)) == ["a.tif", "a.tif.u.tif"]
+
+
+def test_an_empty_folder_is_nobodys(tmp_path):
+    """What remains where a removal was killed at its very end."""
+    (tmp_path / "a.tif.part").mkdir()
+    assert open_store(tmp_path / "a.tif").missing() == [0, 1, 2, 3]

@@ -317,12 +317,56 @@ def test_refused_outputs(tmp_path):
     assert leftovers(tmp_path) == ["kept.tif", "link.tif"]
 
 
-def test_overwriting_replaces_file_and_side_car(tmp_path):
+@pytest.mark.parametrize("fmt", ["gtiff", "cog"])
+def test_overwriting_replaces_file_and_side_cars(tmp_path, fmt):
+    """Overviews and mask of the old file would be shown over the new one."""
     path = tmp_path / "o.tif"
     path.write_text("old")
-    (tmp_path / "o.tif.aux.xml").write_text("<PAMDataset/>")
-    write(path, image(), meta(), OutputOptions(overwrite=True))
-    assert leftovers(tmp_path) == ["o.tif"]
+    for end in ("aux.xml", "msk", "msk.ovr", "ovr"):
+        (tmp_path / f"o.tif.{end}").write_text("old")
+    (tmp_path / "o.tif.txt").write_text("notes")
+    write(path, image(), meta(), OutputOptions(fmt, overwrite=True))
+    assert leftovers(tmp_path) == ["o.tif", "o.tif.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["file", "dangling"])
+def test_a_link_stays_and_its_target_is_replaced(tmp_path, there):
+    store, here = tmp_path / "store", tmp_path / "here"
+    store.mkdir()
+    here.mkdir()
+    target, link = store / "real.tif", here / "link.tif"
+    link.symlink_to(target)
+    if there:
+        target.write_text("old")
+    for old in (store / "real.tif.ovr", here / "link.tif.ovr"):
+        old.write_text("old")
+    values = np.rint(image())
+    write(link, values, meta(), OutputOptions(overwrite=True))
+    assert link.is_symlink() and not target.is_symlink()
+    assert leftovers(here) == ["link.tif"] and leftovers(store) == ["real.tif"]
+    with rasterio.open(target) as out:
+        np.testing.assert_array_equal(out.read(), values)
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        (OutputOptions(), 1),
+        (OutputOptions(overviews=True), 1),
+        (OutputOptions("cog"), 2),  # once before it is copied
+    ],
+)
+def test_the_file_is_read_back_no_more_than_needed(tmp_path, monkeypatch, options, passes):
+    verified = []
+    verify = SceneWriter._verify
+
+    def counted(writer, path, exactly):
+        verified.append(path)
+        verify(writer, path, exactly)
+
+    monkeypatch.setattr(SceneWriter, "_verify", counted)
+    write(tmp_path / "o.tif", image(2, 300, 280), meta(2), options)
+    assert len(verified) == passes
 
 
 @pytest.mark.parametrize("when", ["early", "late", "incomplete", "abort"])

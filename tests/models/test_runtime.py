@@ -1,0 +1,29 @@
+"""Threads of this process."""
+
+import os
+
+import pytest
+import torch
+
+from uknowpan_models.runtime import tune_cpu
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(False)
+
+
+def test_one_thread_for_each_core_of_this_process():
+    assert tune_cpu() == len(os.sched_getaffinity(0)) == torch.get_num_threads()
+    assert tune_cpu(1) == 1 == torch.get_num_threads()
+
+
+def test_systems_that_do_not_say_which_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert tune_cpu() == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert tune_cpu() == 1
