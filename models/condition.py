@@ -52,11 +52,6 @@ SCENE_FEATURES = 3
 LOCAL_PRIOR = 0.1
 """Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""
 
-CONTRAST_FLOOR = 0.25
-"""Square of the local contrast (relative to the scene's) that flat places are given."""
-
-LEAST_CONTRAST = 0.3
-
 LARGEST_RATIO_GAIN = 4.0
 """Bound of feature 2's gain, as a multiple of the scene's mean ratio."""
 
@@ -106,11 +101,8 @@ def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> C
     ratio_gain = lms / pan_low.clamp_min(floor)
     ratio_gain = torch.minimum(ratio_gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
 
-    contrast = (ms_power + CONTRAST_FLOOR).sqrt()
-    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail, contrast], 1)
-    upsampled = upsample(on_ms_grid, ratio).chunk(5, 1)
-    local_up, unexplained_up, correlation_up, own_up, contrast_up = upsampled
-    pan_contrast = upsample((pan_power + CONTRAST_FLOOR).sqrt(), ratio)
+    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail], 1)
+    local_up, unexplained_up, correlation_up, own_up = upsample(on_ms_grid, ratio).chunk(4, 1)
     detail_unit = detail / pan_scale
     band_features = torch.stack(
         [
@@ -130,9 +122,6 @@ def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> C
         pan=pan,
         pan_features=torch.cat([detail_unit, high_pass, low_detail], 1),
         band_features=band_features,
-        # Cubic interpolation may undershoot beside a step.
-        band_contrast=contrast_up.clamp_min(LEAST_CONTRAST),
-        pan_contrast=pan_contrast.clamp_min(LEAST_CONTRAST),
         scene=_scene_numbers(statistics).to(pan).expand(len(pan), -1),
     )
 

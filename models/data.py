@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .condition import condition_reach, generic_condition
@@ -28,9 +29,6 @@ __all__ = ["GenericBatches", "Scene", "TrainBatch", "read_scenes"]
 
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
 BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
-CONTRAST_RANGE = (-1.8, 0.5)
-"""Natural logarithms of the factors by which the detail contrast of some variants is misjudged:
-scenes that are half water look so, and must not upset the network."""
 LARGEST_VARIANT = 384
 """Truth pixels along a side that one variant of a scene takes."""
 
@@ -116,12 +114,12 @@ class GenericBatches:
         variants: int = 12,
         patches_per_variant: int = 2,
         residual_scale: float = 1.0,
-        contrast_share: float = 0.0,
+        halved_share: float = 0.0,
         cache: int = 900,
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.contrast_share = contrast_share
+        self.halved_share = halved_share
         self.variants, self.per_variant = variants, patches_per_variant
         self.residual_scale, self.cache_size = residual_scale, cache
         self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
@@ -151,7 +149,7 @@ class GenericBatches:
             self._cache.move_to_end(key)
         else:
             rng = np.random.default_rng((self.seed, 2, scene, number))
-            self._cache[key] = make_variant(self.scenes[scene], rng, self.contrast_share)
+            self._cache[key] = make_variant(self.scenes[scene], rng, self.halved_share)
             if len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         return self._cache[key]
@@ -175,8 +173,13 @@ class GenericBatches:
         return turned, turn(x0)
 
 
-def make_variant(scene: Scene, rng: np.random.Generator, contrast_share: float = 0.0) -> Variant:
-    """Cut a scene to size and degrade it in a way drawn by `rng`."""
+def make_variant(scene: Scene, rng: np.random.Generator, halved_share: float = 0.0) -> Variant:
+    """Cut a scene to size and degrade it in a way drawn by `rng`.
+
+    With the probability `halved_share` truth and PAN are averaged to half the resolution before.
+    """
+    if halved_share > 0 and rng.uniform() < halved_share and min(scene.gt.shape[-2:]) >= 192:
+        scene = halved(scene)
     degradation = random_degradation(rng, len(scene.gt), RATIOS, RATIO_WEIGHTS)
     ratio = degradation.ratio
     height, width = scene.gt.shape[-2:]
@@ -189,9 +192,18 @@ def make_variant(scene: Scene, rng: np.random.Generator, contrast_share: float =
     ms = degrade_truth(gt, degradation, generator)
     psf = default_psf(ratio) if rng.uniform() < 0.05 else None
     statistics = scene_statistics([(pan, ms)], ratio, psf)
-    if contrast_share > 0 and rng.uniform() < contrast_share:
-        statistics = statistics.with_detail_scaled(float(np.exp(rng.uniform(*CONTRAST_RANGE))))
     return Variant(pan, ms, gt, statistics)
+
+
+def halved(scene: Scene) -> Scene:
+    """The scene at half the resolution, averaged: sharper in its own pixels than any sensor's MS."""
+    rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
+
+    def average(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x[:, :rows, :cols], 2)
+
+    pan = None if scene.pan is None else average(scene.pan)
+    return replace(scene, gt=average(scene.gt), pan=pan)
 
 
 def cut_patch(

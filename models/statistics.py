@@ -7,7 +7,7 @@ depend on the tile that it was in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,10 +63,6 @@ class SceneStatistics:
             self.covariance[index][:, index],
             self.detail[index][:, index],
         )
-
-    def with_detail_scaled(self, factor: float) -> SceneStatistics:
-        """The statistics of a scene that were `factor` times as rich in contrast elsewhere."""
-        return replace(self, detail=self.detail * factor**2)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what `--resume` compares and `info` prints."""

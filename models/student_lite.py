@@ -36,9 +36,6 @@ class LiteConfig:
     """Residual blocks on the 4 x 4 grid."""
     timesteps: int = 500
     """Length of the noise schedule (scales the time embedding)."""
-    local_contrast: bool = False
-    """Divide what the network sees by the local detail contrast, and multiply its answer by it:
-    places far richer in contrast than their scene (a quay in a harbour) look like any other."""
 
 
 class PixelNorm(nn.Module):
@@ -156,14 +153,6 @@ class FSAStudentLite(nn.Module):
         injections = band[:, :, :INJECTIONS]
         emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
 
-        contrast = torch.ones_like(condition.lms)
-        if self.config.local_contrast:
-            if condition.band_contrast is None or condition.pan_contrast is None:
-                raise ValueError("the lite student needs the condition made by generic_condition")
-            contrast = condition.band_contrast
-            scaled = injections / contrast[:, :, None]
-            band = torch.cat([scaled, band[:, :, INJECTIONS:]], 2)
-            pan = pan / condition.pan_contrast
         inputs = torch.cat([_compress(band), x_t[:, :, None]], 2).flatten(0, 1)
         x = self.band_in(_to_grid(inputs))
         x = _add_shared(x, self.pan_in(_to_grid(_compress(pan))), bands)
@@ -177,11 +166,10 @@ class FSAStudentLite(nn.Module):
             x = block(x, emb, bands)
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
         maps = maps.unflatten(0, (batch, bands))  # (B, C, INJECTIONS + 2, H, W)
-        x0 = maps[:, :, INJECTIONS] * contrast
+        x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
-        log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0) + contrast.log()
-        return Denoised(x0=x0, log_sigma=log_sigma)
+        return Denoised(x0=x0, log_sigma=maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0))
 
 
 def _compress(x: Tensor) -> Tensor:

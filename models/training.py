@@ -57,8 +57,9 @@ class TrainConfig:
     checkpoint_every: int = 250
     amp: bool = True
     """bf16 autocast of the network; losses stay float32."""
-    contrast_share: float = 0.0
-    """Share of scene variants whose detail contrast is misjudged on purpose."""
+    halved_share: float = 0.0
+    """Share of scene variants whose truth and PAN are first averaged to half the resolution: a
+    truth as sharp as its pixels allow, which no sensor's own MS is."""
 
 
 class Interrupted(Exception):

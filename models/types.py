@@ -28,10 +28,6 @@ class Condition:
     """(B, P, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
     band_features: Tensor | None = None
     """(B, C, F, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
-    band_contrast: Tensor | None = None
-    """(B, C, H, W) local detail contrast of a band, relative to the scene's; `lite` form."""
-    pan_contrast: Tensor | None = None
-    """(B, 1, H, W) the same of the PAN."""
     scene: Tensor | None = None
     """(B, S) numbers of the whole scene: ratio, blur and shift."""
     prior_mean: Tensor | None = None

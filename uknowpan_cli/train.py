@@ -94,7 +94,7 @@ def train(
             read_scenes(data, "train"),
             seed=train_config.seed,
             batch_size=train_config.batch_size,
-            contrast_share=train_config.contrast_share,
+            halved_share=train_config.halved_share,
         )
         valid = GenericBatches(
             read_scenes(data, "valid"), seed=train_config.seed + 1, patches_per_variant=4

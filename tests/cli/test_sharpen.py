@@ -645,6 +645,33 @@ def test_strips_that_are_dropped_are_told_of(
         (tmp_path / "out.tif").unlink()
 
 
+def test_own_strips_are_dropped_in_silence(
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory runs out in the second row of tiles: smaller ones start anew, nobody else's loss."""
+    pair = make_pair(ms_shape=(64, 64))
+    sharpen_row = pipeline.sharpen_row
+
+    def greedy(*arguments: object) -> TileRow:
+        tiles = arguments[3]
+        if tiles[0].height * 4 > 64 and tiles[0].row > 0:
+            raise MemoryError
+        return sharpen_row(*arguments)
+
+    monkeypatch.setattr(pipeline, "sharpen_row", greedy)
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
+        *("--tile", 128),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert "memory is short" in outcome.stderr
+    assert "dropped" not in outcome.stderr
+
+
 def test_sigterm_from_outside(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     outcome = spawn(
@@ -689,6 +716,22 @@ def test_coregistration_moves_the_ms(uknowpan: Run, tiny_model: Path, tmp_path: 
     assert (applied == -measured).all()
     assert errors["check"] == errors["off"]
     assert errors["shift"] < 0.8 * errors["off"]
+
+
+def test_resumed_with_a_shift(uknowpan: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """The shift that is measured anew is the one of the strips, and the tags still tell it."""
+    pan, ms = observed(textured(128), 4, tmp_path, (3, -2))
+    common = ("sharpen", pan, ms, "--model", tiny_model, "--tile", 32, "--coregister", "shift")
+    unbroken, broken = tmp_path / "unbroken.tif", tmp_path / "broken.tif"
+    assert uknowpan(*common, "-o", unbroken).code == 0
+    before = STOPPING.format(strips=1, name="SIGKILL")
+    assert spawn(*common, "-o", broken, before=before).code == -9
+    outcome = uknowpan(*common, "-o", broken, "--resume")
+    assert outcome.code == 0, outcome.stderr
+    with rasterio.open(unbroken) as one, rasterio.open(broken) as other:
+        assert one.read().tobytes() == other.read().tobytes()
+        assert one.tags() == other.tags()
+        assert "UKNOWPAN_MEASURED_SHIFT" in one.tags()
 
 
 def test_one_sign_in_all_reports(uknowpan: Run, tiny_model: Path, tmp_path: Path) -> None:
