@@ -196,7 +196,7 @@ def make_variant(scene: Scene, rng: np.random.Generator, halved_share: float = 0
 
 
 def halved(scene: Scene) -> Scene:
-    """The scene at half the resolution, averaged: sharper in its own pixels than any sensor's MS."""
+    """The scene averaged to half its resolution: sharper in its pixels than any sensor's MS."""
     rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
 
     def average(x: Tensor) -> Tensor:
