@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -128,3 +129,12 @@ def make_pair(tmp_path: Path) -> PairFactory:
         return RasterPair(pan_path, paths, pan_values, ms_values, round(ratio))
 
     return _make
+
+
+@pytest.fixture(autouse=True)
+def _denormals_again():
+    """Sharpening and training flush denormals for the whole process; other tests want them."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
