@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,9 +72,11 @@ def spawn(
     fails as on a full disk. inherited: file descriptors that the process may use.
     """
 
-    def limit() -> None:
-        assert file_limit is not None
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    def prepare() -> None:
+        # A test run in the background ignores Ctrl-C, and so would its children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
     done = subprocess.run(
         [
@@ -85,6 +88,6 @@ def spawn(
         timeout=120,
         pass_fds=inherited,
         env={**os.environ, **(environment or {})},
-        preexec_fn=limit if file_limit is not None else None,
+        preexec_fn=prepare,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
