@@ -583,7 +583,12 @@ def test_interrupted_and_resumed(
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(StripStore, "put", interrupted)
-        outcome = uknowpan(*arguments, "-o", output)
+        # Tests that run in the background ignore Ctrl-C unless told otherwise.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            outcome = uknowpan(*arguments, "-o", output)
+        finally:
+            signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
     only_sentence(outcome, "1 of 3 strips are kept in .*--resume")
     assert not output.exists()
