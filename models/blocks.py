@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .types import Condition
 
 __all__ = [
     "BlockFactory",
@@ -26,6 +29,7 @@ __all__ = [
     "UNet",
     "Up",
     "box_highpass",
+    "denoiser_inputs",
     "output_head",
 ]
 
@@ -268,3 +272,27 @@ class UNet(nn.Module):
                 f"tile of {height} x {width} pixels, but this network needs multiples of"
                 f" {self.factor}; pad it to {fits[0]} x {fits[1]}"
             )
+
+
+class InputFlags(Protocol):
+    """What of a network's config decides about its input channels."""
+
+    @property
+    def self_conditioning(self) -> bool: ...
+
+    @property
+    def highpass_pan(self) -> bool: ...
+
+
+def denoiser_inputs(flags: InputFlags, x_t: Tensor, condition: Condition) -> list[Tensor]:
+    """Input of student and teacher (METHODS 1.1): slot, lms, PAN high-pass (and raw), x_t.
+
+    The slot of self-conditioning holds x_t where nothing was predicted before.
+    """
+    slot = [] if not flags.self_conditioning else [x_t]
+    if slot and condition.self_cond is not None:
+        slot = [condition.self_cond]
+    pan = [box_highpass(condition.pan)]
+    if not flags.highpass_pan:
+        pan.append(condition.pan)
+    return [*slot, condition.lms, *pan, x_t]

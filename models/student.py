@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .blocks import ResnetStack, TimeEmbedding, UNet, box_highpass, output_head
+from .blocks import ResnetStack, TimeEmbedding, UNet, denoiser_inputs, output_head
 from .types import Condition, Denoised
 
 __all__ = ["FSAStudent", "StudentConfig"]
@@ -111,18 +111,9 @@ class FSAStudent(nn.Module):
             ValueError: shapes that do not fit the configuration or each other.
         """
         self._check(x_t, condition)
-        h = torch.cat(self._inputs(x_t, condition), dim=1)
+        h = torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1)
         h, features = self.unet(h, self.time(t))
         return Denoised(x0=self.head(h), features=features)
-
-    def _inputs(self, x_t: Tensor, condition: Condition) -> list[Tensor]:
-        slot = [] if not self.config.self_conditioning else [x_t]
-        if slot and condition.self_cond is not None:
-            slot = [condition.self_cond]
-        pan = [box_highpass(condition.pan)]
-        if not self.config.highpass_pan:
-            pan.append(condition.pan)
-        return [*slot, condition.lms, *pan, x_t]
 
     def _check(self, x_t: Tensor, condition: Condition) -> None:
         if x_t.shape[1] != self.config.bands:

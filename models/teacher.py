@@ -17,7 +17,7 @@ from .blocks import (
     SelfAttention,
     TimeEmbedding,
     UNet,
-    box_highpass,
+    denoiser_inputs,
     output_head,
 )
 from .student import StudentConfig
@@ -157,7 +157,7 @@ class FSATeacher(nn.Module):
         wavelets = condition.wavelets
         if wavelets is None:
             wavelets = teacher_wavelets(condition.lms, condition.pan)
-        h = self._fold(torch.cat(self._inputs(x_t, condition), dim=1))
+        h = self._fold(torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1))
         levels = _pyramid(wavelets, h.shape[-2:], len(self.config.multipliers))
         h, features = self.unet(h, self.time(t), prior, *levels)
         # Back to the precision of x_t: autocast's bfloat16 has 8 bits for x0 and variance.
@@ -174,15 +174,6 @@ class FSATeacher(nn.Module):
                 " lms and pan, or pass the vector made by encode_prior"
             )
         return self.encode_prior(condition.prior_mean, condition.prior_variance)
-
-    def _inputs(self, x_t: Tensor, condition: Condition) -> list[Tensor]:
-        slot = [] if not self.config.self_conditioning else [x_t]
-        if slot and condition.self_cond is not None:
-            slot = [condition.self_cond]
-        pan = [box_highpass(condition.pan)]
-        if not self.config.highpass_pan:
-            pan.append(condition.pan)
-        return [*slot, condition.lms, *pan, x_t]
 
     def _check(self, x_t: Tensor, condition: Condition) -> None:
         batch, bands, height, width = x_t.shape
