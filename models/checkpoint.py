@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ __all__ = [
     "bundled_models",
     "find_checkpoint",
     "load_model",
+    "network_of",
     "read_card",
     "save_checkpoint",
     "sha256",
@@ -36,7 +37,7 @@ class Card:
 
     name: str
     architecture: str
-    """"fsa-s-lite" or "fsa-s"."""
+    """"fsa-s-lite", "fsa-s" (published form), "fsa-t" (with its prior) or "prior"."""
     config: dict[str, Any]
     """Fields of the architecture's config."""
     stage: str
@@ -45,9 +46,17 @@ class Card:
     """How many bands it takes; None: any number."""
     ratios: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6])
     registration: str = "area"
-    """"area": LMS interpolated at nested pixel areas; "pancollection": half a pixel off."""
+    """Of the training data, see `uknowpan_models.pancollection.registration_of`. Either way the
+    LMS that the network learnt from lay on the truth, as `sharpen` lays it on the PAN."""
     residual_scale: float = 1.0
-    """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band)."""
+    """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band); "fsa-s-lite"."""
+    residual_std: list[float] = field(default_factory=list)
+    """x0 = (gt - lms) / residual_std, one per band, values divided by full scale; "fsa-s" and
+    "fsa-t"."""
+    max_value: float | None = None
+    """Full scale of the training data in DN, where all of it had one."""
+    self_conditioning: bool = False
+    """Sampling hands each step the prediction of the one before."""
     steps: int = 1
     """Network evaluations taken by default."""
     sigma_scale: float = 1.0
@@ -73,8 +82,11 @@ class Card:
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
         if not self.ratios:
             raise ValueError("no ratios")
-        for name in ("residual_scale", "sigma_scale"):
-            value = getattr(self, name)
+        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale")}
+        positive |= {f"residual_std {i}": v for i, v in enumerate(self.residual_std)}
+        if self.max_value is not None:
+            positive["max_value"] = self.max_value
+        for name, value in positive.items():
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.registration not in ("area", "pancollection"):
@@ -82,10 +94,35 @@ class Card:
 
 
 def _architectures() -> dict[str, Any]:
+    from .guided import GuidedTeacher, GuidedTeacherConfig
+    from .prior import PriorConfig, PriorNet
     from .student import FSAStudent, StudentConfig
     from .student_lite import FSAStudentLite, LiteConfig
 
-    return {"fsa-s-lite": (FSAStudentLite, LiteConfig), "fsa-s": (FSAStudent, StudentConfig)}
+    return {
+        "fsa-s-lite": (FSAStudentLite, LiteConfig),
+        "fsa-s": (FSAStudent, StudentConfig),
+        "fsa-t": (GuidedTeacher, GuidedTeacherConfig),
+        "prior": (PriorNet, PriorConfig),
+    }
+
+
+def _config_of(kind: Any, values: Any) -> Any:
+    """A config dataclass from JSON, which knows no tuples and no dataclasses inside others."""
+    kinds = get_type_hints(kind)
+
+    def field_of(name: str, value: Any) -> Any:
+        if is_dataclass(kinds.get(name)):
+            return _config_of(kinds[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: field_of(name, value) for name, value in values.items()})
+
+
+def network_of(config: Any) -> nn.Module:
+    """The network that a config dataclass describes, with random weights."""
+    network = next(n for n, kind in _architectures().values() if type(config) is kind)
+    return network(config)
 
 
 def build_network(card: Card) -> nn.Module:
@@ -102,8 +139,7 @@ def build_network(card: Card) -> nn.Module:
         )
     network, config = known[card.architecture]
     try:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.config.items()}
-        return network(config(**fields))
+        return network(_config_of(config, card.config))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint's config does not fit architecture {card.architecture}: {error}"

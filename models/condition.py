@@ -27,9 +27,11 @@ from .psf import DETAIL_WINDOW
 from .resample import (
     UPSAMPLE_REACH,
     box_mean,
+    crop,
     degrade,
     degrade_reach,
     upsample,
+    upsample_small,
 )
 from .statistics import SceneStatistics
 from .types import Condition
@@ -64,23 +66,39 @@ def condition_reach(statistics: SceneStatistics) -> int:
     return UPSAMPLE_REACH + windows + blur
 
 
-def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Condition:
+def generic_condition(
+    pan: Tensor, ms: Tensor, statistics: SceneStatistics, offset: float = 0.0, margin: int = 0
+) -> Condition:
     """Features of one window of a scene.
 
     Args:
         pan: (B, 1, H, W), in the units that the statistics were made in.
         ms: (B, C, h, w), H = ratio * h.
         statistics: of the whole scene.
+        offset: PAN pixels by which the MS samples lie beyond the nested centres, see
+            `upsample`; the shift of `statistics.psf` contains it.
+        margin: MS pixels on every side that the condition leaves out; with `condition_reach`
+            it is done where it may be used.
 
     Returns:
-        A `Condition` whose outermost `condition_reach` MS pixels are not to be used (they saw
-        the window's border).
+        A `Condition` whose outermost `condition_reach` MS pixels of the window are not to be used
+        (they saw its border).
     """
     ratio, psf = statistics.ratio, statistics.psf
     scale = statistics.detail_std.to(pan)  # (C + 1,)
     band_scale, pan_scale = scale[:-1].view(1, -1, 1, 1), scale[-1]
     pan_lr = degrade(pan, ratio, psf.sigma, psf.shift)
-    lms, pan_low = upsample(ms, ratio), upsample(pan_lr, ratio)
+    spare = max(margin - UPSAMPLE_REACH, 0)
+    rim = (margin - spare) * ratio
+
+    def enlarged(x: Tensor) -> Tensor:
+        way = upsample_small if margin else upsample
+        return crop(way(crop(x, spare), ratio, offset), rim)
+
+    lms, pan_low = enlarged(ms), enlarged(pan_lr)
+    near = crop(pan, spare * ratio)
+    high_pass = crop(near - box_mean(near, 5), rim) / pan_scale
+    pan = crop(near, rim)
     detail = pan - pan_low
 
     # Local regression of each band on the degraded PAN, on the MS grid.
@@ -102,7 +120,7 @@ def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> C
     ratio_gain = torch.minimum(ratio_gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
 
     on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail], 1)
-    local_up, unexplained_up, correlation_up, own_up = upsample(on_ms_grid, ratio).chunk(4, 1)
+    local_up, unexplained_up, correlation_up, own_up = enlarged(on_ms_grid).chunk(4, 1)
     detail_unit = detail / pan_scale
     band_features = torch.stack(
         [
@@ -115,19 +133,19 @@ def generic_condition(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> C
         ],
         2,
     )
-    high_pass = (pan - box_mean(pan, 5)) / pan_scale
-    low_detail = upsample(pan_detail, ratio)
+    low_detail = enlarged(pan_detail)
     return Condition(
         lms=lms,
         pan=pan,
         pan_features=torch.cat([detail_unit, high_pass, low_detail], 1),
         band_features=band_features,
-        scene=_scene_numbers(statistics).to(pan).expand(len(pan), -1),
+        scene=_scene_numbers(statistics, offset).to(pan).expand(len(pan), -1),
     )
 
 
-def _scene_numbers(statistics: SceneStatistics) -> Tensor:
+def _scene_numbers(statistics: SceneStatistics, offset: float) -> Tensor:
     psf, ratio = statistics.psf, statistics.ratio
     sharpness = psf.sigma / ratio * 4 - 2  # about -1 to 1
-    shift = math.hypot(*psf.shift) / ratio  # its direction would not survive turned patches
+    beyond = (s - offset for s in psf.shift)  # what the registration does not say
+    shift = math.hypot(*beyond) / ratio  # its direction would not survive turned patches
     return torch.tensor([[sharpness, 4.0 / ratio - 1, shift]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ def ddim_sample(
     condition: Condition,
     *,
     respaced_time_index: bool = False,
+    self_conditioning: bool = False,
 ) -> Denoised:
     """DDIM with eta = 0 (Song et al. 2021, equation 12).
 
@@ -98,6 +99,8 @@ def ddim_sample(
         condition: of the scene.
         respaced_time_index: feed the network the step's number instead of its timestep, as the
             release does by mistake (METHODS B1); only to reproduce its numbers.
+        self_conditioning: hand each step the x0 of the one before in the condition's `self_cond`
+            (Chen et al. 2023). The release trains for it and never does it (METHODS B2).
 
     Returns:
         What the network said at the last step.
@@ -108,6 +111,8 @@ def ddim_sample(
         t = torch.full((batch,), step, dtype=torch.int64, device=x_t.device)
         fed = torch.full_like(t, len(timesteps) - 1 - i) if respaced_time_index else t
         result = denoise(x_t, fed, condition)
+        if self_conditioning:
+            condition = replace(condition, self_cond=result.x0)
         if i + 1 < len(timesteps):
             noise = (x_t - schedule.signal(t) * result.x0) / schedule.noise(t)
             after = torch.full_like(t, timesteps[i + 1])

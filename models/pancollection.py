@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from .toolbox import MTF_REACH, interp23tap, mirror_index, mtf_filter
 
 __all__ = [
     "Draw",
+    "Drawable",
+    "HDF5Reader",
     "PanCollectionDataset",
     "PanCollectionFile",
     "PanCollectionHeader",
@@ -41,7 +43,10 @@ __all__ = [
     "wald_ms",
 ]
 
+T = TypeVar("T")
+
 KEYS = ("pan", "ms", "lms")
+IMAGES = (*KEYS, "gt")
 PROBES = 8
 """Samples that opening a file looks into."""
 CHUNK_CACHE = 4 * 2**20
@@ -60,17 +65,21 @@ class PatchBatch:
     """(B, C, H, W) MS interpolated to the PAN grid."""
     gt: Tensor | None = None
     """(B, C, H, W) truth; None at full resolution."""
+    origin: Tensor | None = None
+    """(B, 3) int64, on the CPU: the scene of each patch as numbered by
+    `PanCollectionDataset.sources`, whether its rows and whether its columns were flipped; None
+    for patches that no dataset drew."""
 
     def __len__(self) -> int:
         return len(self.pan)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PatchBatch:
-        """The batch with every tensor replaced."""
-        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The batch with every image replaced; `origin` stays."""
+        there = {name: getattr(self, name) for name in IMAGES}
         return replace(self, **{k: function(v) for k, v in there.items() if v is not None})
 
     def to(self, *args: Any, **kwargs: Any) -> PatchBatch:
-        """`torch.Tensor.to` for every tensor."""
+        """`torch.Tensor.to` for every image."""
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def pin_memory(self) -> PatchBatch:
@@ -105,8 +114,51 @@ class PanCollectionHeader:
     """"pancollection" or "area", see `registration_of`."""
 
 
-class PanCollectionFile:
-    """Random access to the samples of a file; every process opens it for itself.
+class HDF5Reader:
+    """An HDF5 file that every process opens for itself, when it first reads."""
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        self._handle: Any = None
+        self._owner = -1
+
+    def close(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        if self._handle is not None and self._owner == os.getpid():
+            self._handle.close()
+        self._handle = None
+
+    def _file(self) -> Any:
+        if self._handle is None or self._owner != os.getpid():
+            self._handle, self._owner = _opened(self.path), os.getpid()
+        return self._handle
+
+    def _stacked(self, names: Iterable[str], indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Samples of several datasets; DataError where they cannot be read."""
+        file = self._file()
+        try:
+            return {
+                name: np.stack([np.asarray(file[name][index]) for index in indices])
+                for name in names
+            }
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{self.path} is damaged, samples {list(indices)} cannot be read ({error}); "
+                "get the file anew."
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class PanCollectionFile(HDF5Reader):
+    """Random access to the samples of a file.
 
     Opening checks the header and looks into `PROBES` samples.
 
@@ -114,16 +166,20 @@ class PanCollectionFile:
         path: the file; entries other than those of the layout are passed over.
         needs_gt: refuse a file without truth.
 
+    Attributes:
+        header: what the file says of itself.
+        sources: (N,) int64, the number of the scene that each sample was cut from; all 0 in files
+            that do not say.
+
     Raises:
         DataError: no HDF5 file, a truncated one, or one of another layout.
     """
 
     def __init__(self, path: str | Path, *, needs_gt: bool = False):
-        self.path = str(path)
-        self._handle: Any = None
-        self._owner = -1
+        super().__init__(path)
         with _opened(self.path) as file:
             self.header = _header(self.path, file, needs_gt)
+            self.sources = _sources(file, self.header.count)
         for probe in np.unique(np.linspace(0, self.header.count - 1, PROBES).astype(int)):
             self.read([int(probe)])
         self.close()  # before worker processes are forked
@@ -142,17 +198,7 @@ class PanCollectionFile:
             if not 0 <= index < len(self):
                 raise IndexError(f"{self.path} holds samples 0 to {len(self) - 1}, not {index}")
         names = (*KEYS, "gt") if self.header.has_gt else KEYS
-        file = self._file()
-        try:
-            stacks = {
-                name: np.stack([np.asarray(file[name][index]) for index in indices])
-                for name in names
-            }
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{self.path} is damaged, samples {list(indices)} cannot be read ({error}); "
-                "get the file anew."
-            ) from error
+        stacks = self._stacked(names, indices)
         for name, values in stacks.items():
             bad = ~np.isfinite(values).all((1, 2, 3))
             if bad.any():
@@ -163,26 +209,6 @@ class PanCollectionFile:
         return PatchBatch(
             **{name: torch.from_numpy(_plain(v)).to(dtype) for name, v in stacks.items()}
         )
-
-    def close(self) -> None:
-        """Let go of the file; the next read opens it again."""
-        if self._handle is not None and self._owner == os.getpid():
-            self._handle.close()
-        self._handle = None
-
-    def _file(self) -> Any:
-        if self._handle is None or self._owner != os.getpid():
-            self._handle, self._owner = _opened(self.path), os.getpid()
-        return self._handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
-
-    def __enter__(self) -> PanCollectionFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
@@ -249,6 +275,17 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
     )
 
 
+def _sources(file: Any, count: int) -> np.ndarray:
+    """The first column of `place`, which `PanCollectionWriter` stores."""
+    import h5py
+
+    place = file.get("place")
+    known = isinstance(place, h5py.Dataset) and place.dtype.kind in "iu" and place.ndim == 2
+    if not known or len(place) != count or not place.shape[1]:
+        return np.zeros(count, np.int64)
+    return place[:, 0].astype(np.int64)
+
+
 def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]]) -> None:
     counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
@@ -306,6 +343,12 @@ class Draw:
     flip_rows: bool = False
     flip_columns: bool = False
 
+    @property
+    def axes(self) -> list[int]:
+        """The axes of (B, C, H, W) to turn over."""
+        turns = ((-2, self.flip_rows), (-1, self.flip_columns))
+        return [axis for axis, turn in turns if turn]
+
 
 class PanCollectionDataset(Dataset[PatchBatch]):
     """The samples of one or several files as batches of one, divided by full scale.
@@ -313,6 +356,10 @@ class PanCollectionDataset(Dataset[PatchBatch]):
     Args:
         files: alike in bands, ratio, patch size, registration and whether there is a truth.
         max_value: full scale in DN for files that do not say theirs; 2047 for 11 bits.
+
+    Attributes:
+        sources: (N,) int64, from 0: samples of one number were cut from the same scene, or lie in
+            the same file if that does not say.
 
     Raises:
         DataError: files that differ, or a full scale that nobody said.
@@ -339,19 +386,41 @@ class PanCollectionDataset(Dataset[PatchBatch]):
                         f"{here}."
                     )
         self.starts = np.cumsum([0, *map(len, files)])
+        numbers = [np.stack([np.full(len(f), i), f.sources], 1) for i, f in enumerate(files)]
+        self.sources = np.unique(np.concatenate(numbers), axis=0, return_inverse=True)[1].ravel()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def place(self, sample: int) -> tuple[int, int]:
+        """Number of the file that a sample is in, and its number there.
+
+        Raises:
+            IndexError: no such sample.
+        """
+        if not 0 <= sample < len(self):
+            raise IndexError(f"there are samples 0 to {len(self) - 1}, not {sample}")
+        file = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        return file, sample - int(self.starts[file])
+
     def __getitem__(self, draw: Draw | int) -> PatchBatch:
         if isinstance(draw, int):
             draw = Draw(draw)
-        if not 0 <= draw.sample < len(self):
-            raise IndexError(f"there are samples 0 to {len(self) - 1}, not {draw.sample}")
-        place = int(np.searchsorted(self.starts, draw.sample, side="right")) - 1
-        patch = self.files[place].read([draw.sample - int(self.starts[place])])
-        axes = [axis for axis, turn in ((-2, draw.flip_rows), (-1, draw.flip_columns)) if turn]
-        return patch.map(lambda x: (x / self.scales[place]).flip(axes))
+        file, index = self.place(draw.sample)
+        patch = self.files[file].read([index])
+        turned = patch.map(lambda x: (x / self.scales[file]).flip(draw.axes))
+        numbers = (self.sources[draw.sample], draw.flip_rows, draw.flip_columns)
+        return replace(turned, origin=torch.tensor([[int(n) for n in numbers]]))
+
+    @staticmethod
+    def collate(items: Sequence[PatchBatch]) -> PatchBatch:
+        """One batch of several samples."""
+        return PatchBatch.cat(items)
+
+    def close(self) -> None:
+        """Let go of all files; the next read opens them again."""
+        for file in self.files:
+            file.close()
 
 
 class PatchSampler:
@@ -405,27 +474,38 @@ class PatchSampler:
         return order, turns if self.flips else np.zeros_like(turns)
 
 
-class PatchBatches:
+class Drawable(Protocol[T]):
+    """A dataset that `PatchBatches` draws from."""
+
+    def __getitem__(self, draw: Draw) -> T: ...
+
+    def collate(self, items: Sequence[T]) -> T:
+        """One batch of several samples."""
+
+    def close(self) -> None:
+        """Let go of all files; the next read opens them again."""
+
+
+class PatchBatches(Generic[T]):
     """Batches as a function of the step, read here or by worker processes: the same ones."""
 
-    def __init__(self, dataset: PanCollectionDataset, sampler: PatchSampler):
+    def __init__(self, dataset: Drawable[T], sampler: PatchSampler):
         self.dataset, self.sampler = dataset, sampler
 
-    def __call__(self, step: int) -> PatchBatch:
+    def __call__(self, step: int) -> T:
         """The batch of a step, float32, divided by full scale."""
-        return PatchBatch.cat([self.dataset[draw] for draw in self.sampler.draws(step)])
+        return self.dataset.collate([self.dataset[draw] for draw in self.sampler.draws(step)])
 
     def stream(
         self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False
-    ) -> Iterator[PatchBatch]:
+    ) -> Iterator[T]:
         """The batches of steps `start` .. `stop` - 1 in order, read ahead by `workers`."""
-        for file in self.dataset.files:
-            file.close()  # HDF5 must not be open across a fork
+        self.dataset.close()  # HDF5 must not be open across a fork
         steps: Iterable[list[Draw]] = _Steps(self.sampler, range(start, stop))
-        loader = DataLoader(
-            self.dataset,
+        loader: DataLoader[T] = DataLoader(
+            self.dataset,  # type: ignore[arg-type]
             batch_sampler=steps,  # type: ignore[arg-type]
-            collate_fn=PatchBatch.cat,
+            collate_fn=self.dataset.collate,
             num_workers=workers,
             pin_memory=pin_memory,
         )
@@ -468,9 +548,9 @@ class PanCollectionWriter:
         import h5py
 
         arrays = {
-            f.name: value.numpy().astype(np.float32)
-            for f in fields(patches)
-            if (value := getattr(patches, f.name)) is not None
+            name: value.numpy().astype(np.float32)
+            for name in IMAGES
+            if (value := getattr(patches, name)) is not None
         }
         arrays["place"] = np.asarray(places, np.int32)
         with self._explained():

@@ -121,6 +121,11 @@ class FSAStudentLite(nn.Module):
         total = shallow + deep + 4
         return math.ceil(total / self.pixel_multiple) * self.pixel_multiple
 
+    @property
+    def feature_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(channels, PAN pixels per pixel along one axis) of the features."""
+        return (self.config.width, 2), (self.config.deep_width, 4)
+
     def _start_as_local_injection(self) -> None:
         """Untrained, the network answers with the local injection (band feature 1)."""
         nn.init.zeros_(self.out.weight)
@@ -128,13 +133,17 @@ class FSAStudentLite(nn.Module):
         bias[1] = 1.0
         self.out.bias = nn.Parameter(bias.flatten())
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False
+    ) -> Denoised:
         """Predict the clean standardised residual.
 
         Args:
             x_t: (B, C, H, W), H and W multiples of 4.
             t: (B,) timesteps.
             condition: from `generic_condition`.
+            with_features: return features too, for distillation: what the last blocks of the 2 x 2
+                and of the 4 x 4 grid say, each the mean over the bands.
 
         Returns:
             `Denoised` with x0 and log_sigma (B, C, H, W).
@@ -164,12 +173,14 @@ class FSAStudentLite(nn.Module):
         x = x + F.pixel_shuffle(self.up(y), 2)
         for block in self.tail_blocks:
             x = block(x, emb, bands)
+        features = (_band_mean(x, bands), _band_mean(y, bands)) if with_features else ()
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
         maps = maps.unflatten(0, (batch, bands))  # (B, C, INJECTIONS + 2, H, W)
         x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
-        return Denoised(x0=x0, log_sigma=maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0))
+        log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0)
+        return Denoised(x0=x0, log_sigma=log_sigma, features=features)
 
 
 def _compress(x: Tensor) -> Tensor:

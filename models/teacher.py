@@ -73,7 +73,7 @@ class TeacherConfig(StudentConfig):
 
 presets: dict[str, Callable[..., TeacherConfig]] = {
     "paper": TeacherConfig,
-    "lite": partial(TeacherConfig, width=8, blocks=1, heads=4, patch=2),
+    "lite": partial(TeacherConfig, width=8, blocks=1, heads=4, patch=2, dropout=0.0, drop_path=0.0),
 }
 """Name to a maker of configs: ``presets["lite"](bands=4)``; `lite` trains on two CPU cores."""
 

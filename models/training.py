@@ -3,6 +3,10 @@
 Everything random is a function of (seed, step): a run that was interrupted and resumed equals one
 that was not. The run folder holds config.json, log.jsonl, state.pt (for resuming) and the
 checkpoints last.safetensors and best.safetensors (EMA weights).
+
+Under `torchrun` every process trains on its share of each batch (DistributedDataParallel); the
+first one writes. Noise and timesteps are drawn for the whole batch and then shared out, so that
+the number of processes changes the losses by rounding only; dropout is drawn by each process.
 """
 
 from __future__ import annotations
@@ -12,26 +16,25 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import Card, load_model, save_checkpoint
-from .data import GenericBatches, TrainBatch
-from .diffusion import NoiseSchedule, add_noise
 from .errors import CheckpointError, ModelError, ModelMismatch
-from .losses import beta_nll, contrast_weighted_l1
-from .student_lite import FSAStudentLite, LiteConfig
+from .parallel import current_world
 
 __all__ = [
     "ConfigMismatch",
     "Diverged",
-    "GenericStudentStage",
+    "Examples",
     "Interrupted",
     "Stage",
     "TrainConfig",
@@ -46,20 +49,32 @@ class TrainConfig:
 
     iterations: int = 9000
     batch_size: int = 16
+    """Of all processes together."""
     learning_rate: float = 8e-4
     warmup: int = 300
+    milestones: tuple[int, ...] = ()
+    """Steps at which the learning rate is halved; none: a cosine down to 1 % of it."""
     weight_decay: float = 1e-4
     clip: float = 1.0
     """Gradient norm is clipped to this."""
     ema: float = 0.999
+    ema_start: int = 0
+    """Step from which weights are averaged; before, the average is a copy."""
     seed: int = 0
     validate_every: int = 500
+    validation_samples: int = 256
+    """At most so many patches of the validation files are looked at, spread over them."""
     checkpoint_every: int = 250
+    log_every: int = 50
     amp: bool = True
     """bf16 autocast of the network; losses stay float32."""
+    workers: int = 0
+    """Processes that read ahead, of each training process; 0: none."""
+    compile: bool = False
+    """torch.compile of the network: slow to begin, then faster, mostly on GPUs."""
     halved_share: float = 0.0
     """Share of scene variants whose truth and PAN are first averaged to half the resolution: a
-    truth as sharp as its pixels allow, which no sensor's own MS is."""
+    truth as sharp as its pixels allow, which no sensor's own MS is. Scenes files only."""
 
 
 class Interrupted(Exception):
@@ -74,125 +89,64 @@ class Diverged(ModelError):
     """A loss or its gradient is not finite any more."""
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Validation patches to look at; values divided by full scale."""
+
+    pan: Tensor
+    """(B, 1, H, W)"""
+    lms: Tensor
+    """(B, C, H, W)"""
+    hrms: Tensor
+    """(B, C, H, W) what the network makes of them."""
+    gt: Tensor
+    """(B, C, H, W)"""
+    sigma: Tensor | None = None
+    """(B, C, H, W) the 1-sigma that it claims."""
+
+
 class Stage(Protocol):
     """What the loop needs to know of a stage."""
 
     name: str
     network: Any
     """Config dataclass of the network."""
+    options: Any
+    """Config dataclass of the stage: losses, flags."""
 
     def build(self) -> nn.Module:
-        """The network to train."""
+        """The network to train; only parameters that require gradients are."""
 
-    def batch(self, step: int) -> Any:
-        """Training data of a step, a function of the step alone; has `.to(device)`."""
+    def batches(self, start: int, stop: int) -> Generator[Any]:
+        """Training data of steps `start` .. `stop` - 1, each a function of its step alone: this
+        process's share; has `.to(device)`."""
 
     def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Named parts; their sum is minimised. The batch is on the model's device, the generator
-        on the CPU, so that every device sees the same noise."""
+        on the CPU and the same in each process, so that every device sees the same noise."""
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """The part of the network that a checkpoint holds."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Scores on the validation split; lower "score" is better."""
+        """Scores of a deployed network on the validation split; lower "score" is better."""
+
+    def examples(self, model: nn.Module) -> Examples | None:
+        """A few validation patches, if the stage has some to show."""
 
     def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         """The card of a checkpoint made now."""
 
 
-class GenericStudentStage:
-    """Stage `fsa-s` of the `lite` form without a teacher: the truth is the only target."""
-
-    name = "fsa-s"
-    border = 4
-    """PAN pixels along a patch's edge that the loss leaves out (they saw zero padding)."""
-
-    def __init__(
-        self,
-        network: LiteConfig,
-        train: GenericBatches,
-        valid: GenericBatches,
-        *,
-        terminal_share: float = 0.7,
-        variance_weight: float = 0.1,
-        validation_batches: int = 12,
-        notes: dict[str, Any] | None = None,
-    ):
-        self.network = network
-        self.schedule = NoiseSchedule.cosine(network.timesteps)
-        self.train_data, self.valid_data = train, valid
-        self.terminal_share, self.variance_weight = terminal_share, variance_weight
-        self.validation_batches, self.notes = validation_batches, notes or {}
-
-    def build(self) -> nn.Module:
-        model = FSAStudentLite(self.network)
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def batch(self, step: int) -> TrainBatch:
-        return self.train_data(step)
-
-    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Most samples at the last timestep, where one-step sampling starts; the rest anywhere."""
-        last = len(self.schedule) - 1
-        anywhere = torch.randint(0, last + 1, (count,), generator=generator)
-        at_end = torch.rand(count, generator=generator) < self.terminal_share
-        return torch.where(at_end, torch.full_like(anywhere, last), anywhere)
-
-    def losses(
-        self, model: nn.Module, batch: TrainBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        device = batch.x0.device
-        t = self._timesteps(len(batch.x0), generator).to(device)
-        noise = torch.randn(batch.x0.shape, generator=generator).to(device)
-        x_t = add_noise(self.schedule, batch.x0, t, noise)
-        said = model(x_t, t, batch.condition)
-        inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
-        x0, target = said.x0[inner], batch.x0[inner]
-        assert said.log_sigma is not None
-        error = (x0 - target).detach()  # the variance head must not bend the mean
-        return {
-            "l1": contrast_weighted_l1(x0, target),
-            "variance": self.variance_weight * beta_nll(error, said.log_sigma[inner]),
-        }
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        score, rmse, local, coverage = 0.0, 0.0, 0.0, 0.0
-        last, device = len(self.schedule) - 1, next(model.parameters()).device
-        generator = torch.Generator().manual_seed(7)
-        for step in range(self.validation_batches):
-            batch = self.valid_data(step).to(device)
-            t = torch.full((len(batch.x0),), last, device=device)
-            x_t = torch.randn(batch.x0.shape, generator=generator).to(device)
-            said = model(x_t, t, batch.condition)
-            assert batch.condition.band_features is not None and said.log_sigma is not None
-            error = said.x0 - batch.x0
-            score += float(contrast_weighted_l1(said.x0, batch.x0))
-            rmse += float(error.square().mean().sqrt())
-            injected = batch.condition.band_features[:, :, 1]
-            local += float((injected - batch.x0).square().mean().sqrt())
-            coverage += float((error.abs() < said.log_sigma.exp()).float().mean())
-        n = self.validation_batches
-        return {
-            "score": score / n,
-            "rmse": rmse / n,
-            "rmse_over_local_injection": rmse / local,
-            "coverage_1_sigma": coverage / n,
-        }
-
-    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
-        return Card(
-            name=name,
-            architecture="fsa-s-lite",
-            config=asdict(self.network),
-            stage=self.name,
-            residual_scale=self.train_data.residual_scale,
-            training={**self.notes, "iterations": step},
-            scores={"validation_patches": scores},
-        )
-
-
-def resolved_config(stage: str, config: TrainConfig, network: Any) -> dict[str, Any]:
+def resolved_config(stage: str, config: TrainConfig, network: Any, options: Any) -> dict[str, Any]:
     """Everything that was configured, as config.json holds it."""
-    return {"stage": stage, "train": asdict(config), "network": asdict(network)}
+    plain = {
+        "stage": stage,
+        "train": asdict(config),
+        "network": asdict(network),
+        "options": asdict(options),
+    }
+    return json.loads(json.dumps(plain))  # tuples become lists, as in the file
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -205,7 +159,8 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """{"stage": s, "train": {"seed": 0}} -> {"stage": s, "train.seed": 0}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if type(value) is dict else {key: value}
+        inner = _flat(value) if type(value) is dict else None
+        flat |= {key: value} if inner is None else {f"{key}.{k}": v for k, v in inner.items()}
     return flat
 
 
@@ -232,7 +187,8 @@ def _start_from(init: Path, model: nn.Module, network: Any) -> None:
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        differing = _differences(card.config, asdict(network)) or "another architecture"
+        there, here = (_flat(json.loads(json.dumps(c))) for c in (card.config, asdict(network)))
+        differing = _differences(there, here) or "another architecture"
         raise ModelMismatch(
             f"the weights of {init} ({card.architecture}: {differing}) do not fit the network to "
             "train; give both the same [network]."
@@ -264,11 +220,132 @@ def _go_on_from(
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    """Linear warm-up, then halvings at the milestones or a cosine down to 1 % of the peak."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
+    if config.milestones:
+        return config.learning_rate * 0.5 ** sum(step >= m for m in config.milestones)
     done = (step - config.warmup) / max(config.iterations - config.warmup, 1)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+class _Run:
+    """A network with what trains it, and the files that it leaves."""
+
+    def __init__(
+        self, stage: Stage, config: TrainConfig, out: Path, device: torch.device, init: Path | None
+    ):
+        self.stage, self.config, self.out, self.device = stage, config, out, device
+        self.world = current_world()
+        self.step, self.best = 0, math.inf
+        torch.manual_seed(config.seed)  # initial weights
+        self.model = stage.build()
+        if init is not None:
+            _start_from(init, stage.deployed(self.model), stage.network)
+        self.model.to(device)
+        self.ema = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self._window: dict[str, Tensor] = {}
+        self._window_steps = 0
+        self._began = time.monotonic()
+
+    def prepare(self) -> None:
+        """Make the network that steps go through; after the weights are in place."""
+        forward: Any = torch.compile(self.model) if self.config.compile else self.model
+        if self.world.size > 1:
+            places = [self.device] if self.device.type == "cuda" else None
+            forward = DistributedDataParallel(forward, device_ids=places)
+        self.forward = forward
+
+    def take(self, batch: Any) -> dict[str, Tensor]:
+        """One step; its losses.
+
+        Raises:
+            Diverged: they or their gradient are not finite.
+        """
+        config, step = self.config, self.step
+        seed = config.seed * 1_000_003 + step
+        torch.manual_seed(seed + 7919 * self.world.rank)  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = _learning_rate(config, step)
+        self.model.train()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.amp):
+            parts = self.stage.losses(
+                self.forward, batch.to(self.device), torch.Generator().manual_seed(seed)
+            )
+        loss = torch.stack(list(parts.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.trained, config.clip)
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            raise Diverged(
+                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of "
+                f"norm {float(norm):.4g}; begin anew with a lower learning_rate, and look for "
+                "values that are not finite in the scenes."
+            )
+        self.optimizer.step()
+        if step < config.ema_start:
+            self.ema.n_averaged.zero_()  # the next update copies
+        self.ema.update_parameters(self.model)
+        self.step += 1
+        self._remember({**parts, "gradient_norm": norm})
+        return parts
+
+    def _remember(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().double()
+            self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
+        self._window_steps += 1
+
+    def entry(self) -> dict[str, Any]:
+        """A line of the log: means since the one before, over all processes."""
+        sums = torch.stack(list(self._window.values())) / max(self._window_steps, 1)
+        means = dict(zip(self._window, self.world.mean(sums).tolist(), strict=True))
+        self._window, self._window_steps = {}, 0
+        return {
+            "step": self.step,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "learning_rate": _learning_rate(self.config, self.step - 1),
+            **means,
+        }
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append a line to log.jsonl."""
+        with open(self.out / "log.jsonl", "a") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def validate(self) -> dict[str, float]:
+        """Score the averaged weights and save them."""
+        averaged = self.stage.deployed(self.ema.module).eval()
+        scores = self.stage.validate(averaged)
+        card = self.stage.card(self.out.resolve().name, self.step, scores)
+        save_checkpoint(self.out / "last.safetensors", averaged, card)
+        if scores["score"] < self.best:
+            self.best = scores["score"]
+            save_checkpoint(self.out / "best.safetensors", averaged, card)
+        return scores
+
+    def save_state(self) -> None:
+        """Write what resuming needs, beside the old state first."""
+        if self.world.rank:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+        }
+        torch.save(state, self.out / ".state.tmp")
+        os.replace(self.out / ".state.tmp", self.out / "state.pt")
 
 
 def train(
@@ -280,6 +357,8 @@ def train(
     init: Path | None = None,
     device: str | torch.device = "cpu",
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_examples: Callable[[int, Examples], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train a stage.
@@ -291,8 +370,11 @@ def train(
         resume: go on from `out`'s state.pt if there is one.
         init: checkpoint whose weights a new run starts from.
         device: where the network is trained.
-        on_step: called with the step number and its losses (floats) after every step.
-        should_stop: asked after every step; True saves the state and raises `Interrupted`.
+        on_step: called with the step number and this process's losses (floats) after every step.
+        on_log: called with every line of log.jsonl.
+        on_examples: called with the step number and `Examples` after every validation.
+        should_stop: asked after every step; True in any process saves the state and raises
+            `Interrupted`.
 
     Returns:
         Path of the best checkpoint; of the last one where no score was a number.
@@ -300,87 +382,48 @@ def train(
     Raises:
         Interrupted: `should_stop` said so.
         ConfigMismatch: `resume` with another configuration.
-        ModelMismatch: `init` is of another network.
+        ModelMismatch: `init` is of another network, or the batch cannot be shared out.
         CheckpointError: `init` or the state cannot be read.
         Diverged: a loss or its gradient is not finite; the last saved state stays.
     """
-    device, resolved = torch.device(device), resolved_config(stage.name, config, stage.network)
+    device = torch.device(device)
+    resolved = resolved_config(stage.name, config, stage.network, stage.options)
     resumed = resume and (out / "state.pt").exists()
     if resumed:
         _refuse_other_config(out / "config.json", resolved)
     torch.set_flush_denormal(True)
-    torch.manual_seed(config.seed)  # initial weights
-    model = stage.build()
-    if init is not None:
-        _start_from(init, model, stage.network)
-    model.to(device)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    start, best = 0, math.inf
+    run = _Run(stage, config, out, device, init)
+    run.world.share(config.batch_size)
     if resumed:
-        start, best = _go_on_from(out / "state.pt", model, ema, optimizer, device)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
-
-    def save_state(step: int) -> None:
-        state = {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "best": best,
-        }
-        torch.save(state, out / ".state.tmp")
-        os.replace(out / ".state.tmp", out / "state.pt")
-
-    began = time.monotonic()
-    for step in range(start, config.iterations):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step)
-        batch = stage.batch(step).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
-            parts = stage.losses(model, batch, generator)
-        loss = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not math.isfinite(float(loss.detach())) or not math.isfinite(float(norm)):
-            raise Diverged(
-                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of "
-                f"norm {float(norm):.4g}; begin anew with a lower learning_rate, and look for "
-                "values that are not finite in the scenes."
-            )
-        optimizer.step()
-        ema.update_parameters(model)
-        if on_step is not None:
-            on_step(step + 1, {k: float(v.detach()) for k, v in parts.items()})
-
-        done = step + 1
-        last = done == config.iterations
-        if done % config.validate_every == 0 or last:
-            ema.module.eval()
-            scores = stage.validate(ema.module)
-            with open(out / "log.jsonl", "a") as log:
-                entry = {
-                    "step": done,
-                    "seconds": round(time.monotonic() - began, 1),
-                    "learning_rate": _learning_rate(config, step),
-                    "gradient_norm": float(norm),
-                    **{k: float(v.detach()) for k, v in parts.items()},
-                    **scores,
-                }
-                log.write(json.dumps(entry) + "\n")
-            card = stage.card(out.resolve().name, done, scores)
-            save_checkpoint(out / "last.safetensors", ema.module, card)
-            if scores["score"] < best:
-                best = scores["score"]
-                save_checkpoint(out / "best.safetensors", ema.module, card)
-        if done % config.checkpoint_every == 0 or last:
-            save_state(done)
-        if not last and should_stop():
-            save_state(done)
-            raise Interrupted(f"stopped after step {done}; --resume goes on from there")
-    return out / ("best.safetensors" if best < math.inf else "last.safetensors")
+        run.step, run.best = _go_on_from(
+            out / "state.pt", run.model, run.ema, run.optimizer, device
+        )
+    first = run.world.rank == 0
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+    run.prepare()
+    with closing(stage.batches(run.step, config.iterations)) as batches:
+        for batch in batches:
+            parts = run.take(batch)
+            last = run.step == config.iterations
+            if on_step is not None:
+                on_step(run.step, {k: float(v.detach()) for k, v in parts.items()})
+            scored = run.step % config.validate_every == 0 or last
+            if scored or run.step % config.log_every == 0:
+                entry = run.entry()
+                if scored and first:
+                    entry |= run.validate()
+                    shown = stage.examples(stage.deployed(run.ema.module))
+                    if shown is not None and on_examples is not None:
+                        on_examples(run.step, shown)
+                if first:
+                    run.write(entry)
+                    on_log(entry)
+            if run.step % config.checkpoint_every == 0 or last:
+                run.save_state()
+            if not last and run.world.any(should_stop(), device):
+                run.save_state()
+                raise Interrupted(f"stopped after step {run.step}; --resume goes on from there")
+    run.world.barrier()
+    return out / ("best.safetensors" if run.best < math.inf else "last.safetensors")

@@ -70,10 +70,10 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
     from uknowpan_models.pansharpener import load_sharpener
 
     from .estimate import estimate
-    from .pipeline import SharpenOptions, survey
+    from .pipeline import SharpenOptions, suited, survey
 
     sharpener = load_sharpener(model)
-    found = survey(pair)
+    found = suited(survey(pair), sharpener)
     psf = found.measured
     facts: dict[str, Any] = {
         "width": pair.grid.width,

@@ -9,6 +9,7 @@ import typer
 
 from . import __version__
 from .demo import demo
+from .distill_command import distill_cache
 from .info import info
 from .models_command import models_app
 from .pack_command import pack
@@ -31,6 +32,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(pack)
 app.command()(simulate)
+app.command()(distill_cache)
 app.add_typer(models_app, name="models")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from uknowpan_models.errors import ModelMismatch
-from uknowpan_models.pansharpener import Sharpener
+from uknowpan_models.pansharpener import HIGH_PERCENTILE, Sharpener
 from uknowpan_models.psf import Psf, default_psf
 from uknowpan_models.statistics import SceneStatistics, scene_statistics
 from uknowpan_tiling import (
@@ -53,6 +53,7 @@ __all__ = [
     "plan_scene",
     "scene_scale",
     "sharpen_scene",
+    "suited",
     "survey",
 ]
 
@@ -90,7 +91,8 @@ class SceneScale:
     pan: float
     ms: float
     source: str
-    """Where they come from: "option", "bit depth" or "percentile"."""
+    """Where they come from: "option", "bit depth", "percentile", or "model": from percentiles, by
+    what the model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def scene_scale(
     for name, pixels in (("PAN", pan), ("MS", ms)):
         if pixels.size == 0:
             raise ValueError(f"the {name} holds no valid pixel")
-        high = float(np.percentile(np.abs(pixels), 99.5))
+        high = float(np.percentile(np.abs(pixels), HIGH_PERCENTILE))
         values.append(high if high > 0 else 1.0)
     return SceneScale(values[0], values[1], "percentile")
 
@@ -227,6 +229,25 @@ def survey(
     return Survey(scale, statistics, measured, time.monotonic() - began)
 
 
+def suited(found: Survey, sharpener: Sharpener) -> Survey:
+    """The survey in the scale that the sharpener wants; full scales that are known stand."""
+    scale = found.scale
+    wanted = sharpener.full_scale(scale.pan, scale.ms) if scale.source == "percentile" else None
+    if wanted is None:
+        return found
+    pan, ms = wanted
+    statistics = found.statistics
+    gain = torch.full_like(statistics.mean, scale.ms / ms)
+    gain[-1] = scale.pan / pan
+    statistics = replace(
+        statistics,
+        mean=statistics.mean * gain,
+        covariance=statistics.covariance * gain.outer(gain),
+        detail=statistics.detail * gain.outer(gain),
+    )
+    return replace(found, scale=SceneScale(pan, ms, "model"), statistics=statistics)
+
+
 FEW_LEVELS = 16
 """Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
 
@@ -274,6 +295,8 @@ def plan_scene(
     tile = max(round(options.tile / ratio / multiple), 1) * multiple
     overlap = math.ceil(overlap_pan / ratio / multiple) * multiple
     overlap = min(overlap, tile // 2 // multiple * multiple)
+    if max(pair.frame_shape) <= tile:  # one tile, no larger than it must be
+        overlap = 0
     rows = plan_tiles(pair.frame_shape, tile, overlap, multiple)
     return TilePlan(rows, overlap, sharpener.margin(statistics))
 
@@ -417,6 +440,7 @@ def _sharpen_scene(
         check_output(path, pair.inputs, options.writing.overwrite)
 
     found = options.survey or survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
+    found = suited(found, sharpener)
     plan = plan_scene(pair, sharpener, found.statistics, options)
     encodings = {
         "image": output_encoding(

@@ -157,7 +157,7 @@ def sharpen(
             from uknowpan_models.pansharpener import load_sharpener
             from uknowpan_models.runtime import tune_cpu
 
-            from .pipeline import SharpenOptions, clipping_warning, sharpen_scene
+            from .pipeline import SharpenOptions, clipping_warning, plan_scene, sharpen_scene
 
             threads = tune_cpu(num_threads)
             chosen = choose_device(device)
@@ -175,7 +175,11 @@ def sharpen(
                     raise
                 opt.fail(f"--steps: {error}.", exits.USAGE)
             if uncertainty is not None and not sharpener.has_uncertainty:
-                opt.fail(f"--uncertainty: {sharpener.name} has none; use a model.", exits.USAGE)
+                opt.fail(
+                    f"--uncertainty: {sharpener.name} has none; use a model of the form "
+                    "fsa-s-lite, like the bundled one.",
+                    exits.USAGE,
+                )
             sharpener.check(pair.bands, pair.ratio)
             pair, found = coregistered(request, pair, coregister, sharpener, max_value)
             log = logging.getLogger("uknowpan")
@@ -210,6 +214,13 @@ def sharpen(
                 resume=resume,
                 survey=found,
             )
+            plan = plan_scene(pair, sharpener, found.statistics, options)
+            if not sharpener.local and plan.count > 1:
+                log.warning(
+                    "the result of model %s depends on how the scene is cut, here into %d tiles "
+                    "that overlap by %d PAN pixels (--tile, --overlap)",
+                    *(sharpener.name, plan.count, plan.overlap * pair.ratio),
+                )
             if dry_run:
                 from .estimate import estimate
 

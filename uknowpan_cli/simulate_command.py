@@ -71,6 +71,12 @@ def simulate(
     ratio: opt.RatioOption = None,
     bidx: opt.BidxOption = None,
     nodata: opt.NodataOption = None,
+    coregister: Annotated[
+        opt.Coregister,
+        typer.Option(
+            "--coregister", help="PAN/MS shift of pairs: ignore it, tell of it, or remove it."
+        ),
+    ] = opt.Coregister.check,
     sample: Annotated[
         bool,
         typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training."),
@@ -127,6 +133,7 @@ def simulate(
                     ratio=ratio,
                     bands=tuple(map(int, bands)) if bands else None,
                     nodata=nodata,
+                    coregister=coregister,
                     patch=patch,
                     stride=stride,
                     test_patch=test_patch,

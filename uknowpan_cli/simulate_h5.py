@@ -7,6 +7,7 @@ Scenes are read in blocks, so that their size does not matter.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from uknowpan_models.pancollection import (
 from uknowpan_models.sensors import Sensor, find_sensor
 
 from . import __version__
+from .opening import NOTICEABLE_SHIFT
+from .options import Coregister
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -85,6 +88,8 @@ class SimulationOptions:
     bands: tuple[int, ...] | None = None
     """MS bands to use, 1-based."""
     nodata: float | None = None
+    coregister: Coregister = Coregister.check
+    """Of pairs: leave the shift between PAN and MS, note it, or take the PAN where the MS lies."""
     patch: int | None = None
     """None: 64, or the next multiple of the ratio below."""
     stride: int | None = None
@@ -285,6 +290,31 @@ class _Scene:
                 f"{len(weights)} PAN weights were given for the {self.bands} bands of {files}."
             )
         self.weights = weights
+        self.shift = (0.0, 0.0)
+        if files.pan is not None and options.coregister is not Coregister.off:
+            try:
+                self._measure_shift(options.coregister)
+            except BaseException:
+                self.pair.close()
+                raise
+
+    def _measure_shift(self, mode: Coregister) -> None:
+        """Keep the shift that is to be removed, in PAN pixels, or note it."""
+        from .pipeline import survey
+
+        found = survey(self.pair).measured
+        if found is None:
+            self.notes.append(
+                f"{self.files}: PAN and MS resemble each other too little to measure a shift"
+            )
+        elif max(map(abs, found.shift)) > NOTICEABLE_SHIFT or mode is Coregister.shift:
+            dy, dx = (-value for value in found.shift)
+            lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels) off the PAN"
+            if mode is Coregister.shift:
+                self.shift = found.shift
+                self.notes.append(f"{self.files}: {lies}; removed")
+            else:
+                self.notes.append(f"{self.files}: {lies}; --coregister shift removes it")
 
     def is_valid(self, row: int, col: int, size: int) -> bool:
         return self.pair.valid_fraction(row, col, size, size) == 1.0
@@ -292,6 +322,7 @@ class _Scene:
     def read(self, row: int, col: int, h: int, w: int) -> _Block:
         import torch
 
+        from uknowpan_models.resample import cubic, decimate
         from uknowpan_models.toolbox import imresize
 
         arrays = self.pair.read_frame(row, col, h, w)
@@ -301,8 +332,13 @@ class _Scene:
         if self.files.pan is None:
             weights = torch.tensor(self.weights, dtype=torch.float64)
             pan = torch.einsum("c,chw->hw", weights, gt.double())[None]
+        elif self.shift != (0.0, 0.0):
+            reach = math.ceil(2.5 + max(map(abs, self.shift)) / r)
+            whole = torch.from_numpy(arrays.pan).double()[None]
+            pan = decimate(whole, r, cubic(r), self.shift, reach)[0]
         else:
             pan = imresize(torch.from_numpy(arrays.pan), r)
+        if self.files.pan is not None:
             largest = max(largest, float(arrays.pan[0, arrays.pan_valid].max(initial=0)))
         return _Block(gt, pan, valid, largest)
 

@@ -2,193 +2,229 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import signal
-import sys
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from . import __version__, exits
+from . import exits
 from . import options as opt
-
-if TYPE_CHECKING:
-    from uknowpan_models.data import Scene
 
 __all__ = ["train"]
 
 
-_COUNTS = frozenset(
-    {
-        *("iterations", "batch_size", "validate_every", "checkpoint_every"),
-        *("width", "deep_width", "timesteps"),
-    }
-)
-
-
 class StageName(StrEnum):
+    prior = "prior"
+    fsa_t = "fsa-t"
     fsa_s = "fsa-s"
 
 
+class PresetName(StrEnum):
+    lite = "lite"
+    paper = "paper"
+
+
 def train(
-    data: Annotated[Path, typer.Option("--data", help="Scenes file made by `uknowpan pack`.")],
-    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            help="PanCollection h5 for training, may be repeated; or a scenes file of "
+            "`uknowpan pack` (stage fsa-s).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; its name becomes the model's.")],
     stage: Annotated[StageName, typer.Option("--stage", help="What to train.")] = StageName.fsa_s,
+    valid: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--valid",
+            help="PanCollection h5 for validation, one for each --data; default: its name with "
+            "valid for train.",
+        ),
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="PriorNet checkpoint, for the stage fsa-t.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", help="Teacher checkpoint that the stage fsa-s asks about every batch."
+        ),
+    ] = None,
+    cache: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--cache", help="Its answers from `uknowpan distill-cache`, one for each --data."
+        ),
+    ] = None,
+    teacher_steps: Annotated[
+        int, typer.Option("--teacher-steps", min=1, help="Evaluations of --teacher per answer.")
+    ] = 1,
+    preset: Annotated[
+        PresetName | None,
+        typer.Option("--preset", help="Settings to begin with: lite (default) or paper."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="TOML with the tables [train] and [network].")
+        Path | None,
+        typer.Option(
+            "--config", help="TOML: preset, and the tables [train], [network] and [options]."
+        ),
+    ] = None,
+    max_value: Annotated[
+        float | None,
+        typer.Option(
+            "--max-value",
+            min=1,
+            help="Full scale in DN of files that do not say: 2047 (WV2, WV3, QB), 1023 (GF2).",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
     init: Annotated[
         Path | None, typer.Option("--init", help="Checkpoint whose weights a new run starts from.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration and stop.")
+        bool,
+        typer.Option("--dry-run", help="Print the configuration and the parameters, and stop."),
     ] = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Train the `lite` student on whole scenes, degraded anew at every step."""
+    """Train one of the three stages: PriorNet, the teacher FSA-T, the student FSA-S.
+
+    Run with `torchrun --nproc-per-node N -m uknowpan_cli train ...` to use several GPUs.
+    """
     with opt.guarded(-1 if quiet else verbose):
         import json
 
-        from uknowpan_models.checkpoint import read_card
-        from uknowpan_models.data import GenericBatches, read_scenes
         from uknowpan_models.runtime import tune_cpu
-        from uknowpan_models.student_lite import LiteConfig
-        from uknowpan_models.training import (
-            ConfigMismatch,
-            GenericStudentStage,
-            TrainConfig,
-            resolved_config,
-        )
+        from uknowpan_models.training import ConfigMismatch, resolved_config
         from uknowpan_models.training import train as run
 
         from .opening import choose_device
+        from .settings import read_config
+        from .stopping import stop_requests
+        from .train_jobs import TrainRequest, make_job, resolve
+        from .train_show import TrainShow
 
-        settings = _read_config(config)
-        unknown = sorted(set(settings) - {"train", "network"})
-        if unknown:
-            opt.fail(f"--config has [train] and [network], not {', '.join(unknown)}.", exits.USAGE)
-        train_config = _build(TrainConfig, settings.get("train", {}))
-        network = _build(LiteConfig, settings.get("network", {}))
-        resolved = resolved_config(stage.value, train_config, network)
-        device = choose_device(device)
+        settings = read_config(config, tuple(PresetName))
+        request = TrainRequest(
+            stage=stage.value,
+            data=data,
+            valid=valid or [],
+            prior=prior,
+            teacher=teacher,
+            cache=cache or [],
+            teacher_steps=teacher_steps,
+            max_value=max_value,
+            preset=preset.value if preset else settings.get("preset", PresetName.lite.value),
+            config=settings,
+            init=init,
+            device=_own_device(choose_device(device)),
+            command=_command(
+                *(("--data", path) for path in data),
+                *(("--valid", path) for path in valid or []),
+                *(("--out", out), ("--config", config), ("--init", init)),
+                *(("--prior", prior), ("--teacher", teacher)),
+                *(("--cache", path) for path in cache or []),
+                **{
+                    "--stage": stage.value,
+                    "--preset": preset,
+                    "--teacher-steps": teacher_steps if teacher_steps > 1 else None,
+                    "--max-value": max_value,
+                },
+            ),
+        )
+        found = resolve(request)
+        resolved = resolved_config(stage.value, found.train, found.network, found.options)
         if dry_run:
-            typer.echo(json.dumps(resolved, indent=2))
+            counted = {**resolved, "parameters": _parameters(found.network)}
+            typer.echo(json.dumps(counted, indent=2))
             return
         if not resume and (out / "state.pt").exists():
             opt.fail(
                 f"{out} holds a run already; --resume goes on with it, or choose another folder.",
                 exits.EXISTS,
             )
-        tune_cpu(num_threads)
-        batches = GenericBatches(
-            read_scenes(data, "train"),
-            seed=train_config.seed,
-            batch_size=train_config.batch_size,
-            halved_share=train_config.halved_share,
-        )
-        valid = GenericBatches(
-            read_scenes(data, "valid"), seed=train_config.seed + 1, patches_per_variant=4
-        )
-        notes = {
-            "code_version": __version__,
-            "command": _command(stage.value, data=data, out=out, config=config, init=init),
-            "seed": train_config.seed,
-            "config": resolved,
-            "started_from": None if init is None else read_card(init).training,
-            "scenes_by_licence": _by_licence(batches.scenes),
-            "validation_scenes_by_licence": _by_licence(valid.scenes),
-        }
-        job = GenericStudentStage(network, batches, valid, notes=notes)
-
-        def show(step: int, parts: dict[str, float]) -> None:
-            if not quiet and step % 25 == 0:
-                values = ", ".join(f"{k} {v:.4f}" for k, v in parts.items())
-                print(
-                    f"step {step}/{train_config.iterations}: {values}", file=sys.stderr, flush=True
-                )
-
-        try:
-            with _stop_requests() as stopping:
-                best = run(
-                    job,
-                    train_config,
-                    out,
-                    resume=resume,
-                    init=init,
-                    device=device,
-                    on_step=show,
-                    should_stop=lambda: bool(stopping),
-                )
-        except ConfigMismatch as error:
-            opt.fail(str(error), exits.USAGE)
-        typer.echo(best)
+        tune_cpu(num_threads or _threads_of_one())
+        with _processes(request.device) as first:
+            job = make_job(request, found)
+            show = TrainShow(out, found.train.iterations, quiet=quiet or not first, writes=first)
+            try:
+                with stop_requests() as stopping:
+                    best = run(
+                        job,
+                        found.train,
+                        out,
+                        resume=resume,
+                        init=init,
+                        device=request.device,
+                        on_step=show.step,
+                        on_log=show.log,
+                        on_examples=show.examples,
+                        should_stop=lambda: bool(stopping),
+                    )
+            except ConfigMismatch as error:
+                opt.fail(str(error), exits.USAGE)
+            finally:
+                show.close()
+            if first:
+                typer.echo(best)
 
 
-def _command(stage: str, **files: Path | None) -> str:
+def _command(*files: tuple[str, Path | None], **values: object) -> str:
     """What was typed, for the card; of a file its name only, not where this machine keeps it."""
-    words = ["uknowpan", "train", "--stage", stage]
-    for option, path in files.items():
-        words += [] if path is None else [f"--{option}", path.name]
+    words = ["uknowpan", "train"]
+    for option, value in values.items():
+        words += [] if value is None else [option, str(value)]
+    for option, path in files:
+        words += [] if path is None else [option, path.name]
     return shlex.join(words)
 
 
-def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Licence -> names of the scenes under it."""
-    found: dict[str, list[str]] = {}
-    for scene in scenes:
-        found.setdefault(scene.licence, []).append(scene.name)
-    return found
+def _parameters(network: Any) -> int:
+    """How many numbers the stage trains."""
+    from uknowpan_models.checkpoint import network_of
+
+    return sum(p.numel() for p in network_of(network).parameters() if p.requires_grad)
+
+
+# ------------------------------------------------------------------------------------ torchrun
+
+
+def _own_device(device: str) -> str:
+    """Under torchrun every process of a machine has a GPU of its own."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def _threads_of_one() -> int | None:
+    """The cores are shared by the processes of a machine."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return None if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Signals that arrived: SIGTERM and Ctrl-C wait for the end of a step."""
-    stopping: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [
-        signal.signal(number, lambda received, frame: stopping.append(received))
-        for number in numbers
-    ]
+def _processes(device: str) -> Iterator[bool]:
+    """Join the others that torchrun started; yields whether this process is the first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    import torch.distributed
+
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield stopping
+        yield torch.distributed.get_rank() == 0
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _read_config(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        opt.fail(f"--config {path} cannot be read: {error}.", exits.USAGE)
-
-
-def _build(kind: Any, values: dict[str, Any]) -> Any:
-    """A config dataclass with fields overridden; unknown ones are refused with the valid ones."""
-    valid = {f.name: f.default for f in fields(kind)}
-    unknown = sorted(set(values) - set(valid))
-    if unknown:
-        opt.fail(
-            f"{kind.__name__} has no field {', '.join(unknown)}; valid are {', '.join(valid)}.",
-            exits.USAGE,
-        )
-    for name, value in values.items():
-        wanted = type(valid[name])
-        numeric = wanted is float and type(value) is int
-        if type(value) is not wanted and not numeric:
-            opt.fail(f"{name} takes {wanted.__name__}, not {value!r}.", exits.USAGE)
-        if name in _COUNTS and value < 1:
-            opt.fail(f"{name} must be at least 1, not {value}.", exits.USAGE)
-    return kind(**values)
+        torch.distributed.destroy_process_group()

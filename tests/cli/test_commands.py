@@ -15,7 +15,8 @@ from rasters import write_raster
 from running import MakePair, Run
 from safetensors.numpy import load_file
 
-from uknowpan_models.training import GenericStudentStage
+from uknowpan_models.stages import GenericStudentStage
+from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
 
 COMMANDS = ["sharpen", "info", "demo", "train", "pack", "models"]
 MODEL_COMMANDS = ["list", "show", "verify"]
@@ -227,17 +228,17 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_train_dry_run(uknowpan: Run, tmp_path: Path, config: Path) -> None:
+def test_train_dry_run(uknowpan: Run, tmp_path: Path, config: Path, scenes: Path) -> None:
     out = tmp_path / "run"
-    outcome = uknowpan(
-        *("train", "--data", tmp_path / "none.h5", "--out", out, "--config", config, "--dry-run")
-    )
+    outcome = uknowpan("train", "--data", scenes, "--out", out, "--config", config, "--dry-run")
     assert outcome.code == 0, outcome.stderr
     resolved = json.loads(outcome.stdout)
     assert resolved["stage"] == "fsa-s"
     assert resolved["train"]["iterations"] == 2
     assert resolved["train"]["ema"] == 0.999
     assert resolved["network"]["width"] == 4
+    network = FSAStudentLite(LiteConfig(**resolved["network"]))
+    assert resolved["parameters"] == sum(p.numel() for p in network.parameters())
     assert not out.exists()
 
 
@@ -274,8 +275,8 @@ def test_train_refuses_data(uknowpan: Run, tmp_path: Path, config: Path, scenes:
     with h5py.File(scenes) as source, h5py.File(only_train, "w") as file:
         source.copy("scene-train", file)
     for path, says in (
-        (tmp_path / "none.h5", "none.h5 is not a scenes file"),
-        (text, "text.h5 is not a scenes file"),
+        (tmp_path / "none.h5", "none.h5 does not exist"),
+        (text, "text.h5 is no HDF5 file"),
         (only_train, "no scene of the split 'valid'"),
     ):
         outcome = uknowpan("train", "--data", path, "--out", tmp_path / "run", "--config", config)

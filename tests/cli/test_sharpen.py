@@ -5,11 +5,13 @@ import os
 import random
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasterio._env import get_gdal_config
 from rasterio.enums import ColorInterp
@@ -18,6 +20,8 @@ from running import STOPPING, MakePair, Run, spawn
 
 from uknowpan_cli import estimate, pipeline
 from uknowpan_cli.pipeline import TileRow
+from uknowpan_models.checkpoint import Card, save_checkpoint
+from uknowpan_models.student import FSAStudent, StudentConfig
 from uknowpan_tiling import Tile
 
 
@@ -908,3 +912,187 @@ def test_seed_changes_only_the_noise(
     assert results[0].tobytes() == results[1].tobytes()
     assert (results[0] != results[2]).any()
     assert (results[2] != results[3]).any()
+
+
+# A student of the published form ----------------------------------------------------------------
+
+
+def write_paper_model(path: Path, bands: int, **changes: object) -> Path:
+    """Random weights; windows matter to each other as in the published widths."""
+    torch.manual_seed(1)
+    config = StudentConfig(bands=bands, width=8, blocks=1, heads=2)
+    card = {
+        "name": "paper", "architecture": "fsa-s", "config": asdict(config), "stage": "fsa-s",
+        "bands": bands, "ratios": [4], "registration": "pancollection",
+        "residual_std": [0.05] * bands, "max_value": 2047.0,
+    }  # fmt: skip
+    save_checkpoint(path, FSAStudent(config), Card(**(card | changes)))
+    return path
+
+
+def test_paper_form_from_file_to_file(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    """Several tiles, odd sizes, nodata in both: as for the local model, and one warning."""
+    holes, pan_holes = np.zeros((35, 27), bool), np.zeros((140, 108), bool)
+    holes[8:12, 3:9] = pan_holes[130:, 90:] = True
+    pair = make_pair(
+        ms_shape=(35, 27), noise=40, nodata=0, holes=holes, pan_nodata=0, pan_holes=pan_holes
+    )
+    model = write_paper_model(tmp_path / "paper.safetensors", 4, residual_std=[1e-3] * 4)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--tile", 64, "--json"),
+        *("--coregister", "off"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert re.fullmatch(
+        r"uknowpan: WARNING: the result of model paper depends on how the scene is cut, here into "
+        r"12 tiles that overlap by 32 PAN pixels \(--tile, --overlap\)\n",
+        outcome.stderr,
+    )
+    assert json.loads(outcome.stdout)["tiles"] == 12
+    with rasterio.open(output) as out, rasterio.open(pair.pan) as pan:
+        assert (out.crs, out.transform, out.shape) == (pan.crs, pan.transform, pan.shape)
+        assert out.dtypes == ("uint16",) * 4
+        assert out.tags()["UKNOWPAN_MODEL"] == "paper"
+        values, masked = out.read().astype(float), out.read_masks() == 0
+    expected = holes.repeat(4, 0).repeat(4, 1) | pan_holes
+    assert (masked == expected).all()
+    near = pair.ms_values.astype(float).repeat(4, 1).repeat(4, 2)
+    assert np.abs(values[:, ~expected] / near[:, ~expected] - 1).mean() < 0.05
+
+
+def test_paper_form_shows_no_seams(uknowpan: Run, tmp_path: Path) -> None:
+    """The mean step across a border of tiles, beyond what one tile would show, is no larger than
+    elsewhere; without overlap it stands out."""
+    truth = textured(256)
+    truth[:, :, 128:] += 150  # tiles differ in their statistics
+    pan, ms = observed(truth, 4, tmp_path)
+    model = write_paper_model(tmp_path / "paper.safetensors", 3)
+    images = {}
+    for name, words in {
+        "whole": ("--tile", 256),
+        "cut": ("--tile", 128, "--overlap", 0),
+        "blended": ("--tile", 128),
+    }.items():
+        outcome = uknowpan(
+            *("sharpen", pan, ms, "-o", tmp_path / f"{name}.tif", "--model", model, *words),
+            *("--output-dtype", "float32", "--coregister", "off"),
+        )
+        assert outcome.code == 0, outcome.stderr
+        assert bool(outcome.stderr) == (name != "whole")
+        images[name] = read(tmp_path / f"{name}.tif").astype(float)
+
+    def steps(name: str) -> np.ndarray:
+        """From each column to the next, but for the edges of the scene."""
+        change = np.diff(images[name] - images["whole"], axis=2)
+        return np.abs(change.mean(1)).max(0)[8:-8]
+
+    cut, blended = steps("cut"), steps("blended")
+    borders = np.isin(np.arange(8, 247) + 1, [96, 128, 192, 224])
+    assert cut[127 - 8] > 3 * np.delete(cut, 127 - 8).max()
+    assert 0 < blended[borders].max() < 1.5 * blended[~borders].max()
+    assert blended.max() < cut.max() / 2
+
+
+def test_paper_form_killed_and_resumed(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    """Strips that blend into each other are finished as if nothing had happened."""
+    pair = make_pair(ms_shape=(40, 12), noise=40)
+    model = write_paper_model(tmp_path / "paper.safetensors", 4)
+    arguments = ("sharpen", pair.pan, *pair.ms, "--model", model, "--tile", 64, "-o")
+    unbroken, broken = tmp_path / "unbroken.tif", tmp_path / "broken.tif"
+    assert uknowpan(*arguments, unbroken).code == 0
+    before = STOPPING.format(strips=2, name="SIGKILL")
+    assert spawn(*arguments, broken, before=before).code == -9
+    outcome = uknowpan(*arguments, broken, "--resume")
+    assert outcome.code == 0, outcome.stderr
+    assert read(broken).tobytes() == read(unbroken).tobytes()
+
+
+@pytest.mark.parametrize("ms_shape", [(1, 1), (2, 7), (9, 5)])
+def test_paper_form_on_tiny_scenes(
+    ms_shape: tuple[int, int], uknowpan: Run, make_pair: MakePair, tmp_path: Path
+) -> None:
+    pair = make_pair(ms_shape=ms_shape)
+    model = write_paper_model(tmp_path / "paper.safetensors", 4)
+    output = tmp_path / "out.tif"
+    for words in ((), ("--tile", 16)):
+        outcome = uknowpan(
+            *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--overwrite"), *words
+        )
+        assert outcome.code == 0, outcome.stderr
+        assert read(output).shape == (4, 4 * ms_shape[0], 4 * ms_shape[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words", "expected"),
+    [
+        ("uint16", (), {"ms": 4095, "source": "model"}),
+        ("uint16", ("--bit-depth", 13), {"ms": 8191, "source": "option"}),
+        ("uint8", (), {"source": "model"}),
+    ],
+)
+def test_paper_form_has_a_full_scale(
+    dtype: str,
+    words: tuple[object, ...],
+    expected: dict[str, object],
+    uknowpan: Run,
+    make_pair: MakePair,
+    tmp_path: Path,
+) -> None:
+    """Values of the training data's bit depth count as there; others fill half of full scale."""
+    pair = make_pair(dtype=dtype, photometric="MINISBLACK")
+    model = write_paper_model(tmp_path / "paper.safetensors", 4, max_value=4095.0)
+    output = tmp_path / "out.tif"
+    outcome = uknowpan(
+        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--json", *words)
+    )
+    assert outcome.code == 0, outcome.stderr
+    scale = json.loads(outcome.stdout)["scale"]
+    assert scale | expected == scale
+    assert scale["pan"] == scale["ms"]
+    if dtype == "uint8":
+        high = np.percentile(pair.ms_values, 99.5)
+        assert scale["ms"] == pytest.approx(2 * high, rel=0.02)
+    with rasterio.open(output) as dataset:
+        assert dataset.tags()["UKNOWPAN_SCALE_MS"] == f"{scale['ms']:g}"
+    if not words:
+        facts = uknowpan("info", pair.pan, *pair.ms, "--model", model, "--json")
+        assert json.loads(facts.stdout)["scale"] == scale
+
+
+def test_paper_form_in_the_other_commands(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path
+) -> None:
+    pair = make_pair()
+    model = write_paper_model(tmp_path / "paper.safetensors", 4)
+    words = (pair.pan, *pair.ms, "--model", model)
+    for command in (("models", "show"), ("info",)):
+        shown = uknowpan(*command, model)
+        assert shown.code == 0, shown.stderr
+        assert "architecture: fsa-s\n" in shown.stdout
+        assert "registration: pancollection\n" in shown.stdout
+    assert uknowpan("models", "verify", model).code == 0
+    forecast = uknowpan("sharpen", *words, "-o", tmp_path / "out.tif", "--dry-run")
+    assert forecast.code == 0, forecast.stderr
+    assert "1 of 96 x 80 PAN pixels, 40 pixels of context" in forecast.stdout
+    outcome = uknowpan(
+        "sharpen", *words, "-o", tmp_path / "out.tif", "--uncertainty", tmp_path / "sigma.tif"
+    )
+    assert outcome.code == 2
+    assert "--uncertainty: paper has none; use a model of the form fsa-s-lite" in outcome.stderr
+    outcome = uknowpan("sharpen", *words, "-o", tmp_path / "out.tif", "--bidx", "3,2,1")
+    assert outcome.code == 5
+    assert "the MS has 3 bands, but model paper was trained for 4" in outcome.stderr
+    facts = json.loads(uknowpan("info", *words, "--bidx", "1,2", "--json").stdout)
+    assert facts["model"]["fits"] is False
+
+
+def test_teacher_is_told_from_student(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    pair = make_pair()
+    model = write_paper_model(tmp_path / "teacher.safetensors", 4, architecture="fsa-t")
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "o.tif", "--model", model)
+    assert outcome.code == 5
+    assert re.fullmatch(
+        r"uknowpan: error: model paper is a teacher \(fsa-t\); distil a student .*\n",
+        outcome.stderr,
+    )

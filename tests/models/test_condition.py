@@ -16,9 +16,9 @@ from uknowpan_models.statistics import scene_statistics
 FEATURES = ("lms", "pan", "pan_features", "band_features")
 
 
-def conditioned(pan, ms, ratio=4, psf=None):
+def conditioned(pan, ms, ratio=4, psf=None, offset=0.0):
     statistics = scene_statistics([(pan, ms)], ratio, psf or default_psf(ratio))
-    return generic_condition(pan[None], ms[None], statistics), statistics
+    return generic_condition(pan[None], ms[None], statistics, offset), statistics
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
@@ -58,11 +58,12 @@ def test_features_are_of_the_order_of_one():
     assert inner[5].abs().max() <= 1
 
 
-def test_where_bands_are_multiples_of_pan_every_injection_is_right():
-    pair = make_pair(4, (32, 32), bands=1)
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_where_bands_are_multiples_of_pan_every_injection_is_right(offset):
+    pair = make_pair(4, (32, 32), bands=1, shift=(offset, offset))
     gains = torch.tensor([0.5, 1.0, 3.0]).view(-1, 1, 1)
-    psf = Psf(2.0, (0.0, 0.0), 1.0)
-    condition, statistics = conditioned(pair.pan, gains * pair.ms, psf=psf)
+    psf = Psf(2.0, (offset, offset), 1.0)
+    condition, statistics = conditioned(pair.pan, gains * pair.ms, psf=psf, offset=offset)
     scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
     residual = (gains * pair.gt)[None] - condition.lms
     for feature in (0, 1, 2):
@@ -94,11 +95,30 @@ def test_scene_numbers_say_ratio_blur_and_shift():
     assert numbers["ratio"] == [0.0, 1.0, 0.0]
     assert numbers["blur"] == [1.0, 0.0, 0.0]
     assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25]
+    pair = make_pair(4, (16, 16))
+    registered, _ = conditioned(pair.pan, pair.ms, psf=Psf(2.0, (3.5, -3.5), 1.0), offset=0.5)
+    assert registered.scene.tolist() == [[0.0, 0.0, 1.25]]
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("margin", [0, 1, 5, 9])
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_a_margin_is_left_out(ratio, margin, offset):
+    pair = make_pair(ratio, (24, 20))
+    statistics = scene_statistics([(pair.pan, pair.ms)], ratio, default_psf(ratio))
+    whole = generic_condition(pair.pan[None], pair.ms[None], statistics, offset)
+    inner = generic_condition(pair.pan[None], pair.ms[None], statistics, offset, margin)
+    rows, cols = (slice(margin * ratio, (n - margin) * ratio) for n in (24, 20))
+    for name in FEATURES:
+        expected = getattr(whole.crop(rows, cols), name)
+        torch.testing.assert_close(getattr(inner, name), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(inner.scene, whole.scene)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (3.1, -2.0)])
 @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
-def test_nothing_beyond_the_reach_is_seen(ratio, shift):
+def test_nothing_beyond_the_reach_is_seen(ratio, shift, offset):
     n, core = 32, slice(14, 18)
     pair = make_pair(ratio, (n, n), seed=1)
     statistics = scene_statistics([(pair.pan, pair.ms)], ratio, Psf(0.5 * ratio, shift, 1.0))
@@ -112,11 +132,13 @@ def test_nothing_beyond_the_reach_is_seen(ratio, shift):
     pan, ms = 100 - 3 * pair.pan, 50 + 2 * pair.ms.flip(-1)  # elsewhere all is different
     pan[:, fine(near), fine(near)] = pair.pan[:, fine(near), fine(near)]
     ms[:, near, near] = pair.ms[:, near, near]
-    here = generic_condition(pair.pan[None], pair.ms[None], statistics).crop(fine(core), fine(core))
-    there = generic_condition(pan[None], ms[None], statistics).crop(fine(core), fine(core))
-    window = generic_condition(
-        pair.pan[None, :, fine(near), fine(near)], pair.ms[None, :, near, near], statistics
-    )
+
+    def made(pan, ms):
+        return generic_condition(pan[None], ms[None], statistics, offset)
+
+    here = made(pair.pan, pair.ms).crop(fine(core), fine(core))
+    there = made(pan, ms).crop(fine(core), fine(core))
+    window = made(pair.pan[:, fine(near), fine(near)], pair.ms[:, near, near])
     inner = slice(reach * ratio, (reach + 4) * ratio)
     window = window.crop(inner, inner)
     for name in FEATURES:

@@ -1,4 +1,5 @@
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from uknowpan_models.noise import position_noise
 from uknowpan_models.pansharpener import (
     ClassicalSharpener,
     StudentSharpener,
+    UNetSharpener,
     load_sharpener,
     sharpen_array,
 )
@@ -207,12 +209,13 @@ def test_load_by_path_method_or_name(tmp_path):
         load_sharpener("none")
 
 
-def test_the_paper_form_cannot_serve_windows(tmp_path):
-    config = StudentConfig(bands=2, width=8, heads=2)
-    path = tmp_path / "paper.safetensors"
-    save_checkpoint(path, FSAStudent(config), Card("paper", "fsa-s", asdict(config), "fsa-s"))
-    with pytest.raises(ModelMismatch, match=r"paper is of architecture fsa-s, .* fsa-s-lite"):
-        load_sharpener(str(path))
+@pytest.mark.parametrize("registration", ["area", "pancollection"])
+def test_registration_of_the_training_files_changes_nothing(tmp_path, registration):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, network(), replace(CARD, registration=registration))
+    pan, ms, _ = scene(4)
+    done = sharpen_array(load_sharpener(str(path)), pan, ms).hrms
+    assert torch.equal(done, sharpen_array(sharpener(), pan, ms).hrms)
 
 
 @pytest.mark.parametrize("ratio", [2, 4])
@@ -225,3 +228,172 @@ def test_the_bundled_model_sharpens(ratio):
         return float(crop(hrms - pair.gt, 4 * ratio).square().mean().sqrt())
 
     assert error(load_sharpener("generic")) < 0.7 * error(ClassicalSharpener("bicubic"))
+
+
+# The published form ---------------------------------------------------------------------------
+
+SMALL = StudentConfig(bands=2, width=8, blocks=1, heads=2, dropout=0.0)
+PAPER = Card("paper", "fsa-s", asdict(SMALL), "fsa-s", bands=2, residual_std=[0.02, 0.05])
+
+
+def unet(card=PAPER, **options):
+    torch.manual_seed(2)
+    return UNetSharpener(FSAStudent(SMALL), card, **options)
+
+
+def pair_of(ratio, size, seed=2):
+    """pan and ms of 2 bands, about [0, 1]."""
+    pair = make_pair(ratio, size, bands=2, seed=seed)
+    return pair.pan / 12, pair.ms / 12
+
+
+def window_of(tool, pan, ms, row, col, rows, cols):
+    """A window with its margin, mirrored at the scene's edges; MS pixels."""
+    ratio = pan.shape[-1] // ms.shape[-1]
+    m = tool.margin(SimpleNamespace(ratio=ratio))
+    index = [
+        mirrored((at - m) * k, (n + 2 * m) * k, x.shape[axis])
+        for x, k in ((ms, 1), (pan, ratio))
+        for at, n, axis in ((row, rows, -2), (col, cols, -1))
+    ]
+    return pan[:, index[2]][:, :, index[3]][None], ms[:, index[0]][:, :, index[1]][None]
+
+
+class NoiseBack(torch.nn.Module):
+    """Says that the noise is the residual."""
+
+    config, unet = SMALL, SimpleNamespace(factor=8)
+
+    def forward(self, x_t, t, condition):
+        assert x_t.shape[-2] % 8 == x_t.shape[-1] % 8 == 0
+        return Denoised(x0=x_t)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6])
+def test_unet_adds_its_residual_to_the_lms_of_the_place(ratio):
+    pan, ms = pair_of(ratio, (32, 32))
+    tool = UNetSharpener(NoiseBack(), PAPER, seed=9)
+    read = window_of(tool, pan, ms, 8, 16, 16, 8)
+    noisy = tool.sharpen(*read, SimpleNamespace(ratio=ratio), [(8 * ratio, 16 * ratio)])
+    assert noisy.sigma is None
+    lms = upsample(ms[None], ratio)[..., 8 * ratio : 24 * ratio, 16 * ratio : 24 * ratio]
+    noise = (noisy.hrms - lms) / torch.tensor([0.02, 0.05]).view(1, 2, 1, 1)
+    expected = position_noise(9, 8 * ratio, 16 * ratio, 16 * ratio, 8 * ratio, 2)
+    torch.testing.assert_close(noise[0], expected, rtol=0, atol=1e-4)
+
+
+def test_unet_sees_real_pixels_around_the_core():
+    tool, statistics = unet(), SimpleNamespace(ratio=4)
+    pan, ms = pair_of(4, (40, 40))
+    pan_window, ms_window = window_of(tool, pan, ms, 16, 16, 8, 8)
+    border = (pan_window.shape[-1] - 32) // 2
+    assert border >= 4 * tool.context
+    plain = tool.sharpen(pan_window, ms_window, statistics, [(64, 64)]).hrms
+    pan_window[..., border - 30, :] += 0.5
+    assert (tool.sharpen(pan_window, ms_window, statistics, [(64, 64)]).hrms != plain).any()
+
+
+def test_unet_batch_is_its_windows():
+    tool, statistics = unet(steps=2), SimpleNamespace(ratio=4)
+    pan, ms = pair_of(4, (24, 24))
+    corners = [(0, 0), (8, 16)]
+    windows = [window_of(tool, pan, ms, *corner, 8, 8) for corner in corners]
+    origins = [(4 * row, 4 * col) for row, col in corners]
+    pans, mss = (torch.cat([w[i] for w in windows]) for i in (0, 1))
+    together = tool.sharpen(pans, mss, statistics, origins).hrms
+    for i, window in enumerate(windows):
+        alone = tool.sharpen(*window, statistics, [origins[i]]).hrms
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ratio, size", [(4, (1, 1)), (4, (9, 6)), (3, (7, 1)), (2, (3, 9)), (5, (6, 7)), (6, (5, 5))]
+)
+def test_unet_takes_arrays_of_any_size(ratio, size):
+    pan, ms = pair_of(ratio, size)
+    done = sharpen_array(unet(), pan, ms).hrms
+    assert done.shape == (2, size[0] * ratio, size[1] * ratio)
+    assert torch.isfinite(done).all()
+
+
+def test_unet_samples_as_its_card_says():
+    pan, ms = pair_of(4, (16, 16))
+    carried = replace(PAPER, self_conditioning=True)
+    results = [
+        sharpen_array(unet(card, steps=steps, seed=seed), pan, ms).hrms
+        for card, steps, seed in (
+            (PAPER, 1, 0), (carried, 1, 0), (PAPER, 2, 0), (carried, 2, 0), (PAPER, 1, 5),
+        )
+    ]  # fmt: skip
+    assert torch.equal(results[0], results[1])  # one step has none before it
+    assert not torch.equal(results[2], results[3])
+    assert not torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[4])
+    rough = sharpen_array(unet(carried, steps=2, dtype=torch.bfloat16), pan, ms).hrms
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - results[3]).abs().mean() < 0.1 * 0.05
+
+
+@pytest.mark.parametrize(
+    "max_value, pan, ms, expected",
+    [
+        (2047.0, 1200.0, 900.0, (2047.0, 2047.0)),  # the sensor of the training data
+        (2047.0, 512.0, 400.0, (2047.0, 2047.0)),
+        (2047.0, 500.0, 400.0, (1000.0, 1000.0)),
+        (2047.0, 255.0, 250.0, (510.0, 510.0)),  # 8 bits are not a dark scene of 11
+        (2047.0, 9000.0, 6000.0, (18000.0, 18000.0)),
+        (None, 1200.0, 900.0, (2400.0, 2400.0)),
+        (2047.0, 1200.0, 0.3, (2400.0, 0.6)),  # DN and reflectance
+    ],
+)
+def test_unet_scale_where_nobody_knows_it(max_value, pan, ms, expected):
+    tool = unet(replace(PAPER, max_value=max_value))
+    assert tool.full_scale(pan, ms) == pytest.approx(expected)
+    assert sharpener().full_scale(pan, ms) is ClassicalSharpener("gsa").full_scale(pan, ms) is None
+
+
+@pytest.mark.parametrize("gain", [1 / 255, 40.0])
+def test_unet_arrays_in_any_units(gain):
+    pan, ms = pair_of(4, (16, 16))
+    plain, scaled = (sharpen_array(unet(), k * pan, k * ms).hrms for k in (1.0, gain))
+    torch.testing.assert_close(scaled / gain, plain, rtol=1e-3, atol=1e-4)
+    known = [sharpen_array(unet(), k * pan, k * ms, max_value=k).hrms for k in (1.0, gain)]
+    torch.testing.assert_close(known[1] / gain, known[0], rtol=1e-3, atol=1e-4)
+    assert (known[0] - plain).abs().max() > 1e-3
+
+
+def test_unet_refuses_what_it_was_not_trained_for():
+    tool = unet(replace(PAPER, ratios=[4], bands=None))
+    with pytest.raises(ModelMismatch, match="MS has 4 bands, but model paper was trained for 2"):
+        tool.check(4, 4)
+    with pytest.raises(ModelMismatch, match="ratio is 2, but model paper serves 4;"):
+        tool.check(2, 2)
+    with pytest.raises(CheckpointError, match=r"paper tells residual_std of 1 bands.* has 2"):
+        unet(replace(PAPER, residual_std=[0.02]))
+
+
+def test_unet_by_path(tmp_path):
+    path = tmp_path / "paper.safetensors"
+    card = replace(PAPER, registration="pancollection", ratios=[4], steps=2)
+    save_checkpoint(path, unet().model, card)
+    loaded = load_sharpener(str(path), seed=3)
+    assert not loaded.local and not loaded.has_uncertainty
+    assert loaded.provenance()["MODEL"] == "paper"
+    assert (loaded.provenance()["STEPS"], loaded.provenance()["SEED"]) == ("2", "3")
+    pan, ms = pair_of(4, (12, 12))
+    expected = sharpen_array(unet(steps=2, seed=3), pan, ms).hrms
+    torch.testing.assert_close(sharpen_array(loaded, pan, ms).hrms, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture, says",
+    [
+        ("fsa-t", r"model paper is a teacher \(fsa-t\); distil a student with `uknowpan train"),
+        ("prior", r"model paper is the prior of a teacher \(prior\); train the teacher"),
+    ],
+)
+def test_teachers_do_not_sharpen(tmp_path, architecture, says):
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(path, unet().model, replace(PAPER, architecture=architecture))
+    with pytest.raises(ModelMismatch, match=says):
+        load_sharpener(str(path))

@@ -19,9 +19,13 @@ def _inputs(size=(12, 9), bands=2):
     return lms, torch.rand(2, 1, *size, generator=generator)
 
 
-def _net(config=SMALL):
+def _net(config=SMALL, head=0.0):
+    """Untrained; its head is zero then, unless noise of that size is put in."""
     torch.manual_seed(0)
-    return PriorNet(config)
+    net = PriorNet(config)
+    with torch.no_grad():
+        net.head.weight.add_(head * torch.randn_like(net.head.weight))
+    return net
 
 
 @pytest.mark.parametrize(
@@ -55,8 +59,15 @@ def test_forward_equals_golden(case, monkeypatch):
     np.testing.assert_allclose(variance.numpy(), golden[f"prior_{case}_variance"], atol=2e-5)
 
 
-def test_gradient_reaches_every_parameter():
+def test_untrained_it_expects_the_lms():
     net, (lms, pan) = _net(), _inputs()
+    mean, variance = net(lms, pan)
+    assert torch.equal(mean, lms)
+    torch.testing.assert_close(variance, torch.full_like(variance, 1e-3 + 1e-6))
+
+
+def test_gradient_reaches_every_parameter():
+    net, (lms, pan) = _net(head=0.1), _inputs()
     mean, variance = net(lms, pan)
     (mean.square().sum() + variance.sum()).backward()
     assert [n for n, p in net.named_parameters() if not p.grad.abs().max()] == []
@@ -79,6 +90,8 @@ def test_variance_is_positive_however_sure_the_net_is(amp, floor):
 def test_convolutions_start_with_the_variance_of_their_fan_in():
     net = _net(PriorConfig(8))
     for name, weight in net.named_parameters():
+        if name.startswith("head"):
+            continue
         if name.endswith("bias"):
             assert not weight.any(), name
         else:
@@ -111,13 +124,13 @@ def test_learns_where_it_errs():
 
 @pytest.mark.parametrize("highpass_pan", [True, False])
 def test_only_the_release_is_blind_to_the_brightness_of_pan(highpass_pan):
-    net, (lms, pan) = _net(replace(SMALL, highpass_pan=highpass_pan)), _inputs()
+    net, (lms, pan) = _net(replace(SMALL, highpass_pan=highpass_pan), head=0.1), _inputs()
     same = torch.allclose(net(lms, pan)[0], net(lms, pan + 1)[0], atol=1e-4)
     assert same == highpass_pan
 
 
 def test_a_pixel_depends_on_its_surroundings_only():
-    net, (lms, pan) = _net(), _inputs((41, 41))
+    net, (lms, pan) = _net(head=0.1), _inputs((41, 41))
     reach = 3 * SMALL.blocks + 2 + 2  # the high-pass takes the last two
     changed = lms.clone()
     changed[..., 20, 20] += 1

@@ -16,7 +16,9 @@ from uknowpan_models.resample import (
     degrade_reach,
     gaussian,
     mirrored,
+    registration_offset,
     upsample,
+    upsample_small,
 )
 
 RATIOS = [1, 2, 3, 4, 5, 6, 8]
@@ -34,15 +36,16 @@ def plane(y, x):
     return (3 + 0.2 * y - 0.7 * x)[None, None]
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5, -0.5, 0.2])
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_upsample_reproduces_polynomials_at_nested_centres(ratio):
-    fine, coarse = grids(ratio)
+def test_upsample_reproduces_polynomials(ratio, offset):
+    fine, coarse = grids(ratio, shift=(offset, offset))
 
     def quadratic(y, x):
         return plane(y, x) + ((0.1 * y) ** 2 - 0.03 * x * y)[None, None]
 
     for function in (lambda y, x: torch.full_like(y, 7.0)[None, None], plane, quadratic):
-        lms = upsample(function(*coarse), ratio)
+        lms = upsample(function(*coarse), ratio, offset)
         assert lms.shape == (1, 1, 12 * ratio, 12 * ratio)
         inner = crop(lms - function(*fine), UPSAMPLE_REACH * ratio)
         assert inner.abs().max() < 1e-4 * function(*fine).abs().max()
@@ -58,13 +61,48 @@ def test_upsample_keeps_images_and_bands_apart(ratio):
             torch.testing.assert_close(together[i, c], alone)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5, -0.5])
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_upsample_reaches_no_further_than_it_says(ratio):
+def test_upsample_reaches_no_further_than_it_says(ratio, offset):
     impulse = torch.zeros(1, 1, 13, 13)
     impulse[..., 6, 6] = 1
-    touched = upsample(impulse, ratio)[0, 0].nonzero() // ratio
+    lms = upsample(impulse, ratio, offset)
+    touched = lms[0, 0].nonzero() // ratio
     assert (touched - 6).abs().max() <= UPSAMPLE_REACH
-    assert float(upsample(impulse, ratio).sum()) == pytest.approx(ratio**2, rel=1e-5)
+    assert float(lms.sum()) == pytest.approx(ratio**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_without_an_offset_nothing_has_changed(ratio):
+    """To the bit the formula that was there before offsets were."""
+    ms = torch.randn(2, 3, 9, 11)
+    x = (torch.arange(ratio, dtype=torch.float64) - (ratio - 1) / 2) / ratio
+    x = (x[:, None] - torch.arange(-2, 3, dtype=torch.float64)).abs()
+    far = torch.where(x < 2, -0.5 * (x**3 - 5 * x**2 + 8 * x - 4), 0.0)
+    taps = torch.where(x <= 1, 1.5 * x**3 - 2.5 * x**2 + 1, far).float()
+    y = F.pad(ms.reshape(6, 1, 9, 11), (2, 2, 2, 2), mode="replicate")
+    y = F.conv2d(y, taps[:, None, :, None]).transpose(1, 2).reshape(6, 1, 9 * ratio, 15)
+    y = F.conv2d(y, taps[:, None, None, :]).permute(0, 2, 3, 1)
+    assert torch.equal(upsample(ms, ratio), y.reshape(2, 3, 9 * ratio, 11 * ratio))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_small_windows_are_upsampled_alike(ratio, offset):
+    ms = torch.randn(2, 3, 7, 9)
+    expected = upsample(ms, ratio, offset)
+    torch.testing.assert_close(upsample_small(ms, ratio, offset), expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 8])
+def test_offsets_of_the_registrations(ratio):
+    assert registration_offset("area", ratio) == 0
+    centre, sample = (ratio - 1) / 2, ratio // 2
+    assert centre + registration_offset("pancollection", ratio) == sample
+    with pytest.raises(ValueError, match="'nested' is unknown"):
+        registration_offset("nested", ratio)
+    with pytest.raises(ValueError, match=r"0\.6 PAN pixels off"):
+        upsample(torch.ones(1, 1, 4, 4), ratio, 0.6)
 
 
 def test_upsample_can_be_trained_through_after_sharpening():

@@ -13,11 +13,11 @@ from uknowpan_models.data import GenericBatches, TrainBatch, read_scenes
 from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan_models.losses import beta_nll, contrast_weighted_l1
 from uknowpan_models.pansharpener import load_sharpener, sharpen_array
+from uknowpan_models.stages import GenericStudentStage
 from uknowpan_models.student_lite import LiteConfig
 from uknowpan_models.training import (
     ConfigMismatch,
     Diverged,
-    GenericStudentStage,
     Interrupted,
     TrainConfig,
     train,

@@ -1,0 +1,463 @@
+"""The teacher's answers: on the fly, in a cache, after a stop and after a kill."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from uknowpan_models import distillation, prior, teacher
+from uknowpan_models.checkpoint import Card, save_checkpoint, sha256
+from uknowpan_models.diffusion import NoiseSchedule
+from uknowpan_models.distillation import (
+    CachedDataset,
+    CacheFile,
+    FrozenTeacher,
+    TeacherAnswer,
+    bytes_per_sample,
+    feature_shapes,
+    part_of,
+    write_cache,
+)
+from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan_models.noise import position_noise
+from uknowpan_models.pancollection import (
+    Draw,
+    PanCollectionDataset,
+    PanCollectionFile,
+    PatchBatch,
+    PatchBatches,
+    PatchSampler,
+)
+from uknowpan_models.prior import PriorNet
+
+CONFIG = GuidedTeacherConfig(
+    teacher.presets["lite"](bands=4, width=4, heads=2),
+    prior.presets["lite"](bands=4, width=4, blocks=1),
+)
+CARD = Card(
+    "tiny", "fsa-t", asdict(CONFIG), "fsa-t",
+    bands=4, ratios=[4], residual_std=[0.02, 0.03, 0.04, 0.05],
+)  # fmt: skip
+KEYS = ["sr", "var_map", *(f"dist_feat{i}" for i in range(6))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = GuidedTeacher(CONFIG)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        made.residual_std.copy_(torch.tensor(CARD.residual_std))
+    return made
+
+
+@pytest.fixture(scope="module")
+def frozen(model):
+    return FrozenTeacher((model, CARD))
+
+
+@pytest.fixture(scope="module")
+def make_data(tmp_path_factory):
+    def make(count=7, size=16, seed=0, **attributes):
+        rng = np.random.default_rng(seed)
+        path = tmp_path_factory.mktemp("data") / "train.h5"
+        shapes = {"pan": (1, size), "ms": (4, size // 4), "lms": (4, size), "gt": (4, size)}
+        with h5py.File(path, "w") as file:
+            for name, (bands, n) in shapes.items():
+                values = rng.integers(0, 2047, (count, bands, n, n))
+                file[name] = values.astype("f8")
+            file.attrs.update({"max_value": 2047.0} | attributes)
+        return PanCollectionFile(path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def data(make_data):
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def cache(frozen, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cache") / "cache.h5"
+    assert write_cache(frozen, data, 2047.0, path, batch_size=3) == 7
+    return path
+
+
+def patches_of(data, indices, scale=2047.0):
+    return data.read(indices).map(lambda x: x / scale)
+
+
+def tensors(answer):
+    return [answer.sr, answer.variance, *answer.features]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+def read(path):
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file}, dict(file.attrs)
+
+
+def equal_files(a, b):
+    (there, about), (here, said) = read(a), read(b)
+    assert about == said
+    for name in KEYS:
+        np.testing.assert_array_equal(here[name], there[name], err_msg=name)
+
+
+# ------------------------------------------------------------------------------------- asking
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_an_answer_is_what_the_teacher_samples(model, data, carried):
+    card = replace(CARD, self_conditioning=carried)
+    asked = FrozenTeacher((model, card), steps=2, seed=5)
+    patches = patches_of(data, [0, 3])
+    answer = asked.answer(patches)
+    noise = position_noise(5, 0, 0, 16, 16, 4).expand(2, -1, -1, -1)
+    said = model.sample(
+        patches.lms, patches.pan, steps=2, schedule=NoiseSchedule.cosine(),
+        noise=noise, self_conditioning=carried,
+    )  # fmt: skip
+    unit = torch.tensor(CARD.residual_std).view(4, 1, 1)
+    torch.testing.assert_close(answer.sr, patches.lms + unit * said.x0)
+    torch.testing.assert_close(answer.variance, unit**2 * (2 * said.log_sigma).exp())
+    assert len(answer) == 2 and not answer.sr.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(answer.features, said.features, strict=True))
+    assert same(answer, asked.answer(patches, noise))
+    assert not same(answer, asked.answer(patches, torch.zeros_like(noise)))
+
+
+def test_an_answer_depends_on_nothing_but_the_patch(frozen, data):
+    together = frozen.answer(patches_of(data, [0, 1, 2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = frozen.answer(patches_of(data, [1]))
+    for many, one in zip(tensors(together), tensors(alone), strict=True):
+        torch.testing.assert_close(many[1:2], one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_shapes_of_features_are_known_beforehand(patch):
+    config = replace(CONFIG, teacher=replace(CONFIG.teacher, patch=patch))
+    asked = FrozenTeacher((GuidedTeacher(config), CARD))
+    batch = PatchBatch(
+        *(torch.rand(1, c, n, m) for c, n, m in ((1, 32, 16), (4, 8, 4), (4, 32, 16)))
+    )
+    shapes = [tuple(x.shape[1:]) for x in asked.answer(batch).features]
+    assert feature_shapes(config.teacher, 32, 16) == shapes and len(shapes) == 6
+
+
+def test_answers_are_turned_over_moved_and_joined():
+    answer = TeacherAnswer(
+        torch.rand(1, 2, 4, 6), torch.rand(1, 2, 4, 6), (torch.rand(1, 3, 2, 3),)
+    )
+    turned = answer.flip([-2])
+    for a, b in zip(tensors(answer), tensors(turned), strict=True):
+        assert torch.equal(a[:, :, 0], b[:, :, -1])
+    joined = TeacherAnswer.cat([answer, turned, answer])
+    assert len(joined) == 3 and same(joined.map(lambda x: x[1:2]), turned)
+    assert all(x.dtype == torch.float64 for x in tensors(answer.to(torch.float64)))
+
+
+def test_who_is_no_teacher(model):
+    plain = Card("p", "prior", asdict(CONFIG.prior), "prior", bands=4)
+    with pytest.raises(ModelMismatch, match="p is of the architecture prior"):
+        FrozenTeacher((PriorNet(CONFIG.prior), plain))
+    with pytest.raises(
+        CheckpointError, match="has 0 values of residual_std, not one for each of 4"
+    ):
+        FrozenTeacher((model, replace(CARD, residual_std=[])))
+    with pytest.raises(ValueError, match="steps must be 1 to 500, not 501"):
+        FrozenTeacher((model, CARD), steps=501)
+
+
+def test_patches_that_it_cannot_take(frozen, data, model):
+    patches = patches_of(data, [0])
+    with pytest.raises(ModelMismatch, match="serves 4 bands, but the patches have 3"):
+        frozen.answer(replace(patches, lms=patches.lms[:, :3]))
+    with pytest.raises(ModelMismatch, match=r"8 x 16 pixels, but the teacher tiny needs .* of 16"):
+        frozen.answer(replace(patches, lms=patches.lms[:, :, 8:]))
+    other = FrozenTeacher((model, replace(CARD, ratios=[2, 3])))
+    with pytest.raises(ModelMismatch, match="ratio 2, 3, but the data's is 4"):
+        other.check_serves(data.header)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def test_a_cache_holds_the_answers(frozen, data, cache):
+    stored, about = read(cache)
+    assert sorted(stored) == sorted(KEYS)
+    answers = [frozen.answer(patches_of(data, i)) for i in ([0, 1, 2], [3, 4, 5], [6])]
+    expected = dict(zip(KEYS, tensors(TeacherAnswer.cat(answers)), strict=True))
+    for name, values in stored.items():
+        kind = np.float16 if "feat" in name else np.float32
+        assert values.dtype == kind
+        np.testing.assert_array_equal(values, expected[name].numpy().astype(kind))
+    with h5py.File(cache) as file:
+        assert all(file[name].chunks == (1, *file[name].shape[1:]) for name in KEYS)
+    assert (about["teacher"], about["steps"], about["seed"]) == ("tiny", 1, 0)
+    assert (about["count"], about["done"], about["scale"]) == (7, 7, 2047)
+    assert about["data_file"] == "train.h5" and about["teacher_sha256"] == frozen.sha256
+    assert not part_of(cache).exists()
+    each = bytes_per_sample(frozen, data.header)
+    assert each == sum(values[0].nbytes for values in stored.values())
+    assert 7 * each < cache.stat().st_size < 7 * each + 40_000
+
+
+def test_a_teacher_is_known_by_its_file(model, data, tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(path, model, CARD)
+    asked = FrozenTeacher(path)
+    assert asked.sha256 == sha256(path)
+    assert same(
+        asked.answer(patches_of(data, [2])),
+        FrozenTeacher((model, CARD)).answer(patches_of(data, [2])),
+    )
+    other = FrozenTeacher((model, replace(CARD, self_conditioning=True)))
+    assert other.sha256 != FrozenTeacher((model, CARD)).sha256
+
+
+def test_a_stopped_run_goes_on_where_it_was(frozen, data, cache, tmp_path):
+    out, seen = tmp_path / "cache.h5", []
+    options = {"batch_size": 3, "on_progress": lambda *where: seen.append(where)}
+    done = write_cache(frozen, data, 2047.0, out, should_stop=lambda: bool(seen), **options)
+    assert done == 3 and seen == [(3, 7)] and not out.exists()
+    with pytest.raises(DataError, match=r"part has 3 of 7 samples; let .* --resume. complete it"):
+        CacheFile(part_of(out))
+    assert write_cache(frozen, data, 2047.0, out, resume=True, **options) == 7
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+    equal_files(out, cache)
+    assert os.listdir(tmp_path) == ["cache.h5"]
+
+
+def test_without_resume_a_run_begins_anew(frozen, data, cache, tmp_path):
+    out, seen = tmp_path / "cache.h5", []
+    write_cache(frozen, data, 2047.0, out, batch_size=1, should_stop=lambda: True)
+    write_cache(frozen, data, 2047.0, out, batch_size=3, on_progress=lambda *x: seen.append(x))
+    assert seen[0] == (3, 7)
+    equal_files(out, cache)
+
+
+def in_a_child(run):
+    """A forked process, as data loaders have: it shares what was made here."""
+
+    def child():
+        torch.set_num_threads(1)
+        run()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("written", [0, 3, 8, 13])
+def test_a_killed_run_goes_on(frozen, data, cache, tmp_path, monkeypatch, written):
+    """Killed in the middle of a batch, after so many of its datasets (of 8 each)."""
+    out, count, before = tmp_path / "cache.h5", [0], h5py.Dataset.__setitem__
+
+    def deadly(self, place, values):
+        if count[0] == written:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count[0] += 1
+        before(self, place, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(h5py.Dataset, "__setitem__", deadly)
+        process = in_a_child(lambda: write_cache(frozen, data, 2047.0, out, batch_size=3))
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL and part_of(out).exists() and not out.exists()
+    seen = []
+    write_cache(
+        frozen, data, 2047.0, out, batch_size=3, resume=True,
+        on_progress=lambda *where: seen.append(where),
+    )  # fmt: skip
+    assert seen[0] == ((3, 7) if written < 8 else (6, 7))
+    equal_files(out, cache)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 3000])
+def test_a_damaged_part_is_begun_anew(frozen, data, cache, tmp_path, monkeypatch, caplog, cut):
+    out = tmp_path / "cache.h5"
+    write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=lambda: True)
+    os.truncate(part_of(out), cut)
+    monkeypatch.setattr(distillation.log, "propagate", True)
+    write_cache(frozen, data, 2047.0, out, batch_size=3, resume=True)
+    assert "is begun anew" in caplog.text
+    equal_files(out, cache)
+
+
+def test_two_processes_do_not_write_one_cache(frozen, data, tmp_path):
+    out, context = tmp_path / "cache.h5", multiprocessing.get_context("fork")
+    holding, enough = context.Event(), context.Event()
+
+    def stop():
+        holding.set()
+        return bool(enough.wait(60))
+
+    process = in_a_child(
+        lambda: write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=stop)
+    )
+    try:
+        assert holding.wait(60)
+        for resume in (True, False):
+            with pytest.raises(DataError, match="being written by another process"):
+                write_cache(frozen, data, 2047.0, out, resume=resume)
+    finally:
+        enough.set()
+        process.join(60)
+    assert process.exitcode == 0
+    assert write_cache(frozen, data, 2047.0, out, resume=True) == 7
+
+
+def test_a_part_of_something_else_is_refused(model, frozen, data, make_data, tmp_path):
+    out = tmp_path / "cache.h5"
+    write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=lambda: True)
+    stored = part_of(out).read_bytes()
+    frozen_4, seeded = (FrozenTeacher((model, CARD), **o) for o in ({"steps": 4}, {"seed": 1}))
+    other = FrozenTeacher((model, replace(CARD, residual_std=[0.1] * 4)))
+    for asked, file, scale, dtype, named in (
+        (frozen_4, data, 2047.0, "float16", "steps 1, not 4"),
+        (seeded, data, 2047.0, "float16", "seed 0, not 1"),
+        (other, data, 2047.0, "float16", "teacher_sha256 "),
+        (frozen, data, 1023.0, "float16", r"scale 2047\.0, not 1023\.0"),
+        (frozen, data, 2047.0, "float32", "feature_dtype float16, not float32"),
+        (frozen, make_data(seed=1), 2047.0, "float16", "data 7 x 4 x 16 x 16, ratio 4, crc "),
+    ):
+        with pytest.raises(DataError, match=f"was begun with {named}"):
+            write_cache(asked, file, scale, out, dtype=dtype, resume=True)
+    assert part_of(out).read_bytes() == stored
+
+
+def test_features_beyond_float16(frozen, data, tmp_path, monkeypatch):
+    out, answer, factor = tmp_path / "cache.h5", frozen.answer, 1e6
+
+    def large(patches):
+        said = answer(patches)
+        return replace(said, features=(said.features[0] * factor, *said.features[1:]))
+
+    monkeypatch.setattr(frozen, "answer", large)
+    with pytest.raises(DataError, match=r"dist_feat0 of samples 0 to 6 .* use --dtype float32"):
+        write_cache(frozen, data, 2047.0, out)
+    assert write_cache(frozen, data, 2047.0, out, dtype="float32") == 7
+    assert same(CacheFile(out).read(range(7)), large(patches_of(data, range(7))))
+    factor = float("nan")
+    with pytest.raises(DataError, match="is not finite in float32; train it anew"):
+        write_cache(frozen, data, 2047.0, out, dtype="float32")
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def test_samples_come_in_the_order_asked_for(frozen, data, cache):
+    stored, _ = read(cache)
+    with CacheFile(cache) as file:
+        answer = file.read([4, 0, 4])
+        assert len(file) == 7
+        for name, tensor in zip(KEYS, tensors(answer), strict=True):
+            assert tensor.dtype == torch.float32
+            np.testing.assert_array_equal(tensor.numpy(), stored[name][[4, 0, 4]])
+        for index in (7, -1):
+            with pytest.raises(IndexError, match=f"samples 0 to 6, not {index}"):
+                file.read([index])
+
+
+def without(file, name):
+    del file[name]
+
+
+def fewer(file):
+    del file["dist_feat2"]
+    file["dist_feat2"] = np.zeros((3, 2, 2, 2), "f2")
+
+
+def narrower(file):
+    del file["var_map"]
+    file["var_map"] = np.zeros((7, 3, 16, 16), "f4")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda file: file.attrs.pop("format"), "is no cache made by"),
+        (lambda file: without(file, "dist_feat5"), "lacks dist_feat5; write the cache anew"),
+        (fewer, r"dist_feat2 has the shape \(3, 2, 2, 2\), not .* of 7 samples"),
+        (narrower, r"sr is \(7, 4, 16, 16\), var_map \(7, 3, 16, 16\)"),
+        (lambda file: file.attrs.modify("done", 6), "has 6 of 7 samples"),
+    ],
+    ids=["foreign", "missing", "count", "bands", "unfinished"],
+)
+def test_files_that_are_no_caches(cache, tmp_path, damage, sentence):
+    path = tmp_path / "bad.h5"
+    path.write_bytes(cache.read_bytes())
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    with pytest.raises(DataError, match=sentence):
+        CacheFile(path)
+
+
+def test_a_cache_belongs_to_its_data(cache, data, make_data):
+    file = CacheFile(cache)
+    file.check_matches(data)
+    for other in (make_data(seed=1), make_data(count=6), make_data(size=32)):
+        with pytest.raises(DataError, match=r"was made from train\.h5 \(7 x 4 x 16 x 16, ratio 4"):
+            CachedDataset(PanCollectionDataset([other]), [file])
+    plain = make_data(seed=0, max_value=1023.0)
+    with pytest.raises(DataError, match=r"made at a full scale of 2047, but .* is used at 1023"):
+        CachedDataset(PanCollectionDataset([plain]), [file])
+    with pytest.raises(DataError, match="1 caches for 2 training files"):
+        CachedDataset(PanCollectionDataset([data, data]), [file])
+
+
+@pytest.fixture(scope="module")
+def two(model, frozen, data, make_data, cache, tmp_path_factory):
+    """A dataset of two files of 7 and 4 samples, and caches of both."""
+    more = make_data(count=4, seed=2)
+    out = tmp_path_factory.mktemp("two") / "more.h5"
+    write_cache(frozen, more, 2047.0, out)
+    return PanCollectionDataset([data, more]), [CacheFile(cache), CacheFile(out)]
+
+
+def test_caches_of_different_teachers_are_not_mixed(two, model, data, tmp_path):
+    dataset, (_, second) = two
+    write_cache(FrozenTeacher((model, CARD), steps=2), data, 2047.0, tmp_path / "c.h5")
+    with pytest.raises(DataError, match="cannot be mixed: steps is 2 and 1"):
+        CachedDataset(dataset, [CacheFile(tmp_path / "c.h5"), second])
+
+
+def test_a_sample_and_its_answer_are_turned_alike(two, frozen):
+    dataset, caches = two
+    cached = CachedDataset(dataset, caches)
+    assert len(cached) == 11
+    for sample, rows, columns in [(0, True, False), (6, False, True), (7, True, True), (10, 0, 0)]:
+        patch, answer = cached[Draw(sample, rows, columns)]
+        plain = caches[sample // 7].read([sample % 7])
+        axes = [axis for axis, turn in ((-2, rows), (-1, columns)) if turn]
+        assert same(answer, plain.flip(axes))
+        expected = frozen.answer(dataset[sample]).flip(axes)
+        torch.testing.assert_close(answer.sr, expected.sr, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(patch.gt, dataset[sample].gt.flip(axes))
+    assert same(cached[8][1], caches[1].read([1]))
+
+
+def test_workers_read_the_same_batches(two):
+    cached = CachedDataset(*two)
+    batches = PatchBatches(cached, PatchSampler(len(cached), batch_size=4, seed=3, flips=True))
+    expected = [batches(step) for step in range(3)]
+    assert not any(same(a[1], b[1]) for a, b in pairwise(expected))
+    streamed = list(batches.stream(0, 3, workers=2))
+    assert len(streamed) == 3
+    for (patches, answer), (there, said) in zip(streamed, expected, strict=True):
+        assert same(answer, said) and torch.equal(patches.gt, there.gt)
+        assert len(patches) == len(answer) == 4

@@ -1,0 +1,158 @@
+"""The teacher with its prior: what it is shown, what learns, and what a file brings back."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from uknowpan_models import prior, teacher
+from uknowpan_models.checkpoint import Card, build_network, load_model, save_checkpoint
+from uknowpan_models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan_models.errors import CheckpointError
+from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan_models.prior import PriorNet
+from uknowpan_models.types import Condition
+from uknowpan_models.wavelets import teacher_wavelets
+
+CONFIG = GuidedTeacherConfig(
+    teacher.presets["lite"](bands=4, width=4, heads=2),
+    prior.presets["lite"](bands=4, width=4, blocks=1),
+)
+STD = [0.02, 0.03, 0.04, 0.05]
+
+
+def guided(config=CONFIG):
+    """Every layer has a say (untrained, the prior has none)."""
+    torch.manual_seed(0)
+    model = GuidedTeacher(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.residual_std.copy_(torch.tensor(STD))
+    return model.eval()
+
+
+def inputs(count=2, size=16):
+    generator = torch.Generator().manual_seed(1)
+    lms, pan = (torch.rand(count, c, size, size, generator=generator) for c in (4, 1))
+    x_t = torch.randn(count, 4, size, size, generator=generator)
+    return x_t, torch.tensor([499, 20])[:count], Condition(lms, pan)
+
+
+def card_of(config, architecture="fsa-t"):
+    return Card("t", architecture, config, "fsa-t", bands=4, residual_std=STD)
+
+
+def same(a, b):
+    tensors = zip((a.x0, a.log_sigma, *a.features), (b.x0, b.log_sigma, *b.features), strict=True)
+    return all(torch.equal(x, y) for x, y in tensors)
+
+
+def test_a_file_brings_back_both_networks_and_the_scale(tmp_path):
+    model = guided()
+    config = json.loads(json.dumps(asdict(CONFIG)))
+    assert config["teacher"]["multipliers"] == [1, 2, 2, 4] and config["raw_prior"] is False
+    save_checkpoint(tmp_path / "t.safetensors", model, card_of(config))
+    loaded, card = load_model(tmp_path / "t.safetensors")
+    assert card.config == config and loaded.config == CONFIG
+    assert loaded.residual_std.tolist() == pytest.approx(STD)
+    assert same(loaded(*inputs()), model(*inputs()))
+
+
+def test_a_prior_is_a_checkpoint_of_its_own(tmp_path):
+    net = PriorNet(CONFIG.prior)
+    save_checkpoint(tmp_path / "p.safetensors", net, card_of(asdict(CONFIG.prior), "prior"))
+    loaded, _ = load_model(tmp_path / "p.safetensors")
+    known = inputs()[2]
+    for x, y in zip(loaded(known.lms, known.pan), net(known.lms, known.pan), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"teacher": {"bands": 4, "colour": 1}, "prior": {"bands": 4}},
+        {"teacher": 4, "prior": {"bands": 4}},
+        {"teacher": {"bands": 4}},
+        {"teacher": {"bands": 4}, "prior": {"bands": 8}},
+    ],
+    ids=["unknown field", "a number", "no prior", "other bands"],
+)
+def test_configs_that_fit_no_teacher_are_refused(config):
+    with pytest.raises(CheckpointError, match="config does not fit architecture fsa-t"):
+        build_network(card_of(config))
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["standardised", "raw"])
+def test_what_the_teacher_is_shown_of_the_prior(raw):
+    model = guided(replace(CONFIG, raw_prior=raw))
+    x_t, t, known = inputs()
+    mean, variance = model.prior_net(known.lms, known.pan)
+    if not raw:
+        unit = torch.tensor(STD).view(4, 1, 1)
+        mean, variance = (mean - known.lms) / unit, 2 * (variance.sqrt() / unit).log()
+    vector = model.teacher.encode_prior(mean, variance)
+    torch.testing.assert_close(model.encode_prior(known), vector)
+    expected = model.teacher(x_t, t, replace(known, prior_mean=mean, prior_variance=variance))
+    said = model(x_t, t, known)
+    torch.testing.assert_close(said.x0, expected.x0)
+    assert same(said, model(x_t, t, known, model.encode_prior(known)))
+    assert not same(said, model(x_t, t, known, torch.zeros_like(vector)))
+
+
+def test_the_teacher_learns_to_read_a_prior_that_does_not_change():
+    model = guided().train()
+    assert model.training and model.teacher.training and not model.prior_net.training
+    said = model(*inputs())
+    (said.x0.square().mean() + said.log_sigma.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("prior_net."):
+            assert parameter.grad is None, name
+        elif name.startswith("teacher.prior."):
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_under_autocast_the_prior_keeps_its_precision():
+    model, heard = guided(), []
+    model.prior_net.register_forward_hook(lambda net, args, said: heard.append(said))
+    model(*inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*inputs())
+    assert all(torch.equal(a, b) for a, b in zip(*heard, strict=True))
+
+
+def test_a_variance_of_zero_has_a_logarithm():
+    model = guided(replace(CONFIG, prior=replace(CONFIG.prior, variance_floor=0.0)))
+    with torch.no_grad():
+        model.prior_net.head.bias[4:] = -1e4
+    known = inputs()[2]
+    assert (model.prior_net(known.lms, known.pan)[1] == 0).all()
+    assert model.encode_prior(known).isfinite().all()
+
+
+@pytest.mark.parametrize("mistaken", [False, True])
+@pytest.mark.parametrize("carried", [False, True])
+def test_sampling_is_ddim_with_one_look_at_the_prior(carried, mistaken):
+    model, asked = guided(), []
+    noise, _, known = inputs()
+    options = {"respaced_time_index": mistaken, "self_conditioning": carried}
+    schedule = NoiseSchedule.cosine()
+    with torch.no_grad():
+        expected = ddim_sample(model, noise, schedule.respace(3), schedule, known, **options)
+    model.prior_net.register_forward_hook(lambda *call: asked.append(call))
+    said = model.sample(known.lms, known.pan, steps=3, schedule=schedule, noise=noise, **options)
+    assert len(asked) == 1
+    torch.testing.assert_close(said.x0, expected.x0)
+    assert len(said.features) == 6 and not said.x0.requires_grad
+    changed = options | {"self_conditioning": not carried}
+    other = model.sample(known.lms, known.pan, steps=3, schedule=schedule, noise=noise, **changed)
+    assert not torch.allclose(other.x0, said.x0, atol=1e-4)
+
+
+def test_wavelets_of_the_condition_are_used():
+    model = guided()
+    x_t, t, known = inputs()
+    wavelets = teacher_wavelets(known.lms, known.pan)
+    assert same(model(x_t, t, known), model(x_t, t, replace(known, wavelets=wavelets)))
+    assert not same(model(x_t, t, known), model(x_t, t, replace(known, wavelets=0 * wavelets)))

@@ -1,0 +1,102 @@
+"""Settings of a run: a TOML over the dataclasses of a preset."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import exits
+from .options import fail
+
+if TYPE_CHECKING:
+    from uknowpan_models.presets import Settings
+
+__all__ = ["overridden", "read_config"]
+
+TABLES = ("train", "network", "options")
+COUNTS = frozenset(
+    {
+        *("iterations", "batch_size", "validate_every", "validation_samples", "checkpoint_every"),
+        *("log_every", "width", "deep_width", "timesteps", "heads", "patch", "steps"),
+    }
+)
+"""Fields that must be at least 1."""
+
+
+def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
+    """The TOML as a dictionary; usage errors exit with 2."""
+    if path is None:
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        fail(f"--config {path} cannot be read: {error}.", exits.USAGE)
+    unknown = sorted(set(settings) - {*TABLES, "preset"})
+    if unknown:
+        tables = ", ".join(f"[{table}]" for table in TABLES)
+        fail(f"--config has preset and {tables}, not {', '.join(unknown)}.", exits.USAGE)
+    if settings.get("preset", presets[0]) not in presets:
+        fail(
+            f"There is no preset {settings['preset']!r}; known are {', '.join(presets)}.",
+            exits.USAGE,
+        )
+    return settings
+
+
+def overridden(settings: Settings, config: dict[str, Any]) -> Settings:
+    """The settings with the fields of a TOML; unknown ones are refused with the valid ones."""
+    changed = {
+        table: _replaced(getattr(settings, table), config[table], table)
+        for table in TABLES
+        if table in config
+    }
+    return replace(settings, **changed)
+
+
+def _replaced(there: Any, values: Any, table: str) -> Any:
+    if not isinstance(values, dict):
+        fail(f"[{table}] is a table, not {values!r}.", exits.USAGE)
+    valid = [f.name for f in fields(there)]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        fail(
+            f"{type(there).__name__} has no field {', '.join(unknown)}; valid are "
+            f"{', '.join(valid)}.",
+            exits.USAGE,
+        )
+    checked = {
+        name: _checked(getattr(there, name), value, f"{table}.{name}")
+        for name, value in values.items()
+    }
+    try:
+        return replace(there, **checked)
+    except ValueError as error:
+        fail(f"[{table}]: {error}.", exits.USAGE)
+
+
+def _checked(there: Any, value: Any, place: str) -> Any:
+    """A value of the type of the one that it replaces."""
+    if is_dataclass(there):
+        return _replaced(there, value, place)
+    name = place.rpartition(".")[2]
+    if isinstance(there, tuple):
+        if not isinstance(value, list) or any(type(v) is not int for v in value):
+            fail(f"{name} takes a list of whole numbers, not {value!r}.", exits.USAGE)
+        return tuple(value)
+    wanted = type(there)
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        fail(f"{name} takes {wanted.__name__}, not {value!r}.", exits.USAGE)
+    for bound, least in _bounds(name, wanted):
+        if value < bound:
+            fail(f"{name} must be at least {least}, not {value}.", exits.USAGE)
+    return value
+
+
+def _bounds(name: str, kind: type) -> Iterator[tuple[float, str]]:
+    if name in COUNTS:
+        yield 1, "1"
+    elif kind in (int, float):
+        yield 0, "0"

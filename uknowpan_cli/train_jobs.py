@@ -1,0 +1,250 @@
+"""From what was typed to a stage that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, exits
+from .options import fail
+from .settings import overridden
+
+if TYPE_CHECKING:
+    from uknowpan_models.data import Scene
+    from uknowpan_models.distillation import FrozenTeacher
+    from uknowpan_models.pancollection import PanCollectionDataset, PatchBatches
+    from uknowpan_models.presets import Settings
+    from uknowpan_models.stages import PatchData
+    from uknowpan_models.training import Stage
+
+__all__ = ["TrainRequest", "make_job", "resolve"]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was typed."""
+
+    stage: str
+    data: Sequence[Path]
+    valid: Sequence[Path]
+    prior: Path | None
+    teacher: Path | None
+    cache: Sequence[Path]
+    teacher_steps: int
+    max_value: float | None
+    preset: str
+    config: dict[str, Any]
+    init: Path | None
+    device: str
+    command: str
+
+    def __post_init__(self) -> None:
+        """Refuse files that the stage has no use for, or lacks."""
+        if self.stage == "fsa-t" and self.prior is None:
+            fail(
+                "The stage fsa-t needs --prior, a checkpoint of `uknowpan train --stage prior`.",
+                exits.USAGE,
+            )
+        for name, stage in (("prior", "fsa-t"), ("teacher", "fsa-s"), ("cache", "fsa-s")):
+            if getattr(self, name) and self.stage != stage:
+                fail(f"--{name} is of the stage {stage}, not of {self.stage}.", exits.USAGE)
+        if self.teacher is not None and self.cache:
+            fail("Give --teacher or --cache, not both.", exits.USAGE)
+        for name in ("valid", "cache"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.data):
+                fail(
+                    f"{len(given)} --{name} for {len(self.data)} --data; give one for each, in the "
+                    "same order.",
+                    exits.USAGE,
+                )
+
+
+def is_scenes_file(path: Path) -> bool:
+    """Whether a file is one of `uknowpan pack`, which holds groups, not PanCollection's arrays."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(len(file)) and all(isinstance(v, h5py.Group) for v in file.values())
+    except OSError:
+        return False
+
+
+def resolve(request: TrainRequest) -> Settings:
+    """Preset and TOML as settings; looks at the header of the training files only."""
+    from uknowpan_models.presets import Settings, preset
+    from uknowpan_models.stages import GENERIC_OPTIONS
+    from uknowpan_models.student_lite import LiteConfig
+    from uknowpan_models.training import TrainConfig
+
+    if is_scenes_file(request.data[0]):
+        if request.stage != "fsa-s" or len(request.data) > 1 or request.teacher or request.cache:
+            fail(
+                "A scenes file of `uknowpan pack` trains the stage fsa-s alone, without a teacher; "
+                "the others take PanCollection h5 (`uknowpan simulate`).",
+                exits.USAGE,
+            )
+        plain = Settings(TrainConfig(), LiteConfig(), GENERIC_OPTIONS)
+        return overridden(plain, request.config)
+    bands = _files(request.data[:1])[0].header.bands
+    return overridden(preset(request.preset, request.stage, bands), request.config)
+
+
+def make_job(request: TrainRequest, settings: Settings) -> Stage:
+    """The stage, with its data opened."""
+    if is_scenes_file(request.data[0]):
+        return _scenes_job(request, settings)
+    return _patches_job(request, settings)
+
+
+# ------------------------------------------------------------------------------ scenes files
+
+
+def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
+    from uknowpan_models.data import GenericBatches, read_scenes
+    from uknowpan_models.stages import GenericStudentStage
+
+    config = settings.train
+    batches = GenericBatches(
+        read_scenes(request.data[0], "train"),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        halved_share=config.halved_share,
+    )
+    valid = GenericBatches(
+        read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4
+    )
+    notes = {
+        **_notes(request, settings),
+        "scenes_by_licence": _by_licence(batches.scenes),
+        "validation_scenes_by_licence": _by_licence(valid.scenes),
+    }
+    return GenericStudentStage(
+        settings.network, batches, valid, options=settings.options, notes=notes
+    )
+
+
+def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
+    """Licence -> names of the scenes under it."""
+    found: dict[str, list[str]] = {}
+    for scene in scenes:
+        found.setdefault(scene.licence, []).append(scene.name)
+    return found
+
+
+# ------------------------------------------------------------------------ PanCollection files
+
+
+def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
+    from uknowpan_models.stages import PriorStage, StudentStage, TeacherStage
+
+    data = _patch_data(request, settings)
+    if request.stage == "prior":
+        return PriorStage(settings.network, data, settings.options)
+    if request.stage == "fsa-t":
+        assert request.prior is not None
+        return TeacherStage(settings.network, data, settings.options, request.prior)
+    return StudentStage(settings.network, data, settings.options, _teacher(request, data))
+
+
+def _teacher(request: TrainRequest, data: PatchData) -> FrozenTeacher | None:
+    from uknowpan_models.distillation import FrozenTeacher
+
+    if request.teacher is None:
+        return None
+    teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
+    teacher.check_serves(data.dataset.files[0].header)
+    return teacher
+
+
+def _files(paths: Sequence[Path]) -> list[Any]:
+    from uknowpan_models.pancollection import PanCollectionFile
+
+    return [PanCollectionFile(path, needs_gt=True) for path in paths]
+
+
+def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
+    from uknowpan_models.pancollection import PanCollectionDataset
+    from uknowpan_models.stages import PatchData
+
+    valid_paths = list(request.valid) or [_beside(path) for path in request.data]
+    train = PanCollectionDataset(_files(request.data), max_value=request.max_value)
+    valid = PanCollectionDataset(_files(valid_paths), max_value=request.max_value)
+    _check_alike(train, valid)
+    notes = {
+        **_notes(request, settings),
+        "files": [path.name for path in request.data],
+        "validation_files": [path.name for path in valid_paths],
+        "patches": len(train),
+        "validation_patches": len(valid),
+    }
+    return PatchData(
+        train=_batches(request, settings, train),
+        valid=valid,
+        validation_samples=settings.train.validation_samples,
+        workers=settings.train.workers,
+        device=request.device,
+        notes=notes,
+    )
+
+
+def _batches(
+    request: TrainRequest, settings: Settings, train: PanCollectionDataset
+) -> PatchBatches:
+    from uknowpan_models.distillation import CachedDataset, CacheFile
+    from uknowpan_models.pancollection import PatchBatches, PatchSampler
+    from uknowpan_models.parallel import current_world
+
+    world, config = current_world(), settings.train
+    sampler = PatchSampler(
+        len(train),
+        batch_size=world.share(config.batch_size),
+        seed=config.seed,
+        flips=getattr(settings.options, "flips", False),
+        rank=world.rank,
+        world=world.size,
+    )
+    caches = [CacheFile(path) for path in request.cache]
+    return PatchBatches(CachedDataset(train, caches) if caches else train, sampler)
+
+
+def _beside(path: Path) -> Path:
+    """The validation file that belongs to a training file."""
+    head, found, tail = path.name.rpartition("train")
+    if not found:
+        fail(
+            f"--valid is missing: {path.name} has no `train` in its name to find the validation "
+            "file by.",
+            exits.USAGE,
+        )
+    return path.with_name(f"{head}valid{tail}")
+
+
+def _check_alike(train: PanCollectionDataset, valid: PanCollectionDataset) -> None:
+    for name in ("bands", "ratio"):
+        ours, theirs = (getattr(d.files[0].header, name) for d in (train, valid))
+        if ours != theirs:
+            fail(
+                f"The {name} of {train.files[0].path} is {ours}, that of {valid.files[0].path} is "
+                f"{theirs}; validate on data of the same kind.",
+                exits.INPUT,
+            )
+
+
+def _notes(request: TrainRequest, settings: Settings) -> dict[str, Any]:
+    """For the card: what was done by whom."""
+    from uknowpan_models.checkpoint import read_card
+    from uknowpan_models.training import resolved_config
+
+    return {
+        "code_version": __version__,
+        "command": request.command,
+        "seed": settings.train.seed,
+        "config": resolved_config(
+            request.stage, settings.train, settings.network, settings.options
+        ),
+        "started_from": None if request.init is None else read_card(request.init).training,
+    }
