@@ -86,4 +86,4 @@ def _lite(stage: str, bands: int) -> Settings:
         config = replace(SMALL, iterations=1500, learning_rate=2e-3)
         return Settings(config, network, TeacherOptions(terminal_share=0.5))
     config = replace(SMALL, iterations=1500, learning_rate=1e-3)
-    return Settings(config, LiteConfig(), StudentOptions(terminal_share=0.7))
+    return Settings(config, LiteConfig(), StudentOptions(terminal_share=0.7, flips=True))

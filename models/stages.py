@@ -43,7 +43,9 @@ __all__ = [
     "StudentStage",
     "TeacherOptions",
     "TeacherStage",
+    "patch_scores",
     "residual_std_of",
+    "validation_patches",
 ]
 
 TIMESTEPS = 500
@@ -146,7 +148,10 @@ class PatchData:
     def batches(self, start: int, stop: int) -> Generator[Any]:
         """Training batches of the steps."""
         pinned = torch.device(self.device).type == "cuda"
-        yield from self.train.stream(start, stop, workers=self.workers, pin_memory=pinned)
+        try:
+            yield from self.train.stream(start, stop, workers=self.workers, pin_memory=pinned)
+        except DataError as error:  # of a worker process: its traceback, then the sentence
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
     def card_fields(self) -> dict[str, Any]:
         """What the data decide of a card."""
@@ -206,6 +211,18 @@ class _PatchStage:
             )
         self.network, self.data, self.options = network, data, options
         self.world: World = current_world()
+        for file in (*data.dataset.files, *data.valid.files):
+            height, width = file.header.height, file.header.width
+            if height % self.factor or width % self.factor:
+                raise ModelMismatch(
+                    f"{file.path} has patches of {height} x {width} pixels, but the network needs "
+                    f"multiples of {self.factor}; cut the data anew"
+                )
+
+    @property
+    def factor(self) -> int:
+        """Heights and widths of patches must be multiples of it."""
+        return 1
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
         yield from self.data.batches(start, stop)
@@ -225,21 +242,13 @@ class _PatchStage:
         device, valid = next(model.parameters()).device, self.data.valid
         found: dict[str, list[Tensor]] = {}
         held: list[Tensor] = []
-        for place, patches, scale in _validation(valid, self.data.validation_samples):
+        for place, patches, scale in validation_patches(valid, self.data.validation_samples):
             patches = patches.to(device)
             hrms, sigma = self.predict(model, patches, place)
             assert patches.gt is not None
             if sigma is not None:
                 held.append(((hrms - patches.gt).abs() < sigma).float().mean((1, 2, 3)))
-            # As published, results are clipped to what digital numbers can be.
-            fused, gt = hrms.clamp(0, 1).double() * scale, patches.gt.double() * scale
-            ratio = valid.files[0].header.ratio
-            for name, value in {
-                "sam": sam(fused, gt),
-                "ergas": ergas(fused, gt, ratio),
-                "psnr": psnr(fused, gt, scale),
-                "q2n": q2n(fused, gt),
-            }.items():
+            for name, value in patch_scores(hrms, patches, scale).items():
                 found.setdefault(name, []).append(value)
         scores = {name: float(torch.cat(values).mean()) for name, values in found.items()}
         if held:
@@ -273,8 +282,25 @@ class _PatchStage:
         return {}
 
 
-def _validation(valid: PanCollectionDataset, most: int) -> Iterator[tuple[int, PatchBatch, float]]:
-    """(number of the first patch, patches of one file, their full scale)."""
+def patch_scores(hrms: Tensor, patches: PatchBatch, scale: float) -> dict[str, Tensor]:
+    """SAM, ERGAS, PSNR and Q2n of each patch, (B,); `scale` is their full scale in DN."""
+    assert patches.gt is not None
+    # As published, results are clipped to what digital numbers can be.
+    fused, gt = hrms.clamp(0, 1).double() * scale, patches.gt.double() * scale
+    ratio = patches.pan.shape[-1] / patches.ms.shape[-1]
+    return {
+        "sam": sam(fused, gt),
+        "ergas": ergas(fused, gt, ratio),
+        "psnr": psnr(fused, gt, scale),
+        "q2n": q2n(fused, gt),
+    }
+
+
+def validation_patches(
+    valid: PanCollectionDataset, most: int
+) -> Iterator[tuple[int, PatchBatch, float]]:
+    """At most so many patches, spread evenly: (number of the first, patches of one file, their
+    full scale in DN)."""
     chosen = _spread(len(valid), most)
     for number, scale in enumerate(valid.scales):
         first, after = int(valid.starts[number]), int(valid.starts[number + 1])
@@ -424,6 +450,10 @@ class TeacherStage(_DiffusionStage):
                 "give both the same"
             )
 
+    @property
+    def factor(self) -> int:
+        return self.network.teacher.factor
+
     def build(self) -> nn.Module:
         model = GuidedTeacher(self.network)
         prior, card = load_model(self.prior)
@@ -527,6 +557,12 @@ class StudentStage(_DiffusionStage):
             self.border = self.conditioner.border
         self.probe = self._probe()
         self.median = None if self.probe is None else self._median_variance()
+
+    @property
+    def factor(self) -> int:
+        if isinstance(self.network, LiteConfig):
+            return FSAStudentLite.pixel_multiple
+        return 2 ** (len(self.network.multipliers) - 1)
 
     # ------------------------------------------------------------------ what the teacher says
 
@@ -657,6 +693,9 @@ class StudentStage(_DiffusionStage):
         return fields
 
     def _notes(self) -> dict[str, Any]:
+        cached = self.data.train.dataset
+        if isinstance(cached, CachedDataset):
+            return {"teacher": str(cached.caches[0].attributes["teacher"])}
         return {} if self.teacher is None else {"teacher": self.teacher.card.name}
 
 

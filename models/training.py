@@ -201,14 +201,16 @@ def _go_on_from(
     ema: AveragedModel,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
-) -> tuple[int, float]:
-    """(steps done, best score) of a saved state."""
+) -> tuple[int, float, dict[str, Tensor], int]:
+    """(steps done, best score, sums for the next line of the log, steps in them) of a saved
+    state."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), float(state["best"])
+        window, window_steps = state.get("window", ({}, 0))  # states of earlier versions have none
+        return int(state["step"]), float(state["best"]), dict(window), int(window_steps)
     except (
         *(RuntimeError, pickle.UnpicklingError, EOFError, LookupError),
         *(TypeError, ValueError, AttributeError),
@@ -217,6 +219,26 @@ def _go_on_from(
             f"{path} is damaged ({type(error).__name__}), so the run cannot go on; begin another "
             "folder, with --init and a checkpoint of this one to keep its weights."
         ) from error
+
+
+def _trim_log(path: Path, step: int) -> None:
+    """Drop the lines of steps that are done anew: a run may die after its last state."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        temporary = path.with_name(".log.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinity for one that was cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -256,6 +278,12 @@ class _Run:
         self._window: dict[str, Tensor] = {}
         self._window_steps = 0
         self._began = time.monotonic()
+
+    def go_on(self) -> None:
+        """Take up the saved state."""
+        self.step, self.best, self._window, self._window_steps = _go_on_from(
+            self.out / "state.pt", self.model, self.ema, self.optimizer, self.device
+        )
 
     def prepare(self) -> None:
         """Make the network that steps go through; after the weights are in place."""
@@ -343,6 +371,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
+            "window": (self._window, self._window_steps),
         }
         torch.save(state, self.out / ".state.tmp")
         os.replace(self.out / ".state.tmp", self.out / "state.pt")
@@ -395,13 +424,12 @@ def train(
     run = _Run(stage, config, out, device, init)
     run.world.share(config.batch_size)
     if resumed:
-        run.step, run.best = _go_on_from(
-            out / "state.pt", run.model, run.ema, run.optimizer, device
-        )
+        run.go_on()
     first = run.world.rank == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        _trim_log(out / "log.jsonl", run.step)
     run.prepare()
     with closing(stage.batches(run.step, config.iterations)) as batches:
         for batch in batches:
