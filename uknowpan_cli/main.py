@@ -10,6 +10,7 @@ import typer
 from . import __version__
 from .demo import demo
 from .distill_command import distill_cache
+from .evaluate import evaluate
 from .info import info
 from .models_command import models_app
 from .pack_command import pack
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(pack)
 app.command()(simulate)
 app.command()(distill_cache)
+app.command()(evaluate)
 app.add_typer(models_app, name="models")
 
 
