@@ -39,6 +39,16 @@ def sharpen(
         opt.Method | None,
         typer.Option("--method", help="A classical method instead of a model."),
     ] = None,
+    consistency: Annotated[
+        int,
+        typer.Option(
+            "--consistency",
+            min=0,
+            max=10,
+            help="Passes at the end that make the result, blurred as the scene is, agree with the "
+            "MS; 1 or 2 help where the optics blur as a Gaussian does.",
+        ),
+    ] = 0,
     steps: Annotated[
         int | None,
         typer.Option("--steps", min=1, help="Network evaluations; default: the model's."),
@@ -165,6 +175,7 @@ def sharpen(
                 sharpener = load_sharpener(
                     model,
                     None if method is None else method.value,
+                    consistency=consistency,
                     steps=steps,
                     seed=seed,
                     device=chosen,

@@ -10,12 +10,13 @@ from uknowpan_models.errors import CheckpointError, ModelMismatch
 from uknowpan_models.noise import position_noise
 from uknowpan_models.pansharpener import (
     ClassicalSharpener,
+    ConsistentSharpener,
     StudentSharpener,
     UNetSharpener,
     load_sharpener,
     sharpen_array,
 )
-from uknowpan_models.resample import crop, mirrored, upsample
+from uknowpan_models.resample import crop, degrade, mirrored, upsample
 from uknowpan_models.statistics import scene_statistics
 from uknowpan_models.student import FSAStudent, StudentConfig
 from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
@@ -397,3 +398,48 @@ def test_teachers_do_not_sharpen(tmp_path, architecture, says):
     save_checkpoint(path, unet().model, replace(PAPER, architecture=architecture))
     with pytest.raises(ModelMismatch, match=says):
         load_sharpener(str(path))
+
+
+# ---------------------------------------------------------------------------------- consistency
+
+
+def spectral_gap(hrms, ms, statistics):
+    """RMS of what the MS lacks, away from the borders."""
+    psf = statistics.psf
+    degraded = degrade(hrms[None], statistics.ratio, psf.sigma, psf.shift)[0]
+    return float((degraded - ms)[:, 3:-3, 3:-3].square().mean().sqrt())
+
+
+@pytest.mark.parametrize("method", ["bicubic", "brovey"])
+def test_passes_make_the_result_agree_with_the_ms(method):
+    pair = make_pair(4, (20, 24), bands=3)
+    plain = load_sharpener(None, method)
+    statistics = scene_statistics([(pair.pan, pair.ms)], 4, plain.assumed_psf(4))
+    gaps = [
+        spectral_gap(
+            sharpen_array(load_sharpener(None, method, consistency=n), pair.pan, pair.ms).hrms,
+            pair.ms,
+            statistics,
+        )
+        for n in (0, 1, 3)
+    ]
+    assert gaps[1] < 0.6 * gaps[0] and gaps[2] < 0.6 * gaps[1]
+
+
+@pytest.mark.parametrize("ratio, tile", [(4, (13, 20)), (3, (16, 24))])
+def test_consistency_does_not_see_how_a_scene_is_cut(ratio, tile):
+    tool = ConsistentSharpener(sharpener(), 2)
+    scale = float(scene(ratio)[1].max())
+    whole, whole_sigma = tiled(tool, ratio, SCENES[ratio])
+    plain, plain_sigma = tiled(sharpener(), ratio, SCENES[ratio])
+    assert whole.shape == plain.shape and (whole - plain).abs().max() > 1e-3 * scale
+    parts, _ = tiled(tool, ratio, tile)
+    assert (parts - whole).abs().max() < 1e-4 * scale
+    torch.testing.assert_close(whole_sigma, plain_sigma, rtol=1e-3, atol=0)
+    assert tool.provenance() == {**sharpener().provenance(), "CONSISTENCY": "2"}
+
+
+def test_no_passes_are_no_sharpener():
+    with pytest.raises(ValueError, match="0 passes change nothing"):
+        ConsistentSharpener(sharpener(), 0)
+    assert isinstance(load_sharpener(None, "gsa", consistency=0), ClassicalSharpener)
