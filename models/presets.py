@@ -43,6 +43,8 @@ def preset(name: str, stage: str, bands: int) -> Settings:
     Raises:
         KeyError: no such preset or stage.
     """
+    if stage not in STAGES:
+        raise KeyError(stage)
     return {"lite": _lite, "paper": _paper}[name](stage, bands)
 
 

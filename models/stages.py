@@ -555,6 +555,7 @@ class StudentStage(_DiffusionStage):
             self.conditioner = PatchConditioner(data.dataset)
             self.valid_conditioner = PatchConditioner(data.valid)
             self.border = self.conditioner.border
+            self._check_inner()
         self.probe = self._probe()
         self.median = None if self.probe is None else self._median_variance()
 
@@ -563,6 +564,16 @@ class StudentStage(_DiffusionStage):
         if isinstance(self.network, LiteConfig):
             return FSAStudentLite.pixel_multiple
         return 2 ** (len(self.network.multipliers) - 1)
+
+    def _check_inner(self) -> None:
+        """Something must be left of patches without their border."""
+        file, edge = self.data.dataset.files[0], self.border
+        height, width = file.header.height, file.header.width
+        if min(height, width) <= 2 * edge:
+            raise ModelMismatch(
+                f"{file.path} has patches of {height} x {width} pixels, of which the lite student "
+                f"leaves out {edge} along every edge; cut the data anew, in larger patches"
+            )
 
     # ------------------------------------------------------------------ what the teacher says
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -21,9 +22,12 @@ COUNTS = frozenset(
     {
         *("iterations", "batch_size", "validate_every", "validation_samples", "checkpoint_every"),
         *("log_every", "width", "deep_width", "timesteps", "heads", "patch", "steps"),
+        "multipliers",
     }
 )
 """Fields that must be at least 1."""
+SHARES = frozenset({"ema", "halved_share", "terminal_share", "dropout", "drop_path"})
+"""Fields that must be at most 1."""
 
 
 def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
@@ -85,13 +89,19 @@ def _checked(there: Any, value: Any, place: str) -> Any:
     if isinstance(there, tuple):
         if not isinstance(value, list) or any(type(v) is not int for v in value):
             fail(f"{name} takes a list of whole numbers, not {value!r}.", exits.USAGE)
+        if name in COUNTS and min(value, default=1) < 1:
+            fail(f"{name} must be at least 1, not {min(value)}.", exits.USAGE)
         return tuple(value)
     wanted = type(there)
     if type(value) is not wanted and not (wanted is float and type(value) is int):
         fail(f"{name} takes {wanted.__name__}, not {value!r}.", exits.USAGE)
+    if wanted is float and not math.isfinite(value):
+        fail(f"{name} takes a finite number, not {value}.", exits.USAGE)
     for bound, least in _bounds(name, wanted):
         if value < bound:
             fail(f"{name} must be at least {least}, not {value}.", exits.USAGE)
+    if name in SHARES and value > 1:
+        fail(f"{name} must be at most 1, not {value}.", exits.USAGE)
     return value
 
 

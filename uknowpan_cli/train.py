@@ -64,7 +64,10 @@ def train(
         ),
     ] = None,
     teacher_steps: Annotated[
-        int, typer.Option("--teacher-steps", min=1, help="Evaluations of --teacher per answer.")
+        int,
+        typer.Option(
+            "--teacher-steps", min=1, max=500, help="Evaluations of --teacher per answer."
+        ),
     ] = 1,
     preset: Annotated[
         PresetName | None,
@@ -144,8 +147,9 @@ def train(
         )
         found = resolve(request)
         resolved = resolved_config(stage.value, found.train, found.network, found.options)
+        parameters = _parameters(found.network)
         if dry_run:
-            counted = {**resolved, "parameters": _parameters(found.network)}
+            counted = {**resolved, "parameters": parameters}
             typer.echo(json.dumps(counted, indent=2))
             return
         if not resume and (out / "state.pt").exists():
@@ -190,10 +194,17 @@ def _command(*files: tuple[str, Path | None], **values: object) -> str:
 
 
 def _parameters(network: Any) -> int:
-    """How many numbers the stage trains."""
+    """How many numbers the stage trains; exits with 2 if there is no such network."""
+    import torch
+
     from uknowpan_models.checkpoint import network_of
 
-    return sum(p.numel() for p in network_of(network).parameters() if p.requires_grad)
+    try:
+        with torch.device("meta"):
+            made = network_of(network)
+    except (ValueError, RuntimeError) as error:
+        opt.fail(f"[network]: there is no such network ({error}).", exits.USAGE)
+    return sum(p.numel() for p in made.parameters() if p.requires_grad)
 
 
 # ------------------------------------------------------------------------------------ torchrun

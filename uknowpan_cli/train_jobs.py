@@ -81,10 +81,12 @@ def resolve(request: TrainRequest) -> Settings:
     from uknowpan_models.training import TrainConfig
 
     if is_scenes_file(request.data[0]):
-        if request.stage != "fsa-s" or len(request.data) > 1 or request.teacher or request.cache:
+        others = (request.teacher, request.cache, request.valid, request.max_value)
+        alone = len(request.data) == 1 and not any(others) and request.preset == "lite"
+        if request.stage != "fsa-s" or not alone:
             fail(
-                "A scenes file of `uknowpan pack` trains the stage fsa-s alone, without a teacher; "
-                "the others take PanCollection h5 (`uknowpan simulate`).",
+                "A scenes file of `uknowpan pack` trains the lite form of the stage fsa-s, alone "
+                "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`).",
                 exits.USAGE,
             )
         plain = Settings(TrainConfig(), LiteConfig(), GENERIC_OPTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,17 @@ class TrainShow:
 
     def __init__(self, out: Path, iterations: int, *, quiet: bool, writes: bool):
         self.out, self.iterations, self.quiet = out, iterations, quiet
-        self._events = _tensorboard(out) if writes else None
+        self._writes = writes
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=iterations, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    @cached_property
+    def _events(self) -> Any:
+        """Opened with the first entry: a run that is refused leaves no folder."""
+        return _tensorboard(self.out) if self._writes else None
 
     def step(self, step: int, parts: dict[str, float]) -> None:
         """After every step."""
@@ -72,8 +78,8 @@ class TrainShow:
         """Finish bar and events."""
         if self._bar is not None:
             self._bar.close()
-        if self._events is not None:
-            self._events.close()
+        if (events := self.__dict__.get("_events")) is not None:
+            events.close()
 
 
 def _tensorboard(out: Path) -> Any:

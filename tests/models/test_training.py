@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from patch_files import assert_same_state
 from textures import make_pair
 
 from uknowpan_models.checkpoint import load_model, read_card
@@ -66,18 +67,6 @@ def run(make_stage, out, config=CONFIG, **options):
     losses = {}
     train(make_stage(), config, out, on_step=losses.__setitem__, **options)
     return losses
-
-
-def assert_same_state(a, b):
-    one, two = (torch.load(p / "state.pt", weights_only=True) for p in (a, b))
-    assert (one["step"], one["best"]) == (two["step"], two["best"])
-    for part in ("model", "ema"):
-        assert one[part].keys() == two[part].keys()
-        assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
-    for moments, others in zip(
-        one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True
-    ):
-        assert all(torch.equal(moments[k], others[k]) for k in ("step", "exp_avg", "exp_avg_sq"))
 
 
 def test_scenes_come_back(scenes_file):
