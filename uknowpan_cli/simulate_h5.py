@@ -236,7 +236,12 @@ def simulate_sample(folder: Path) -> Simulation:
     from .demo_scene import PAN_WEIGHTS, make_demo_scene, write_demo_scene
 
     folder.mkdir(parents=True, exist_ok=True)
-    options = SimulationOptions(find_sensor("generic"), max_value=2047.0, pan_weights=PAN_WEIGHTS)
+    options = SimulationOptions(
+        find_sensor("generic"),
+        max_value=2047.0,
+        pan_weights=PAN_WEIGHTS,
+        split=(60.0, 20.0, 20.0),  # test images large enough for the border that `evaluate` cuts
+    )
     seeds = (1, 2)
     with TemporaryDirectory() as drawn:
         scenes = []
