@@ -5,13 +5,14 @@ not matter. The features offer the network what classical methods would inject, 
 blur and shift that the scene itself shows (`uknowpan_models.psf`); the network decides how much
 of each to take where, and adds what none of them has.
 
-Band features (F = 6), in units of the band's detail contrast r_b:
+Band features (F = 7), in units of the band's detail contrast r_b:
     0 global injection  g_b (pan - pan_low)           g_b: regression of details, whole scene
     1 local injection   g_b(x) (pan - pan_low)        g_b(x): the same in a 5 x 5 MS window
     2 ratio injection   lms_b / pan_low (pan - pan_low)     high-pass modulation
     3 own detail        lms_b - local mean
     4 unexplained       the part of 3 that PAN's detail does not explain
     5 correlation       of the band's and PAN's details in that window, -1 to 1
+    6 back-projection   what the MS shows and the local injection, blurred and sampled, does not
 PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 x 5 box mean
 (the high-pass of U-Know-DiffPAN), pan_low - local mean.
 """
@@ -19,8 +20,10 @@ PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .psf import DETAIL_WINDOW
@@ -37,6 +40,7 @@ from .statistics import SceneStatistics
 from .types import Condition
 
 __all__ = [
+    "BACK_PROJECTION",
     "BAND_FEATURES",
     "INJECTIONS",
     "PAN_FEATURES",
@@ -45,9 +49,11 @@ __all__ = [
     "generic_condition",
 ]
 
-BAND_FEATURES = 6
+BAND_FEATURES = 7
 INJECTIONS = 5
 """The first so many band features are details that the network may mix into its answer."""
+BACK_PROJECTION = 6
+"""The band feature that is one more such detail; networks trained before there was it have none."""
 PAN_FEATURES = 3
 SCENE_FEATURES = 3
 
@@ -63,7 +69,7 @@ def condition_reach(statistics: SceneStatistics) -> int:
     psf = statistics.psf
     blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
     windows = 2 * (DETAIL_WINDOW // 2)  # details are local themselves, and regressed locally
-    return UPSAMPLE_REACH + windows + blur
+    return UPSAMPLE_REACH + blur + max(windows, UPSAMPLE_REACH + blur)
 
 
 def generic_condition(
@@ -119,8 +125,12 @@ def generic_condition(
     ratio_gain = lms / pan_low.clamp_min(floor)
     ratio_gain = torch.minimum(ratio_gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
 
-    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail], 1)
-    local_up, unexplained_up, correlation_up, own_up = enlarged(on_ms_grid).chunk(4, 1)
+    # Injecting commutes with blurring where the gain hardly changes: no need to do it on the PAN.
+    missing = _lost(ms, statistics, offset) / band_scale
+    missing = missing - local_gain * _lost(pan_lr, statistics, offset) / pan_scale
+
+    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail, missing], 1)
+    local_up, unexplained_up, correlation_up, own_up, missing_up = enlarged(on_ms_grid).chunk(5, 1)
     detail_unit = detail / pan_scale
     band_features = torch.stack(
         [
@@ -130,6 +140,7 @@ def generic_condition(
             own_up,
             unexplained_up,
             correlation_up.clamp(-1, 1),
+            missing_up,
         ],
         2,
     )
@@ -141,6 +152,37 @@ def generic_condition(
         band_features=band_features,
         scene=_scene_numbers(statistics, offset).to(pan).expand(len(pan), -1),
     )
+
+
+def _lost(x: Tensor, statistics: SceneStatistics, offset: float) -> Tensor:
+    """What of (B, C, h, w) interpolating, blurring and sampling does not give back.
+
+    All three together are one filter on the MS grid.
+    """
+    psf = statistics.psf
+    rows, cols = _there_and_back(statistics.ratio, psf.sigma, psf.shift, offset)
+    b, c, h, w = x.shape
+    reach = len(rows) // 2
+    y = F.pad(x.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
+    y = F.conv2d(y, rows.to(x)[None, None, :, None])
+    y = F.conv2d(y, cols.to(x)[None, None, None, :])
+    return x - y.reshape(b, c, h, w)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # first made while sharpening it must serve training too
+def _there_and_back(
+    ratio: int, sigma: float, shift: tuple[float, float], offset: float
+) -> tuple[Tensor, Tensor]:
+    """Taps along rows and columns of upsampling followed by degrading."""
+    reach = UPSAMPLE_REACH + degrade_reach(sigma, shift, ratio)
+    size = 4 * reach + 1  # borders stay away from the impulse's answer
+    impulse = torch.zeros(1, 1, size, size)
+    impulse[..., size // 2, size // 2] = 1
+    answer = degrade(upsample(impulse, ratio, offset), ratio, sigma, shift)[0, 0]
+    # The answer to an impulse is the filter turned round.
+    answer = answer[reach:-reach, reach:-reach].flip(0, 1)
+    return answer.sum(1), answer.sum(0)
 
 
 def _scene_numbers(statistics: SceneStatistics, offset: float) -> Tensor:

@@ -37,6 +37,7 @@ from .pancollection import (
     PanCollectionFile,
     PanCollectionHeader,
     PatchBatch,
+    reason_of,
 )
 from .teacher import TeacherConfig
 
@@ -55,6 +56,10 @@ __all__ = [
 log = logging.getLogger("uknowpan")
 
 FORMAT = "uknowpan-distill-1"
+ATTRIBUTES = ("teacher", "teacher_sha256", "steps", "seed", "scale", "data", "data_file")
+"""What a cache says of itself beside its format, and how many samples it has and will have."""
+OVERHEAD = 2**16
+"""Bytes of a small cache beside its samples."""
 FeatureDtype = Literal["float16", "float32"]
 
 
@@ -319,9 +324,11 @@ def write_cache(
             store.close()
             store = None
         if store is None:
+            _reserve(part, count * bytes_per_sample(teacher, file.header, dtype) + OVERHEAD)
             store = _begun(part, layout, count, {**names, **settings})
         try:
             _refuse_other(part, dict(store.attrs), settings)
+            _reserve(part, part.stat().st_size)
             done = int(store.attrs["done"])
             while done < count:
                 stop = min(done + batch_size, count)
@@ -349,8 +356,24 @@ def _explained(part: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{part} cannot be written ({error}); make room or choose another folder."
+            f"{part} cannot be written ({reason_of(error)}); make room or choose another folder."
         ) from error
+
+
+def _reserve(part: Path, size: int) -> None:
+    """Have the disk keep so many bytes for a file: HDF5 crashes the process on one that is full."""
+    if not hasattr(os, "posix_fallocate"):  # Windows, macOS
+        return
+    new = not part.exists()
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        if new:
+            part.unlink()
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _left(part: Path) -> Any:
@@ -442,7 +465,10 @@ class CacheFile(HDF5Reader):
         if self.attributes.get("format") != FORMAT:
             raise DataError(f"{path} is no cache made by `uknowpan distill-cache`.")
         self.names = ["sr", "var_map", *(f"dist_feat{i}" for i in range(6))]
-        missing = [name for name in self.names if name not in file]
+        missing = [
+            n for n in self.names if getattr(file.get(n), "dtype", np.dtype("V1")).kind != "f"
+        ]
+        missing += [name for name in ATTRIBUTES if name not in self.attributes]
         if missing:
             raise DataError(f"{path} lacks {' and '.join(missing)}; write the cache anew.")
         self.shapes: dict[str, tuple[int, ...]] = {n: file[n].shape for n in self.names}
@@ -450,7 +476,7 @@ class CacheFile(HDF5Reader):
         self.close()  # before worker processes are forked
 
     def _check(self) -> None:
-        count, done = (int(self.attributes.get(name, -1)) for name in ("count", "done"))
+        count, done = (_whole(self.attributes.get(name)) for name in ("count", "done"))
         for name, shape in self.shapes.items():
             if len(shape) != 4 or shape[0] != count:
                 raise DataError(
@@ -475,13 +501,21 @@ class CacheFile(HDF5Reader):
         """Answers in float32, in the order asked for.
 
         Raises:
-            DataError: a sample is damaged.
+            DataError: a sample is damaged or holds values that are not finite.
             IndexError: no such sample.
         """
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"{self.path} holds samples 0 to {len(self) - 1}, not {index}")
-        stacks = self._stacked(self.names, indices).values()
+        found = self._stacked(self.names, indices)
+        for name, values in found.items():
+            bad = ~np.isfinite(values).all((1, 2, 3))
+            if bad.any():
+                raise DataError(
+                    f"{self.path}: {name} of sample {indices[int(bad.argmax())]} holds NaN or "
+                    "infinite values; write the cache anew."
+                )
+        stacks = found.values()
         sr, variance, *features = (torch.from_numpy(v.astype(np.float32)) for v in stacks)
         return TeacherAnswer(sr, variance, tuple(features))
 
@@ -493,11 +527,17 @@ class CacheFile(HDF5Reader):
         """
         here, there = _fingerprint(file), self.attributes.get("data")
         file.close()
-        if here != there:
+        shape = (file.header.count, file.header.bands, file.header.height, file.header.width)
+        if here != there or self.shapes["sr"] != shape:
             raise DataError(
                 f"{self.path} was made from {self.attributes.get('data_file')} ({there}), not from "
                 f"{file.path} ({here}); write a cache of this file."
             )
+
+
+def _whole(value: Any) -> int:
+    """An attribute as a whole number; -1 where it is none."""
+    return int(value) if isinstance(value, int | np.integer) else -1
 
 
 class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
@@ -523,9 +563,9 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
             )
         for file, scale, cache in zip(dataset.files, dataset.scales, self.caches, strict=True):
             cache.check_matches(file)
-            if cache.attributes["scale"] != scale:
+            if np.any(cache.attributes["scale"] != scale):
                 raise DataError(
-                    f"{cache.path} was made at a full scale of {cache.attributes['scale']:g}, but "
+                    f"{cache.path} was made at a full scale of {cache.attributes['scale']}, but "
                     f"{file.path} is used at {scale:g}; give the same maximal value."
                 )
             for name in ("teacher_sha256", "steps", "seed"):

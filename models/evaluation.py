@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .metrics import BLOCK, crop_border, full_resolution, reduced_resolution
-from .pancollection import PanCollectionFile, PatchBatch
+from .pancollection import PanCollectionFile, PatchBatch, registration_of
 from .sensors import Sensor
 
 __all__ = [
@@ -81,7 +81,7 @@ def scored_size(file: PanCollectionFile, cut: int) -> tuple[int, int]:
     from the upper left corner (the toolbox takes no others).
 
     Raises:
-        DataError: less than one window is left.
+        DataError: less than one window is left, or a ratio without a definition.
     """
     header = file.header
     height, width = header.height, header.width
@@ -89,6 +89,11 @@ def scored_size(file: PanCollectionFile, cut: int) -> tuple[int, int]:
         rows, columns = (n - 2 * cut + 1 if cut else n for n in (height, width))
         hint = f"after a border of {cut} (--cut); cut less"
     else:
+        if registration_of(header.ratio) == "area":
+            raise DataError(
+                f"{file.path} has a ratio of {header.ratio} and no truth: the toolbox's full "
+                "resolution takes ratios of 2, 4 and 8; score a raster with --pan and --ms instead."
+            )
         rows, columns = (n - n % BLOCK for n in (height, width))
         hint = "of whole tiles; take larger images"
     if min(rows, columns) < BLOCK:

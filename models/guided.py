@@ -27,6 +27,11 @@ class GuidedTeacherConfig:
     [0, 1] a variance is about 1e-4 and goes unseen; by default both are in units of x0, the mean
     as a residual and the variance as its logarithm."""
 
+    @property
+    def bands(self) -> int:
+        """C, the bands of the MS."""
+        return self.teacher.bands
+
     def __post_init__(self) -> None:
         if self.teacher.bands != self.prior.bands:
             raise ValueError(

@@ -7,6 +7,7 @@ never loaded whole: a sample is read when it is asked for.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,8 @@ __all__ = [
     "PatchBatch",
     "PatchBatches",
     "PatchSampler",
+    "is_full_scale",
+    "reason_of",
     "registration_of",
     "wald_lms",
     "wald_margin",
@@ -49,6 +52,9 @@ KEYS = ("pan", "ms", "lms")
 IMAGES = (*KEYS, "gt")
 PROBES = 8
 """Samples that opening a file looks into."""
+REGISTRATIONS = ("area", "pancollection")
+FULL_SCALES = (1e-9, 1e12)
+"""What a full scale may be; float32 holds neither squares nor scores of the others."""
 CHUNK_CACHE = 4 * 2**20
 """Bytes of HDF5 chunks kept per dataset and process; samples are drawn at random, so few help."""
 
@@ -216,6 +222,17 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
 
+def is_full_scale(value: float) -> bool:
+    """Whether values can be divided by it: no NaN, no infinity, nothing absurd."""
+    return FULL_SCALES[0] <= value <= FULL_SCALES[1]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why HDF5 failed: the system's word for it where there is one, without HDF5's own details."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error)
+
+
 def _opened(path: str) -> Any:
     import h5py
 
@@ -233,7 +250,7 @@ def _opened(path: str) -> Any:
             ) from error
         if "signature not found" in text:
             raise DataError(f"{path} is no HDF5 file.") from error
-        raise DataError(f"{path} cannot be opened ({text}).") from error
+        raise DataError(f"{path} cannot be opened ({reason_of(error)}).") from error
 
 
 def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
@@ -259,8 +276,13 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
     _check_shapes(path, shapes)
     count, bands, height, width = shapes["lms"]
     max_value = _number(file.attrs.get("max_value"))
-    if max_value is not None and not 0 < max_value < np.inf:
+    if max_value is not None and not is_full_scale(max_value):
         raise DataError(f"{path}: its max_value is {max_value:g}, which is no full scale.")
+    registration = _text(file.attrs.get("registration", "pancollection"))
+    if registration not in REGISTRATIONS:
+        raise DataError(
+            f"{path}: its registration is {registration!r}, not {' or '.join(REGISTRATIONS)}."
+        )
     sensor = file.attrs.get("sensor")
     return PanCollectionHeader(
         count=count,
@@ -271,7 +293,7 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
         has_gt=has_gt,
         max_value=max_value,
         sensor=None if sensor is None else _text(sensor),
-        registration=_text(file.attrs.get("registration", "pancollection")),
+        registration=registration,
     )
 
 
@@ -362,7 +384,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
             the same file if that does not say.
 
     Raises:
-        DataError: files that differ, or a full scale that nobody said.
+        DataError: files that differ, or a full scale that nobody said or that is none.
     """
 
     def __init__(self, files: Sequence[PanCollectionFile], *, max_value: float | None = None):
@@ -377,6 +399,8 @@ class PanCollectionDataset(Dataset[PatchBatch]):
                     f"{file.path} does not say its full scale; give the maximal value: 2047 for "
                     "WV2, WV3 and QB, 1023 for GF2."
                 )
+            if not is_full_scale(scale):
+                raise DataError(f"{scale:g} is no full scale to divide {file.path} by.")
             self.scales.append(scale)
             for name in ("bands", "ratio", "height", "width", "has_gt", "registration"):
                 first, here = getattr(files[0].header, name), getattr(file.header, name)
@@ -499,7 +523,11 @@ class PatchBatches(Generic[T]):
     def stream(
         self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False
     ) -> Iterator[T]:
-        """The batches of steps `start` .. `stop` - 1 in order, read ahead by `workers`."""
+        """The batches of steps `start` .. `stop` - 1 in order, read ahead by `workers`.
+
+        Raises:
+            DataError: a sample cannot be read, or the system killed a worker.
+        """
         self.dataset.close()  # HDF5 must not be open across a fork
         steps: Iterable[list[Draw]] = _Steps(self.sampler, range(start, stop))
         loader: DataLoader[T] = DataLoader(
@@ -509,7 +537,15 @@ class PatchBatches(Generic[T]):
             num_workers=workers,
             pin_memory=pin_memory,
         )
-        yield from loader
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "is killed by signal" not in str(error):
+                raise
+            raise DataError(
+                f"A process that reads training data ahead was killed ({error}), perhaps for lack "
+                "of memory; set fewer workers."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -527,6 +563,48 @@ class _Steps:
 # ------------------------------------------------------------------------------------- writing
 
 
+class _Disk(io.RawIOBase):
+    """A new file that HDF5 may write to on a full disk.
+
+    HDF5 crashes the process when it cannot write what it must when closing. So what fails is kept
+    in `error`, and nothing more is written.
+    """
+
+    def __init__(self, path: Path):
+        self._raw = open(path, "w+b", buffering=0)  # noqa: SIM115
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.error is None:
+            try:
+                done += self._raw.write(view[done:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self._raw.tell() if size is None else size
+
+    def readinto(self, buffer: Any) -> int:
+        return self._raw.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 class PanCollectionWriter:
     """Appends patches to a new file: float32, compressed, one chunk per sample.
 
@@ -534,13 +612,14 @@ class PanCollectionWriter:
     removes everything.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or the patches hold values that are not finite.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.count = 0
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._disk: _Disk | None = None
         self._file: Any = None
 
     def append(self, patches: PatchBatch, places: np.ndarray) -> None:
@@ -552,10 +631,17 @@ class PanCollectionWriter:
             for name in IMAGES
             if (value := getattr(patches, name)) is not None
         }
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{self.path} cannot be written: {name} would hold values that are not finite; "
+                    "check the scenes' values and the PAN weights."
+                )
         arrays["place"] = np.asarray(places, np.int32)
         with self._explained():
             if self._file is None:
-                self._file = h5py.File(self._temporary, "w")
+                self._disk = _Disk(self._temporary)
+                self._file = h5py.File(self._disk, "w")
             for name, values in arrays.items():
                 self._extend(name, values)
         self.count += len(patches)
@@ -581,7 +667,7 @@ class PanCollectionWriter:
         """Complete the file under its temporary name."""
         with self._explained():
             self._file.attrs.update(attributes)
-            self._file.close()
+            self._let_go()
 
     def publish(self) -> None:
         """Put the finished file in place of the target."""
@@ -592,16 +678,23 @@ class PanCollectionWriter:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+            if self._disk is not None and self._disk.error is not None:
+                raise self._disk.error
         except (OSError, RuntimeError) as error:
-            raise DataError(f"{self.path} cannot be written ({error}).") from error
+            raise DataError(f"{self.path} cannot be written ({reason_of(error)}).") from error
+
+    def _let_go(self) -> None:
+        if self._disk is not None:
+            if self._file is not None:
+                self._file.close()
+            self._disk.close()
 
     def __enter__(self) -> PanCollectionWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            with suppress(OSError, RuntimeError):  # the disk may be full
-                self._file.close()
+        with suppress(OSError, RuntimeError):  # the disk may be full
+            self._let_go()
         self._temporary.unlink(missing_ok=True)
 
 

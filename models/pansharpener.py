@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Card, find_checkpoint, load_model, read_card, sha256
+from .checkpoint import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from .classical import CLASSICAL_METHODS, classical_reach
 from .condition import condition_reach, generic_condition
 from .diffusion import NoiseSchedule, ddim_sample
@@ -439,8 +439,6 @@ def load_sharpener(
 
 
 def _load(model: str | None, options: dict[str, Any]) -> StudentSharpener | UNetSharpener:
-    from .checkpoint import DEFAULT_MODEL
-
     path = find_checkpoint(model or DEFAULT_MODEL)
     card = read_card(path)
     if card.architecture in NO_STUDENTS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .pansharpener import Sharpened
 from .patch_condition import PatchConditioner
 from .student import FSAStudent
 from .student_lite import FSAStudentLite
-from .types import Condition
+from .types import Condition, Denoised
 
 __all__ = ["PatchSharpener", "load_patch_sharpener"]
 
@@ -61,7 +61,7 @@ class _Setting:
     seed: int
     device: str
 
-    def sample(self, model: nn.Module, condition: Condition) -> Any:
+    def sample(self, model: nn.Module, condition: Condition) -> Denoised:
         """DDIM from noise that is the same for every image."""
         bands, height, width = condition.lms.shape[1:]
         noise = position_noise(self.seed, 0, 0, height, width, bands, self.device)
@@ -106,7 +106,8 @@ def load_patch_sharpener(
     path = find_checkpoint(model)
     network, card = load_model(path)
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    taken = 1 if card.architecture == "prior" else steps or card.steps
+    taken = card.steps if steps is None else steps
+    taken = 1 if card.architecture == "prior" else taken
     setting = _Setting(card, file, scale, taken, seed, device)
     _check(network, setting)
     NoiseSchedule.cosine(int(card.config.get("timesteps", 500))).respace(taken)

@@ -10,9 +10,10 @@ from typing import Any
 
 from . import prior, teacher
 from .guided import GuidedTeacherConfig
-from .stages import PriorOptions, StudentOptions, TeacherOptions
+from .stages import PriorOptions, TeacherOptions
 from .student import StudentConfig
 from .student_lite import LiteConfig
+from .student_stages import StudentOptions
 from .training import TrainConfig
 
 __all__ = ["PRESETS", "STAGES", "Settings", "preset"]
@@ -73,7 +74,7 @@ def _paper(stage: str, bands: int) -> Settings:
         )
         config = replace(PUBLISHED, iterations=400_000)
         return Settings(config, network, TeacherOptions(steps=25))
-    config = replace(PUBLISHED, iterations=300_000)
+    config = replace(PUBLISHED, iterations=300_000, clip=0.003)
     return Settings(config, StudentConfig(bands=bands), StudentOptions(steps=25, flips=True))
 
 

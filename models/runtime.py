@@ -7,7 +7,7 @@ import os
 
 import torch
 
-__all__ = ["tune_cpu"]
+__all__ = ["tune_cpu", "usable_cores"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -25,7 +25,7 @@ def tune_cpu(threads: int | None = None) -> int:
     Returns:
         The number of threads.
     """
-    count = threads or _cores()
+    count = threads or usable_cores()
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)
     try:
@@ -37,7 +37,8 @@ def tune_cpu(threads: int | None = None) -> int:
     return count
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use, where the system says; else all."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux says what this process may use

@@ -1,50 +1,50 @@
 """The stages of training: what each network learns, from what, and how it is scored.
 
 U-Know-DiffPAN (CVPR 2025) in three stages: a PriorNet, the teacher FSA-T that is told what the
-PriorNet expects, the student FSA-S that learns from truth and teacher. The defects of the release
-are mended by default; each flag of the options brings one of them back, to be measured.
+PriorNet expects, the student FSA-S that learns from truth and teacher. Here are the first two and
+what all share; the third is in `student_stages`. The defects of the release are mended by default;
+each flag of the options brings one of them back, to be measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import Card, load_model
-from .data import GenericBatches, TrainBatch
 from .diffusion import NoiseSchedule, add_noise, ddim_sample
-from .distillation import CachedDataset, FrozenTeacher, TeacherAnswer
+from .distillation import CachedDataset
 from .errors import DataError, ModelMismatch
 from .guided import GuidedTeacher, GuidedTeacherConfig
-from .losses import beta_nll, contrast_weighted_l1
+from .losses import beta_nll
 from .metrics import ergas, psnr, q2n, sam
 from .noise import position_noise
 from .pancollection import PanCollectionDataset, PatchBatch, PatchBatches
 from .parallel import World, current_world
-from .patch_condition import PatchConditioner
 from .prior import PriorConfig, PriorNet
-from .student import FSAStudent, StudentConfig
-from .student_lite import FSAStudentLite, LiteConfig
 from .training import Examples
 from .types import Condition, Denoised
 
 __all__ = [
-    "GenericStudentStage",
+    "DiffusionOptions",
+    "DiffusionStage",
     "PatchData",
+    "PatchStage",
     "PriorOptions",
     "PriorStage",
-    "StudentOptions",
-    "StudentStage",
     "TeacherOptions",
     "TeacherStage",
+    "View",
+    "channels_last",
+    "noised",
     "patch_scores",
     "residual_std_of",
+    "spread",
     "validation_patches",
 ]
 
@@ -84,7 +84,8 @@ class DiffusionOptions:
     its timestep (B1)."""
     raw_residual: bool = False
     """Simulate the release, which diffuses the residual gt - lms as it is, about 0.03 beside noise
-    of 1 (B4). By default it is divided by its standard deviation in the training data."""
+    of 1 (B4). By default it is divided by its standard deviation in the training data. Networks of
+    the published form only: the lite student's residual is in units of the scene's contrast."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,6 @@ class TeacherOptions(DiffusionOptions):
 
     beta: float = 0.5
     """Of the beta-NLL."""
-
-
-@dataclass(frozen=True)
-class StudentOptions(DiffusionOptions):
-    """Of the stage `fsa-s`."""
-
-    soft_weight: float = 0.1
-    """Of the distance from the teacher's answer; 0 without a teacher."""
-    feature_weight: float = 0.001
-    """Of the distance from the teacher's features; 0 without a teacher."""
-    variance_weight: float = 0.1
-    """Of the likelihood that a variance head learns by, if the network has one."""
-    raw_uncertainty: bool = False
-    """Simulate the release, which weighs pixels by 1 +- the teacher's variance: about 1e-4, so
-    that all weigh the same (B5 of the paper's form). By default the variance is brought to
-    [0, 1): variance / (variance + its median in the training data)."""
-    flips: bool = False
-    """Turn patches over at random, see `PatchSampler`."""
-
-
-GENERIC_OPTIONS = StudentOptions(terminal_share=0.7, soft_weight=0.0, feature_weight=0.0)
-"""Of the stage on whole scenes, which knows no teacher."""
 
 
 # ---------------------------------------------------------------------------------------- data
@@ -143,10 +122,15 @@ class PatchData:
 
     @property
     def bands(self) -> int:
+        """C, of every file."""
         return self.valid.files[0].header.bands
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
-        """Training batches of the steps."""
+        """Training batches of the steps `start` .. `stop` - 1.
+
+        Raises:
+            DataError: samples that cannot be read, in one sentence from worker processes too.
+        """
         pinned = torch.device(self.device).type == "cuda"
         try:
             yield from self.train.stream(start, stop, workers=self.workers, pin_memory=pinned)
@@ -173,7 +157,7 @@ def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAM
         DataError: a band without any residual.
     """
     squares, count = torch.zeros(0), 0
-    for index in _spread(len(dataset), samples):
+    for index in spread(len(dataset), samples):
         patch = dataset[index]
         assert patch.gt is not None
         power = (patch.gt - patch.lms).double().square().mean((0, 2, 3))
@@ -188,7 +172,7 @@ def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAM
     return std.float()
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """At most so many of `count` indices, spread evenly."""
     most = min(count, most)
     return [i * count // most for i in range(most)]
@@ -197,14 +181,19 @@ def _spread(count: int, most: int) -> list[int]:
 # --------------------------------------------------------------------------------------- stages
 
 
-class _PatchStage:
+def channels_last(model: nn.Module) -> nn.Module:
+    """The network with its weights in the memory format that convolutions are fastest in."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class PatchStage:
     """What the stages on PanCollection files share: batches, validation, cards."""
 
     name = ""
     architecture = ""
 
     def __init__(self, network: Any, data: PatchData, options: Any):
-        if network is not None and getattr(network, "bands", data.bands) != data.bands:
+        if getattr(network, "bands", data.bands) != data.bands:
             raise ModelMismatch(
                 f"the network takes {network.bands} bands, the files hold {data.bands}; give both "
                 "the same"
@@ -258,7 +247,7 @@ class _PatchStage:
     @torch.no_grad()
     def examples(self, model: nn.Module) -> Examples | None:
         device, valid = next(model.parameters()).device, self.data.valid
-        parts = [valid[i] for i in _spread(len(valid), EXAMPLES)]
+        parts = [valid[i] for i in spread(len(valid), EXAMPLES)]
         patches = PatchBatch.cat(parts).to(device)
         hrms, sigma = self.predict(model, patches, 0)
         assert patches.gt is not None
@@ -301,7 +290,7 @@ def validation_patches(
 ) -> Iterator[tuple[int, PatchBatch, float]]:
     """At most so many patches, spread evenly: (number of the first, patches of one file, their
     full scale in DN)."""
-    chosen = _spread(len(valid), most)
+    chosen = spread(len(valid), most)
     for number, scale in enumerate(valid.scales):
         first, after = int(valid.starts[number]), int(valid.starts[number + 1])
         own = [i for i in chosen if first <= i < after]
@@ -310,7 +299,7 @@ def validation_patches(
             yield part[0], PatchBatch.cat([valid[i] for i in part]), scale
 
 
-class PriorStage(_PatchStage):
+class PriorStage(PatchStage):
     """Stage `prior`: a PriorNet learns mean and variance of the truth by their likelihood."""
 
     name = architecture = "prior"
@@ -319,7 +308,7 @@ class PriorStage(_PatchStage):
         super().__init__(network, data, options)
 
     def build(self) -> nn.Module:
-        return _channels_last(PriorNet(self.network))
+        return channels_last(PriorNet(self.network))
 
     def losses(
         self, model: nn.Module, batch: PatchBatch, generator: torch.Generator
@@ -335,7 +324,7 @@ class PriorStage(_PatchStage):
         return mean, variance.sqrt()
 
 
-def _noised(
+def noised(
     schedule: NoiseSchedule,
     x0: Tensor,
     terminal_share: float,
@@ -357,11 +346,12 @@ class View:
     """Patches as a denoiser sees them."""
 
     condition: Condition
+    """What it is told of them."""
     scale: Tensor
     """(B or 1, C, 1, 1): x0 = (gt - condition.lms) / scale."""
 
 
-class _DiffusionStage(_PatchStage):
+class DiffusionStage(PatchStage):
     """What teacher and student share: x0-prediction at random timesteps, sampling by DDIM."""
 
     options: DiffusionOptions
@@ -379,8 +369,13 @@ class _DiffusionStage(_PatchStage):
         self.residual_std = torch.ones(bands) if raw else residual_std_of(data.dataset)
 
     def view(self, patches: PatchBatch) -> View:
+        """Training patches, in the units of `residual_std`."""
         scale = self.residual_std.to(patches.lms).view(1, -1, 1, 1)
         return View(Condition(patches.lms, patches.pan), scale)
+
+    def validation_view(self, patches: PatchBatch) -> View:
+        """Validation patches."""
+        return self.view(patches)
 
     def denoise(
         self,
@@ -393,7 +388,7 @@ class _DiffusionStage(_PatchStage):
         """Train at random timesteps; with a `slot`, half of the batches are self-conditioned
         (Chen et al. 2023): the network sees what it predicts without."""
         share = self.options.terminal_share
-        x_t, t = _noised(self.schedule, x0, share, generator, self.world)
+        x_t, t = noised(self.schedule, x0, share, generator, self.world)
         again = float(torch.rand(1, generator=generator)) < 0.5
         if slot and again:
             with torch.no_grad():
@@ -404,7 +399,7 @@ class _DiffusionStage(_PatchStage):
     def predict(
         self, model: nn.Module, patches: PatchBatch, place: int
     ) -> tuple[Tensor, Tensor | None]:
-        view = self.view(patches)
+        view = self.validation_view(patches)
         count, bands, height, width = patches.lms.shape
         noise = torch.stack(
             [position_noise(7, (place + i) * height, 0, height, width, bands) for i in range(count)]
@@ -433,7 +428,7 @@ class _DiffusionStage(_PatchStage):
         }
 
 
-class TeacherStage(_DiffusionStage):
+class TeacherStage(DiffusionStage):
     """Stage `fsa-t`: the diffusion teacher, told of PriorNet's expectation and of wavelets."""
 
     name = architecture = "fsa-t"
@@ -444,11 +439,6 @@ class TeacherStage(_DiffusionStage):
     ):
         super().__init__(network, data, options)
         self.prior = prior
-        if network.teacher.bands != data.bands:
-            raise ModelMismatch(
-                f"the teacher takes {network.teacher.bands} bands, the files hold {data.bands}; "
-                "give both the same"
-            )
 
     @property
     def factor(self) -> int:
@@ -465,7 +455,7 @@ class TeacherStage(_DiffusionStage):
                 "give a checkpoint of `uknowpan train --stage prior` on the same bands"
             ) from error
         model.residual_std.copy_(self.residual_std)
-        return _channels_last(model)
+        return channels_last(model)
 
     def losses(
         self, model: nn.Module, batch: PatchBatch, generator: torch.Generator
@@ -480,342 +470,12 @@ class TeacherStage(_DiffusionStage):
 
     def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
         assert isinstance(model, GuidedTeacher)
-        prior = model.encode_prior(condition)
-        return super().sample(
-            lambda x_t, t, known: model(x_t, t, known, prior),  # type: ignore[arg-type]
-            noise,
-            condition,
-        )
-
-
-@dataclass(frozen=True)
-class StudentBatch:
-    """Patches, and what the teacher says of them if it was asked before."""
-
-    patches: PatchBatch
-    answer: TeacherAnswer | None = None
-
-    def to(self, *args: Any, **kwargs: Any) -> StudentBatch:
-        """Both on another device."""
-        answer = None if self.answer is None else self.answer.to(*args, **kwargs)
-        return StudentBatch(self.patches.to(*args, **kwargs), answer)
-
-
-class FeatureMatcher(nn.Module):
-    """A student with 1x1 convolutions from its features to the teacher's (Romero et al. 2015).
-
-    For students whose features have other shapes than the teacher's. Each of the teacher's is
-    compared with the student's feature of the nearest resolution, both averaged to the coarser.
-    """
-
-    def __init__(self, student: FSAStudentLite, channels: Sequence[int], factors: Sequence[int]):
-        super().__init__()
-        self.student = student
-        own = student.feature_shapes  # (channels, PAN pixels per feature pixel)
-        self.chosen = [min(range(len(own)), key=lambda k: abs(own[k][1] - f)) for f in factors]
-        self.project = nn.ModuleList(
-            nn.Conv2d(own[k][0], wide, 1) for k, wide in zip(self.chosen, channels, strict=True)
-        )
-
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
-        said = self.student(x_t, t, condition, with_features=True)
-        features = tuple(
-            project(said.features[k]) for k, project in zip(self.chosen, self.project, strict=True)
-        )
-        return Denoised(said.x0, said.log_sigma, features)
-
-
-class StudentStage(_DiffusionStage):
-    """Stage `fsa-s`: the student learns from the truth and, where it has one, from a teacher.
-
-    mean[(1 + theta) |x0 - x0_S|] + soft mean[(1 - theta) |x0_T - x0_S|]
-      + feature sum_i mean sqrt((f_i^T - f_i^S)^2 + 1e-12)          (METHODS 1.5)
-
-    with theta from the teacher's variance: where the teacher is unsure, the truth counts more.
-    A `StudentConfig` is of the published form, a `LiteConfig` of the one for CPUs and any sensor.
-    """
-
-    name = "fsa-s"
-    options: StudentOptions
-
-    def __init__(
-        self,
-        network: StudentConfig | LiteConfig,
-        data: PatchData,
-        options: StudentOptions,
-        teacher: FrozenTeacher | None = None,
-    ):
-        self.lite = isinstance(network, LiteConfig)
-        self.architecture = "fsa-s-lite" if self.lite else "fsa-s"
-        self.teacher = teacher
-        self.cached = isinstance(data.train.dataset, CachedDataset)
-        super().__init__(network, data, options)
-        self.border = 0
-        if self.lite:
-            self.conditioner = PatchConditioner(data.dataset)
-            self.valid_conditioner = PatchConditioner(data.valid)
-            self.border = self.conditioner.border
-            self._check_inner()
-        self.probe = self._probe()
-        self.median = None if self.probe is None else self._median_variance()
-
-    @property
-    def factor(self) -> int:
-        if isinstance(self.network, LiteConfig):
-            return FSAStudentLite.pixel_multiple
-        return 2 ** (len(self.network.multipliers) - 1)
-
-    def _check_inner(self) -> None:
-        """Something must be left of patches without their border."""
-        file, edge = self.data.dataset.files[0], self.border
-        height, width = file.header.height, file.header.width
-        if min(height, width) <= 2 * edge:
-            raise ModelMismatch(
-                f"{file.path} has patches of {height} x {width} pixels, of which the lite student "
-                f"leaves out {edge} along every edge; cut the data anew, in larger patches"
-            )
-
-    # ------------------------------------------------------------------ what the teacher says
-
-    def _answers(self, indices: Sequence[int]) -> TeacherAnswer | None:
-        """Of single training patches, without turning them."""
-        cached = self.data.train.dataset
-        if isinstance(cached, CachedDataset):
-            return TeacherAnswer.cat([cached[i][1] for i in indices])
-        if self.teacher is not None:
-            patches = PatchBatch.cat([self.data.dataset[i] for i in indices])
-            return self.teacher.answer(patches.to(self.teacher.device))
-        return None
-
-    def _probe(self) -> TeacherAnswer | None:
-        """An answer, for the shapes of features."""
-        return self._answers([0])
-
-    def _median_variance(self) -> Tensor:
-        """(C,) of the teacher's variance in the training data."""
-        rows = []
-        chosen = _spread(len(self.data.dataset), 128)
-        for k in range(0, len(chosen), 16):
-            answer = self._answers(chosen[k : k + 16])
-            assert answer is not None
-            rows.append(answer.variance.transpose(0, 1).flatten(1)[:, ::16].cpu())
-        return torch.cat(rows, 1).median(1).values
-
-    def theta(self, variance: Tensor) -> Tensor:
-        """The weight's part that depends on the teacher's variance (B, C, H, W)."""
-        if self.options.raw_uncertainty:
-            return variance
-        assert self.median is not None
-        return variance / (variance + self.median.to(variance).view(1, -1, 1, 1))
-
-    # ------------------------------------------------------------------------- what is trained
-
-    def build(self) -> nn.Module:
-        if not isinstance(self.network, LiteConfig):
-            student: nn.Module = FSAStudent(self.network)
-            self._check_features(student)
-            return _channels_last(student)
-        lite = FSAStudentLite(self.network)
-        if self.probe is None or not self.options.feature_weight:
-            return _channels_last(lite)
-        height = self.data.dataset.files[0].header.height
-        shapes = [(f.shape[1], height // f.shape[2]) for f in self.probe.features]
-        return _channels_last(FeatureMatcher(lite, *zip(*shapes, strict=True)))
-
-    def _check_features(self, student: nn.Module) -> None:
-        if self.probe is None or not self.options.feature_weight:
-            return
-        config = self.network
-        widths = [config.width * m for m in config.multipliers]
-        mine = [*widths[:-1], *widths[:0:-1]]
-        theirs = [f.shape[1] for f in self.probe.features]
-        if mine != theirs:
-            raise ModelMismatch(
-                f"the student's features have {mine} channels, the teacher's {theirs}; give both "
-                "the same width and multipliers, or set feature_weight to 0"
-            )
-
-    def deployed(self, model: nn.Module) -> nn.Module:
-        return model.student if isinstance(model, FeatureMatcher) else model
-
-    def batches(self, start: int, stop: int) -> Generator[StudentBatch]:
-        for item in self.data.batches(start, stop):
-            yield StudentBatch(*item) if self.cached else StudentBatch(item)
-
-    def view(self, patches: PatchBatch) -> View:
-        if not self.lite:
-            return super().view(patches)
-        return View(*self.conditioner.condition(patches))
-
-    def losses(
-        self, model: nn.Module, batch: StudentBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        options, patches = self.options, batch.patches
-        assert patches.gt is not None
-        answer = batch.answer
-        if answer is None and self.teacher is not None:
-            answer = self.teacher.answer(patches)
-        with torch.autocast(patches.gt.device.type, enabled=False):
-            view = self.view(patches)
-        lms = view.condition.lms
-        x0 = (patches.gt - lms) / view.scale
-        slot = not self.lite and self.network.self_conditioning
-        said = self.denoise(model, x0, view.condition, generator, slot)
-        inner = self._inner(x0)
-        miss = (said.x0 - x0)[inner]
-        if answer is None:
-            parts = {"hard": miss.abs().mean()}
-        else:
-            theta = self.theta(answer.variance)[inner]
-            soft = ((answer.sr - lms) / view.scale - said.x0)[inner]
-            parts = {
-                "hard": ((1 + theta) * miss.abs()).mean(),
-                "soft": options.soft_weight * ((1 - theta) * soft.abs()).mean(),
-            }
-            if options.feature_weight:
-                between = _feature_distance(said.features, answer.features)
-                parts["features"] = options.feature_weight * between
-        if said.log_sigma is not None:  # its gradient must not bend the mean
-            nll = beta_nll(miss.detach(), said.log_sigma[inner])
-            parts["variance"] = options.variance_weight * nll
-        return parts
-
-    def _inner(self, x: Tensor) -> tuple[Any, ...]:
-        edge = self.border
-        cut = slice(edge, -edge) if edge else slice(None)
-        return (..., cut, cut)
-
-    def predict(
-        self, model: nn.Module, patches: PatchBatch, place: int
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.lite:  # the statistics of the patches at hand, as `sharpen` takes a scene's own
-            mine, self.conditioner = self.conditioner, self.valid_conditioner
-            try:
-                return super().predict(model, patches, place)
-            finally:
-                self.conditioner = mine
-        return super().predict(model, patches, place)
-
-    def _card_fields(self) -> dict[str, Any]:
-        fields = super()._card_fields()
-        if self.lite:
-            ratio = self.data.dataset.files[0].header.ratio
-            fields = {"steps": self.options.steps, "bands": None, "ratios": [ratio]}
-        return fields
-
-    def _notes(self) -> dict[str, Any]:
-        cached = self.data.train.dataset
-        if isinstance(cached, CachedDataset):
-            return {"teacher": str(cached.caches[0].attributes["teacher"])}
-        return {} if self.teacher is None else {"teacher": self.teacher.card.name}
-
-
-def _feature_distance(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Sum over the features of the mean distance, each pair averaged to the coarser grid."""
-    total = mine[0].new_zeros(())
-    for a, b in zip(mine, theirs, strict=True):
-        size = (min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1]))
-        a, b = (x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
-        total = total + ((a.float() - b.float()) ** 2 + 1e-12).sqrt().mean()
-    return total
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-class GenericStudentStage:
-    """Stage `fsa-s` of the `lite` form on whole scenes, degraded anew at every step; the truth is
-    the only target."""
-
-    name = "fsa-s"
-    border = 4
-    """PAN pixels along a patch's edge that the loss leaves out (they saw zero padding)."""
-
-    def __init__(
-        self,
-        network: LiteConfig,
-        train: GenericBatches,
-        valid: GenericBatches,
-        *,
-        options: StudentOptions | None = None,
-        validation_batches: int = 12,
-        notes: dict[str, Any] | None = None,
-    ):
-        self.network = network
-        self.options = options or GENERIC_OPTIONS
-        self.schedule = NoiseSchedule.cosine(network.timesteps)
-        self.train_data, self.valid_data = train, valid
-        self.validation_batches, self.notes = validation_batches, notes or {}
-        self.world = current_world()
-
-    def build(self) -> nn.Module:
-        return _channels_last(FSAStudentLite(self.network))
-
-    def batch(self, step: int) -> TrainBatch:
-        """Of one step: this process's share."""
-        batch = self.train_data(step)
-        own = self.world.own
-        condition = batch.condition._map(lambda name, x: own(x))
-        return TrainBatch(condition, own(batch.x0))
-
-    def batches(self, start: int, stop: int) -> Generator[TrainBatch]:
-        for step in range(start, stop):
-            yield self.batch(step)
-
-    def deployed(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def examples(self, model: nn.Module) -> Examples | None:
-        return None
-
-    def losses(
-        self, model: nn.Module, batch: TrainBatch, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        share = self.options.terminal_share
-        x_t, t = _noised(self.schedule, batch.x0, share, generator, self.world)
-        said = model(x_t, t, batch.condition)
-        inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
-        x0, target = said.x0[inner], batch.x0[inner]
-        assert said.log_sigma is not None
-        error = (x0 - target).detach()  # the variance head must not bend the mean
-        return {
-            "l1": contrast_weighted_l1(x0, target),
-            "variance": self.options.variance_weight * beta_nll(error, said.log_sigma[inner]),
-        }
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        score, rmse, local, coverage = 0.0, 0.0, 0.0, 0.0
-        last, device = len(self.schedule) - 1, next(model.parameters()).device
-        generator = torch.Generator().manual_seed(7)
-        for step in range(self.validation_batches):
-            batch = self.valid_data(step).to(device)
-            t = torch.full((len(batch.x0),), last, device=device)
-            x_t = torch.randn(batch.x0.shape, generator=generator).to(device)
-            said = model(x_t, t, batch.condition)
-            assert batch.condition.band_features is not None and said.log_sigma is not None
-            error = said.x0 - batch.x0
-            score += float(contrast_weighted_l1(said.x0, batch.x0))
-            rmse += float(error.square().mean().sqrt())
-            injected = batch.condition.band_features[:, :, 1]
-            local += float((injected - batch.x0).square().mean().sqrt())
-            coverage += float((error.abs() < said.log_sigma.exp()).float().mean())
-        n = self.validation_batches
-        return {
-            "score": score / n,
-            "rmse": rmse / n,
-            "rmse_over_local_injection": rmse / local,
-            "coverage_1_sigma": coverage / n,
-        }
-
-    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
-        return Card(
-            name=name,
-            architecture="fsa-s-lite",
-            config=asdict(self.network),
-            stage=self.name,
-            residual_scale=self.train_data.residual_scale,
-            training={**self.notes, "iterations": step},
-            scores={"validation_patches": scores},
+        return model.sample(
+            condition.lms,
+            condition.pan,
+            steps=self.options.steps,
+            schedule=self.schedule,
+            noise=noise,
+            respaced_time_index=self.options.respaced_time_index,
+            self_conditioning=self.options.self_conditioning,
         )

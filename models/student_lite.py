@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .condition import BAND_FEATURES, INJECTIONS, PAN_FEATURES, SCENE_FEATURES
+from .condition import (
+    BACK_PROJECTION,
+    BAND_FEATURES,
+    INJECTIONS,
+    PAN_FEATURES,
+    SCENE_FEATURES,
+)
 from .types import Condition, Denoised
 
 __all__ = ["FSAStudentLite", "LiteConfig"]
@@ -36,6 +42,18 @@ class LiteConfig:
     """Residual blocks on the 4 x 4 grid."""
     timesteps: int = 500
     """Length of the noise schedule (scales the time embedding)."""
+    back_projection: bool = False
+    """The band feature of that name is seen, and mixed into the answer like an injection."""
+
+    @property
+    def band_features(self) -> int:
+        """How many of the band features are seen."""
+        return BAND_FEATURES if self.back_projection else BACK_PROJECTION
+
+    @property
+    def maps(self) -> int:
+        """The injections' weights, the correction, the log-sigma, the back-projection's weight."""
+        return INJECTIONS + 2 + int(self.back_projection)
 
 
 class PixelNorm(nn.Module):
@@ -102,7 +120,7 @@ class FSAStudentLite(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(32 + SCENE_FEATURES, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
         )
-        self.band_in = nn.Conv2d(4 * (BAND_FEATURES + 1), width, 3, padding=1)
+        self.band_in = nn.Conv2d(4 * (config.band_features + 1), width, 3, padding=1)
         self.pan_in = nn.Conv2d(4 * PAN_FEATURES, width, 3, padding=1)
         self.head_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
         self.down = nn.Conv2d(width, deep, 2, stride=2)
@@ -110,7 +128,7 @@ class FSAStudentLite(nn.Module):
         self.up = nn.Conv2d(deep, 4 * width, 1)
         self.tail_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
         self.norm_out = PixelNorm(width)
-        self.out = nn.Conv2d(width, 4 * (INJECTIONS + 2), 3, padding=1)
+        self.out = nn.Conv2d(width, 4 * config.maps, 3, padding=1)
         self._start_as_local_injection()
 
     @property
@@ -129,9 +147,25 @@ class FSAStudentLite(nn.Module):
     def _start_as_local_injection(self) -> None:
         """Untrained, the network answers with the local injection (band feature 1)."""
         nn.init.zeros_(self.out.weight)
-        bias = torch.zeros(INJECTIONS + 2, 4)
+        bias = torch.zeros(self.config.maps, 4)
         bias[1] = 1.0
         self.out.bias = nn.Parameter(bias.flatten())
+
+    def adopt(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network without back-projection as this one's, which then says the same."""
+        if not self.config.back_projection or "out.bias" not in weights:
+            return weights
+        if len(weights["out.bias"]) != 4 * (INJECTIONS + 2):
+            return weights
+        seen, said = weights["band_in.weight"], weights["out.weight"]
+        noise = seen[:, 4 * BACK_PROJECTION :]  # x_t comes last
+        fresh = torch.zeros_like(seen[:, :4])
+        return {
+            **weights,
+            "band_in.weight": torch.cat([seen[:, : 4 * BACK_PROJECTION], fresh, noise], 1),
+            "out.weight": torch.cat([said, torch.zeros_like(said[:4])]),
+            "out.bias": torch.cat([weights["out.bias"], torch.zeros(4)]),
+        }
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False
@@ -160,6 +194,7 @@ class FSAStudentLite(nn.Module):
         if band is None or pan is None or scene is None:
             raise ValueError("the lite student needs the condition made by generic_condition")
         injections = band[:, :, :INJECTIONS]
+        band = band[:, :, : self.config.band_features]
         emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
 
         inputs = torch.cat([_compress(band), x_t[:, :, None]], 2).flatten(0, 1)
@@ -175,10 +210,12 @@ class FSAStudentLite(nn.Module):
             x = block(x, emb, bands)
         features = (_band_mean(x, bands), _band_mean(y, bands)) if with_features else ()
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
-        maps = maps.unflatten(0, (batch, bands))  # (B, C, INJECTIONS + 2, H, W)
+        maps = maps.unflatten(0, (batch, bands))  # (B, C, maps, H, W)
         x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
+        if self.config.back_projection:
+            x0 = torch.addcmul(x0, maps[:, :, INJECTIONS + 2], band[:, :, BACK_PROJECTION])
         log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0)
         return Denoised(x0=x0, log_sigma=log_sigma, features=features)
 

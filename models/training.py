@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .checkpoint import Card, load_model, save_checkpoint
-from .errors import CheckpointError, ModelError, ModelMismatch
+from .errors import CheckpointError, DataError, ModelError, ModelMismatch
 from .parallel import current_world
 
 __all__ = [
@@ -184,8 +184,10 @@ def _refuse_other_config(path: Path, resolved: dict[str, Any]) -> None:
 def _start_from(init: Path, model: nn.Module, network: Any) -> None:
     """Take the weights of a checkpoint."""
     source, card = load_model(init)
+    weights = source.state_dict()
+    adopt = getattr(model, "adopt", None)  # of networks that have grown
     try:
-        model.load_state_dict(source.state_dict())
+        model.load_state_dict(weights if adopt is None else adopt(weights))
     except RuntimeError as error:
         there, here = (_flat(json.loads(json.dumps(c))) for c in (card.config, asdict(network)))
         differing = _differences(there, here) or "another architecture"
@@ -228,9 +230,14 @@ def _trim_log(path: Path, step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        temporary = path.with_name(".log.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        _write_whole(path, "".join(kept))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Beside the file first: killed at any moment, it leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.stem}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def _step_of(line: str) -> float:
@@ -333,10 +340,17 @@ class _Run:
             self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
         self._window_steps += 1
 
+    def _shared_window(self) -> dict[str, Tensor]:
+        """The sums for the next line of the log, as means over all processes."""
+        if not self._window:
+            return {}
+        sums = self.world.mean(torch.stack(list(self._window.values())))
+        return dict(zip(self._window, sums, strict=True))
+
     def entry(self) -> dict[str, Any]:
         """A line of the log: means since the one before, over all processes."""
-        sums = torch.stack(list(self._window.values())) / max(self._window_steps, 1)
-        means = dict(zip(self._window, self.world.mean(sums).tolist(), strict=True))
+        sums, steps = self._shared_window(), max(self._window_steps, 1)
+        means = {name: float(value / steps) for name, value in sums.items()}
         self._window, self._window_steps = {}, 0
         return {
             "step": self.step,
@@ -362,19 +376,32 @@ class _Run:
         return scores
 
     def save_state(self) -> None:
-        """Write what resuming needs, beside the old state first."""
+        """Write what resuming needs, beside the old state first; the first process does.
+
+        Raises:
+            DataError: it cannot be written; the old state stays.
+        """
+        window = self._shared_window()
         if self.world.rank:
             return
+        path, temporary = self.out / "state.pt", self.out / ".state.tmp"
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "best": self.best,
-            "window": (self._window, self._window_steps),
+            "window": (window, self._window_steps),
         }
-        torch.save(state, self.out / ".state.tmp")
-        os.replace(self.out / ".state.tmp", self.out / "state.pt")
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+            temporary.unlink(missing_ok=True)
+            raise DataError(
+                f"{path} cannot be written ({str(error).splitlines()[0]}); make room, then "
+                "--resume goes on from the state before."
+            ) from error
 
 
 def train(
@@ -397,7 +424,7 @@ def train(
         config: how.
         out: the run folder, made if need be; its name becomes the model's.
         resume: go on from `out`'s state.pt if there is one.
-        init: checkpoint whose weights a new run starts from.
+        init: checkpoint whose weights a new run starts from; a resumed one has its own.
         device: where the network is trained.
         on_step: called with the step number and this process's losses (floats) after every step.
         on_log: called with every line of log.jsonl.
@@ -413,6 +440,7 @@ def train(
         ConfigMismatch: `resume` with another configuration.
         ModelMismatch: `init` is of another network, or the batch cannot be shared out.
         CheckpointError: `init` or the state cannot be read.
+        DataError: training data cannot be read, or the state cannot be written.
         Diverged: a loss or its gradient is not finite; the last saved state stays.
     """
     device = torch.device(device)
@@ -421,14 +449,15 @@ def train(
     if resumed:
         _refuse_other_config(out / "config.json", resolved)
     torch.set_flush_denormal(True)
-    run = _Run(stage, config, out, device, init)
+    run = _Run(stage, config, out, device, None if resumed else init)
     run.world.share(config.batch_size)
     if resumed:
         run.go_on()
+    run.world.barrier()  # every process has read what the first one now writes
     first = run.world.rank == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        _write_whole(out / "config.json", json.dumps(resolved, indent=2) + "\n")
         _trim_log(out / "log.jsonl", run.step)
     run.prepare()
     with closing(stage.batches(run.step, config.iterations)) as batches:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 import time
@@ -35,7 +34,10 @@ def distill_cache(
     steps: Annotated[
         int, typer.Option("--steps", min=1, max=500, help="Network evaluations per answer.")
     ] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise that answers start from.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, max=2**63 - 1, help="Of the noise that answers start from."),
+    ] = 0,
     max_value: Annotated[
         float | None,
         typer.Option(
@@ -62,9 +64,6 @@ def distill_cache(
     """Write what a teacher says of every training sample, so that training a student need not ask
     it again."""
     with opt.guarded(-1 if quiet else verbose):
-        if max_value is not None and not 0 < max_value < math.inf:
-            opt.fail(f"--max-value takes a positive number, not {max_value:g}.", exits.USAGE)
-
         from uknowpan_models.checkpoint import find_checkpoint
         from uknowpan_models.distillation import (
             FrozenTeacher,
@@ -72,12 +71,18 @@ def distill_cache(
             part_of,
             write_cache,
         )
-        from uknowpan_models.pancollection import PanCollectionDataset, PanCollectionFile
+        from uknowpan_models.pancollection import (
+            PanCollectionDataset,
+            PanCollectionFile,
+            is_full_scale,
+        )
         from uknowpan_models.runtime import tune_cpu
         from uknowpan_tiling import check_output
 
         from .opening import choose_device
 
+        if max_value is not None and not is_full_scale(max_value):
+            opt.fail(f"--max-value: {max_value:g} is no full scale.", exits.USAGE)
         check_output(str(output), [str(data), teacher], overwrite)
         part = part_of(output)
         if part.exists() and not resume and not overwrite:

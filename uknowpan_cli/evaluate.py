@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,8 +170,11 @@ def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
         opt.fail("--max-value and --bit-depth exclude each other.", exits.USAGE)
     if bit_depth is not None:
         return float(2**bit_depth - 1)
-    if max_value is not None and not 0 < max_value < math.inf:
-        opt.fail(f"--max-value must be above 0 and finite, not {max_value:g}.", exits.USAGE)
+    if max_value is not None:
+        from uknowpan_models.pancollection import is_full_scale
+
+        if not is_full_scale(max_value):
+            opt.fail(f"--max-value: {max_value:g} is no full scale.", exits.USAGE)
     return max_value
 
 

@@ -145,11 +145,12 @@ def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed
 def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
     """MTF gains that `simulate` degraded by, one per band."""
     import h5py
+    import numpy as np
 
     with h5py.File(file.path, "r", locking="best-effort") as opened:
-        gains = opened.attrs.get("mtf_gains")
-    values = () if gains is None else tuple(float(g) for g in gains)
-    return values if len(values) == file.header.bands else None
+        gains = np.ravel(opened.attrs.get("mtf_gains", ()))
+    numbers = gains.dtype.kind == "f" and len(gains) == file.header.bands
+    return tuple(gains.tolist()) if numbers else None
 
 
 def _load(

@@ -26,8 +26,12 @@ COUNTS = frozenset(
     }
 )
 """Fields that must be at least 1."""
-SHARES = frozenset({"ema", "halved_share", "terminal_share", "dropout", "drop_path"})
+SHARES = frozenset(
+    {"ema", "halved_share", "terminal_share", "dropout", "drop_path", "learning_rate"}
+)
 """Fields that must be at most 1."""
+LARGEST = 2**31 - 1
+"""Of whole numbers: seeds are multiplied, sizes go to C."""
 
 
 def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
@@ -89,6 +93,8 @@ def _checked(there: Any, value: Any, place: str) -> Any:
     if isinstance(there, tuple):
         if not isinstance(value, list) or any(type(v) is not int for v in value):
             fail(f"{name} takes a list of whole numbers, not {value!r}.", exits.USAGE)
+        if max(value, default=0) > LARGEST:
+            fail(f"{name} must be at most {LARGEST}, not {max(value)}.", exits.USAGE)
         if name in COUNTS and min(value, default=1) < 1:
             fail(f"{name} must be at least 1, not {min(value)}.", exits.USAGE)
         return tuple(value)
@@ -100,6 +106,8 @@ def _checked(there: Any, value: Any, place: str) -> Any:
     for bound, least in _bounds(name, wanted):
         if value < bound:
             fail(f"{name} must be at least {least}, not {value}.", exits.USAGE)
+    if wanted is int and value > LARGEST:
+        fail(f"{name} must be at most {LARGEST}, not {value}.", exits.USAGE)
     if name in SHARES and value > 1:
         fail(f"{name} must be at most 1, not {value}.", exits.USAGE)
     return value

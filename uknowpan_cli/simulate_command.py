@@ -99,6 +99,8 @@ def simulate(
         given = [*named, *(tuple(files.split(";")) for files in pair or [])]
         if any(len(files) < 2 or "" in files for files in given):
             opt.fail("--pair takes PAN and MS with a semicolon between, in quotes.", exits.USAGE)
+        if any("" in files.split(";") for files in ms_only or []):
+            opt.fail("--ms-only takes files with semicolons between, in quotes.", exits.USAGE)
         if sample == bool(given or ms_only):
             opt.fail("Give either scenes (PAN MS, --pair, --ms-only) or --sample.", exits.USAGE)
 
@@ -119,6 +121,8 @@ def simulate(
                 check_output(str(path), [], overwrite)
             done = simulate_sample(output)
         else:
+            if output.is_dir():
+                opt.fail(f"-o: {output} is a folder; name a file in it.", exits.INPUT)
             shares = opt.numbers(split, "--split", 3) or []
             gains, weights = opt.numbers(mtf, "--mtf"), opt.numbers(pan_weights, "--pan-weights")
             bands = opt.numbers(bidx, "--bidx")

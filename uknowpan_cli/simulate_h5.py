@@ -22,6 +22,7 @@ from uknowpan_models.errors import DataError
 from uknowpan_models.pancollection import (
     PanCollectionWriter,
     PatchBatch,
+    is_full_scale,
     registration_of,
     wald_lms,
     wald_margin,
@@ -102,10 +103,12 @@ class SimulationOptions:
     def __post_init__(self) -> None:
         if min(self.split) < 0 or not self.split[0] > 0:
             raise ValueError(f"a split of {self.split} leaves nothing to train on")
-        if self.max_value is not None and not 0 < self.max_value < np.inf:
-            raise ValueError(f"a full scale of {self.max_value:g} is not above 0 and finite")
+        if self.max_value is not None and not is_full_scale(self.max_value):
+            raise ValueError(f"{self.max_value:g} is no full scale")
         if self.gains is not None and not all(0 < gain < 1 for gain in self.gains):
             raise ValueError(f"MTF gains lie between 0 and 1, not at {list(self.gains)}")
+        if self.pan_weights is not None and not sum(self.pan_weights) > 0:
+            raise ValueError(f"PAN weights of {list(self.pan_weights)} leave no PAN")
 
 
 @dataclass(frozen=True)

@@ -219,8 +219,10 @@ def _own_device(device: str) -> str:
 
 def _threads_of_one() -> int | None:
     """The cores are shared by the processes of a machine."""
+    from uknowpan_models.runtime import usable_cores
+
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return None if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
+    return None if processes == 1 else max(1, usable_cores() // processes)
 
 
 @contextmanager
@@ -229,12 +231,15 @@ def _processes(device: str) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
+    from datetime import timedelta
+
     import torch.distributed
 
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    # The others wait while the first one validates, which may take longer than torch's 10 minutes.
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))
     try:
         yield torch.distributed.get_rank() == 0
     finally:

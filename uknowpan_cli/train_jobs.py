@@ -50,6 +50,11 @@ class TrainRequest:
         for name, stage in (("prior", "fsa-t"), ("teacher", "fsa-s"), ("cache", "fsa-s")):
             if getattr(self, name) and self.stage != stage:
                 fail(f"--{name} is of the stage {stage}, not of {self.stage}.", exits.USAGE)
+        if self.max_value is not None:
+            from uknowpan_models.pancollection import is_full_scale
+
+            if not is_full_scale(self.max_value):
+                fail(f"--max-value: {self.max_value:g} is no full scale.", exits.USAGE)
         if self.teacher is not None and self.cache:
             fail("Give --teacher or --cache, not both.", exits.USAGE)
         for name in ("valid", "cache"):
@@ -76,8 +81,8 @@ def is_scenes_file(path: Path) -> bool:
 def resolve(request: TrainRequest) -> Settings:
     """Preset and TOML as settings; looks at the header of the training files only."""
     from uknowpan_models.presets import Settings, preset
-    from uknowpan_models.stages import GENERIC_OPTIONS
     from uknowpan_models.student_lite import LiteConfig
+    from uknowpan_models.student_stages import GENERIC_OPTIONS
     from uknowpan_models.training import TrainConfig
 
     if is_scenes_file(request.data[0]):
@@ -107,7 +112,7 @@ def make_job(request: TrainRequest, settings: Settings) -> Stage:
 
 def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
     from uknowpan_models.data import GenericBatches, read_scenes
-    from uknowpan_models.stages import GenericStudentStage
+    from uknowpan_models.student_stages import GenericStudentStage
 
     config = settings.train
     batches = GenericBatches(
@@ -141,7 +146,8 @@ def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
 
 
 def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan_models.stages import PriorStage, StudentStage, TeacherStage
+    from uknowpan_models.stages import PriorStage, TeacherStage
+    from uknowpan_models.student_stages import StudentStage
 
     data = _patch_data(request, settings)
     if request.stage == "prior":

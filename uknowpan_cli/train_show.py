@@ -69,8 +69,11 @@ class TrainShow:
             return
         sheet = example_sheet(shown)
         folder = self.out / "pictures"
-        folder.mkdir(exist_ok=True)
-        write_png(folder / f"step_{step:06d}.png", sheet)
+        try:
+            folder.mkdir(exist_ok=True)
+            write_png(folder / f"step_{step:06d}.png", sheet)
+        except OSError as error:  # no reason to end a run of days
+            log.warning("no picture of step %d in %s: %s", step, folder, error.strerror or error)
         if self._events is not None:
             self._events.add_image("examples", sheet, step)
 

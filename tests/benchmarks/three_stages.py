@@ -27,11 +27,11 @@ from uknowpan_models.runtime import tune_cpu
 from uknowpan_models.stages import (
     PatchData,
     PriorStage,
-    StudentStage,
     TeacherStage,
     patch_scores,
     validation_patches,
 )
+from uknowpan_models.student_stages import StudentStage
 
 FILES = ("pairs", "qb")
 COLUMNS = {"sam": "SAM", "ergas": "ERGAS", "psnr": "PSNR", "q2n": "Q4"}

@@ -48,7 +48,8 @@ from uknowpan_models.pancollection import (
 )
 from uknowpan_models.presets import Settings, preset
 from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.stages import PatchData, PriorStage, StudentStage, TeacherStage
+from uknowpan_models.stages import PatchData, PriorStage, TeacherStage
+from uknowpan_models.student_stages import StudentStage
 from uknowpan_models.training import _Run
 from uknowpan_models.types import Condition, Denoised
 

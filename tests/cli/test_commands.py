@@ -15,8 +15,8 @@ from rasters import write_raster
 from running import MakePair, Run
 from safetensors.numpy import load_file
 
-from uknowpan_models.stages import GenericStudentStage
 from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+from uknowpan_models.student_stages import GenericStudentStage
 
 COMMANDS = ["sharpen", "info", "demo", "train", "pack", "models"]
 MODEL_COMMANDS = ["list", "show", "verify"]

@@ -129,7 +129,7 @@ import json, sys
 import torch.distributed as together
 from uknowpan_cli.main import app
 join, leave = together.init_process_group, together.destroy_process_group
-together.init_process_group = lambda kind: together.is_initialized() or join(kind)
+together.init_process_group = lambda *a, **k: together.is_initialized() or join(*a, **k)
 together.destroy_process_group = lambda: None
 for words in json.load(open(sys.argv[1])):
     try:

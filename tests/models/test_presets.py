@@ -8,9 +8,10 @@ import torch
 from uknowpan_models.checkpoint import network_of
 from uknowpan_models.guided import GuidedTeacherConfig
 from uknowpan_models.presets import PRESETS, STAGES, preset
-from uknowpan_models.stages import PriorOptions, StudentOptions, TeacherOptions
+from uknowpan_models.stages import PriorOptions, TeacherOptions
 from uknowpan_models.student import StudentConfig
 from uknowpan_models.student_lite import LiteConfig
+from uknowpan_models.student_stages import StudentOptions
 
 PUBLISHED = {
     ("prior", 4): 450_696,

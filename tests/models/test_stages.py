@@ -26,18 +26,20 @@ from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan_models.pancollection import PanCollectionFile
 from uknowpan_models.prior import PriorConfig
 from uknowpan_models.stages import (
-    FeatureMatcher,
     PriorOptions,
     PriorStage,
-    StudentBatch,
-    StudentOptions,
-    StudentStage,
     TeacherOptions,
     TeacherStage,
     residual_std_of,
 )
 from uknowpan_models.student import FSAStudent, StudentConfig
 from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+from uknowpan_models.student_stages import (
+    FeatureMatcher,
+    StudentBatch,
+    StudentOptions,
+    StudentStage,
+)
 from uknowpan_models.training import Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(
@@ -453,6 +455,7 @@ def test_raw_uncertainty_is_the_variance_itself(files):
     )
     variance = torch.rand(1, 4, 2, 2)
     assert stage.theta(variance) is variance
+    assert stage.median is None  # for which the teacher would be asked about many patches
 
 
 # ------------------------------------------------------------------------------------ resuming

@@ -3,7 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from uknowpan_models.condition import BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES
+from uknowpan_models.condition import (
+    BACK_PROJECTION,
+    BAND_FEATURES,
+    PAN_FEATURES,
+    SCENE_FEATURES,
+)
 from uknowpan_models.student_lite import FSAStudentLite, LiteConfig, _compress
 from uknowpan_models.types import Condition
 
@@ -203,3 +208,18 @@ def test_autocast_is_close():
             rough = model(x_t, t, condition).x0
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().mean() < 0.03 * exact.abs().mean()
+
+
+def test_a_network_with_back_projection_goes_on_where_one_without_was():
+    before, after = student(), FSAStudentLite(replace(TINY, back_projection=True))
+    after.load_state_dict(after.adopt(before.state_dict()))
+    x_t, t, condition = inputs()
+    one, other = before(x_t, t, condition), after(x_t, t, condition)
+    torch.testing.assert_close(other.x0, one.x0)
+    torch.testing.assert_close(other.log_sigma, one.log_sigma)
+    with torch.no_grad():
+        after.out.bias[-4:] = 1.0  # now it takes all of the back-projection
+    missing = condition.band_features[:, :, BACK_PROJECTION]
+    torch.testing.assert_close(after(x_t, t, condition).x0, one.x0 + missing)
+    own = after.state_dict()
+    assert after.adopt(own) is own

@@ -14,8 +14,9 @@ from uknowpan_models.data import GenericBatches, TrainBatch, read_scenes
 from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan_models.losses import beta_nll, contrast_weighted_l1
 from uknowpan_models.pansharpener import load_sharpener, sharpen_array
-from uknowpan_models.stages import GenericStudentStage
+from uknowpan_models.parallel import World
 from uknowpan_models.student_lite import LiteConfig
+from uknowpan_models.student_stages import GenericStudentStage
 from uknowpan_models.training import (
     ConfigMismatch,
     Diverged,
@@ -240,6 +241,52 @@ def test_weights_to_start_from(make_stage, tmp_path):
     with pytest.raises(ModelMismatch, match=r"\(fsa-s-lite: width 8 \(here 4\)\) do not fit"):
         train(other, config, tmp_path / "other", init=first)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_resumed_run_needs_no_weights_to_start_from(make_stage, tmp_path):
+    first = train(make_stage(), replace(CONFIG, iterations=2), tmp_path / "first")
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(make_stage(), CONFIG, out, init=first, should_stop=lambda: True)
+    first.unlink()
+    train(make_stage(), CONFIG, out, init=first, resume=True)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 6
+
+
+@pytest.mark.parametrize("error", [OSError("No space left"), RuntimeError("writer failed\nat 7")])
+def test_a_state_that_cannot_be_written(make_stage, tmp_path, monkeypatch, error):
+    out, save = tmp_path / "run", torch.save
+
+    def full(state, path):
+        save(state, path)
+        if state["step"] == 4:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        said = str(error).splitlines()[0]
+        with pytest.raises(DataError, match=rf"state\.pt cannot be written \({said}\); make room"):
+            train(make_stage(), CONFIG, out)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 2
+    assert not (out / ".state.tmp").exists()
+
+
+def test_a_state_holds_the_mean_of_all_processes(make_stage, tmp_path, monkeypatch):
+    """Each process sums the losses of its own share until a line of the log is due."""
+    own = {}
+    monkeypatch.setattr(World, "mean", lambda world, values: values / 2)
+    with pytest.raises(Interrupted):
+        train(
+            make_stage(),
+            CONFIG,
+            tmp_path,
+            on_step=lambda step, parts: own.update(parts),
+            should_stop=lambda: True,
+        )
+    window, steps = torch.load(tmp_path / "state.pt", weights_only=True)["window"]
+    assert steps == 1 and {"l1", "variance"} <= own.keys() < window.keys()
+    for name, value in own.items():
+        assert float(window[name]) == pytest.approx(value / 2)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
