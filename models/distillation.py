@@ -469,6 +469,8 @@ class CacheFile(HDF5Reader):
             n for n in self.names if getattr(file.get(n), "dtype", np.dtype("V1")).kind != "f"
         ]
         missing += [name for name in ATTRIBUTES if name not in self.attributes]
+        if not isinstance(self.attributes.get("scale", 1.0), int | float | np.number):
+            missing.append("a scale")
         if missing:
             raise DataError(f"{path} lacks {' and '.join(missing)}; write the cache anew.")
         self.shapes: dict[str, tuple[int, ...]] = {n: file[n].shape for n in self.names}
@@ -563,9 +565,9 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
             )
         for file, scale, cache in zip(dataset.files, dataset.scales, self.caches, strict=True):
             cache.check_matches(file)
-            if np.any(cache.attributes["scale"] != scale):
+            if cache.attributes["scale"] != scale:
                 raise DataError(
-                    f"{cache.path} was made at a full scale of {cache.attributes['scale']}, but "
+                    f"{cache.path} was made at a full scale of {cache.attributes['scale']:g}, but "
                     f"{file.path} is used at {scale:g}; give the same maximal value."
                 )
             for name in ("teacher_sha256", "steps", "seed"):

@@ -540,11 +540,11 @@ class PatchBatches(Generic[T]):
         try:
             yield from loader
         except RuntimeError as error:
-            if "is killed by signal" not in str(error):
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
-                f"A process that reads training data ahead was killed ({error}), perhaps for lack "
-                "of memory; set fewer workers."
+                "A process that reads training data ahead was killed, perhaps for lack of memory; "
+                "set fewer workers."
             ) from error
 
 

@@ -82,7 +82,7 @@ def distill_cache(
         from .opening import choose_device
 
         if max_value is not None and not is_full_scale(max_value):
-            opt.fail(f"--max-value: {max_value:g} is no full scale.", exits.USAGE)
+            opt.fail(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).", exits.USAGE)
         check_output(str(output), [str(data), teacher], overwrite)
         part = part_of(output)
         if part.exists() and not resume and not overwrite:

@@ -174,7 +174,7 @@ def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
         from uknowpan_models.pancollection import is_full_scale
 
         if not is_full_scale(max_value):
-            opt.fail(f"--max-value: {max_value:g} is no full scale.", exits.USAGE)
+            opt.fail(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).", exits.USAGE)
     return max_value
 
 

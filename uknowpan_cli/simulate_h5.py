@@ -104,7 +104,7 @@ class SimulationOptions:
         if min(self.split) < 0 or not self.split[0] > 0:
             raise ValueError(f"a split of {self.split} leaves nothing to train on")
         if self.max_value is not None and not is_full_scale(self.max_value):
-            raise ValueError(f"{self.max_value:g} is no full scale")
+            raise ValueError(f"a full scale of {self.max_value:g} is not within 1e-9 to 1e12")
         if self.gains is not None and not all(0 < gain < 1 for gain in self.gains):
             raise ValueError(f"MTF gains lie between 0 and 1, not at {list(self.gains)}")
         if self.pan_weights is not None and not sum(self.pan_weights) > 0:

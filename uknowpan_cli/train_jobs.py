@@ -54,7 +54,9 @@ class TrainRequest:
             from uknowpan_models.pancollection import is_full_scale
 
             if not is_full_scale(self.max_value):
-                fail(f"--max-value: {self.max_value:g} is no full scale.", exits.USAGE)
+                fail(
+                    f"--max-value: {self.max_value:g} is no full scale (1e-9 to 1e12).", exits.USAGE
+                )
         if self.teacher is not None and self.cache:
             fail("Give --teacher or --cache, not both.", exits.USAGE)
         for name in ("valid", "cache"):

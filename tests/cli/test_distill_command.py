@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import asdict
 
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from running import spawn
 
 from uknowpan_cli.stopping import stop_requests
 from uknowpan_models import prior, teacher
@@ -83,6 +85,37 @@ def test_json_and_silence(distill, files, tmp_path):
     }
     with h5py.File(tmp_path / "cache.h5") as file:
         assert file["dist_feat0"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--max-value", "nan"], "--max-value: nan is no full scale"),
+        (["--max-value", "1e300"], r"--max-value: 1e\+300 is no full scale"),
+        (["--seed", 2**63], "--seed"),
+        (["--seed", -1], "--seed"),
+    ],
+)
+def test_numbers_that_are_none(distill, tmp_path, more, says):
+    done = distill(*more)
+    assert (done.code, done.stdout) == (2, "") and re.search(says, done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_teacher_is_asked(files, tmp_path):
+    """HDF5 would crash the process."""
+    done = spawn(
+        *("distill-cache", "--teacher", files[0], "--data", files[1], "-q"),
+        *("-o", tmp_path / "cache.h5", "--device", "cpu", "-j", 1),
+        file_limit=20_000,
+    )
+    assert (done.code, done.stdout) == (3, "")
+    assert re.fullmatch(
+        r"uknowpan: error: \S+/\.cache\.h5\.part cannot be written \(File too large\); make room "
+        r"or choose another folder\.\n",
+        done.stderr,
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_cache_is_kept(distill, tmp_path):

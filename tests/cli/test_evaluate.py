@@ -11,7 +11,7 @@ import pytest
 import rasterio
 import torch
 from rasters import write_raster
-from running import Run, write_tiny_model
+from running import Run, spawn, write_tiny_model
 from testfiles import draw_truth, write_images
 
 from uknowpan_cli import evaluate_h5
@@ -331,7 +331,9 @@ def test_exp_tells_which_file_it_is(exp, images, sensor, said) -> None:
         (["{reduced}", "--cut", "0", "--method", "magic"], 2, "no classical method is called"),
         (["{reduced}", "--cut", "0", "--sensor", "Hubble"], 2, "no sensor is called 'Hubble'"),
         (["{reduced}", "--max-value", "5", "--bit-depth", "3"], 2, "exclude each other"),
-        (["{reduced}", "--max-value", "0"], 2, "must be above 0"),
+        (["{reduced}", "--max-value", "0"], 2, "--max-value: 0 is no full scale"),
+        (["{reduced}", "--max-value", "1e300"], 2, "1e+300 is no full scale"),
+        (["{reduced}", "--max-value", "1e-300"], 2, "1e-300 is no full scale"),
         (["{reduced}", "--cut", "0", "--model", "nobody"], 5, "no model 'nobody'"),
         (["{reduced}", "--cut", "0", "--steps", "501"], 2, "--steps: "),
         (["{reduced}", "--cut", "0", "--csv", "{reduced}"], 3, "is one of the inputs"),
@@ -398,6 +400,28 @@ def test_full_memory_is_one_sentence(uknowpan: Run, reduced, tiny_model, monkeyp
     outcome = uknowpan("evaluate", reduced, "--cut", 0, "-m", tiny_model)
     assert outcome.code == 6
     assert "Memory ran out with one image of 4 x 64 x 64" in outcome.stderr
+
+
+@pytest.mark.parametrize("gains", [0.2, "odd", np.full(3, 0.2), np.full((1, 4), 0.2)])
+def test_gains_that_are_not_one_number_per_band(
+    uknowpan: Run, reduced, tmp_path, tiny_model, gains
+) -> None:
+    path = write_images(tmp_path / "t.h5", count=1, mtf_gains=gains, **KNOWN)
+    outcome = uknowpan("evaluate", path, "--cut", 0, "-m", tiny_model, "--json")
+    assert outcome.code == 0, outcome.stderr
+    used = 0.2 if np.size(gains) == 4 else 0.3  # the sensor's own
+    assert json.loads(outcome.stdout)["mtf_gains"] == [used] * 4
+
+
+def test_a_full_disk_is_named_with_the_file(uknowpan: Run, reduced, tiny_model, tmp_path) -> None:
+    wanted = tmp_path / "a.csv"
+    outcome = spawn(
+        *("evaluate", reduced, "--cut", 0, "-m", tiny_model, "--csv", wanted, "-j", 1),
+        file_limit=50,
+    )
+    assert outcome.code == 3 and outcome.stdout == ""
+    assert outcome.stderr == f"uknowpan: error: {wanted}: File too large.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_twice(uknowpan: Run, reduced, tmp_path) -> None:

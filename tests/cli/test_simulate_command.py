@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rasters import write_raster
+from running import spawn
 
 from uknowpan_cli import __version__, simulate_h5
 from uknowpan_cli.simulate_command import simulate
@@ -363,6 +364,12 @@ def test_command_writes_three_files_and_keeps_what_exists(tmp_path, make_pair, c
         (["p.tif", "m.tif", "-o", "t.h5", "--mtf", "1.3"], 2, "between 0 and 1"),
         (["p.tif", "m.tif", "-o", "t.h5", "--bidx", "1.5"], 2, "--bidx takes band numbers"),
         (["p.tif", "m.tif", "-o", "t.h5", "--max-value", "0"], 2, "full scale of 0"),
+        (["p.tif", "m.tif", "-o", "t.h5", "--max-value", "1e300"], 2, "full scale of 1e[+]300"),
+        (["p.tif", "m.tif", "-o", "."], 3, "-o: . is a folder; name a file in it"),
+        (["p.tif", "m.tif", "-o", ""], 3, "-o: . is a folder; name a file in it"),
+        (["--ms-only", "", "-o", "t.h5"], 2, "--ms-only takes files with semicolons"),
+        (["--ms-only", "m.tif;", "-o", "t.h5"], 2, "--ms-only takes files with semicolons"),
+        (["--ms-only", "m", "-o", "t.h5", "--pan-weights", "0,0"], 2, "weights .* leave no PAN"),
         (["p.tif", "m.tif", "-o", "no/t.h5"], 3, "no does not exist; create it"),
         (["p.tif", "m.tif", "-o", "t.h5"], 3, "p.tif"),
     ],
@@ -373,3 +380,21 @@ def test_what_is_typed_wrong(tmp_path, command, monkeypatch, arguments, code, se
     assert found == code and out == ""
     assert re.search(sentence, " ".join(err.split())), err
     assert "Traceback" not in err and not list(tmp_path.iterdir())
+
+
+def test_weights_beyond_float32_leave_nothing(tmp_path, make_pair, command):
+    ms = make_pair(ms_shape=(48, 36)).ms[0]
+    arguments = ("--ms-only", ms, "--pan-weights", "1e300,0,0,0", "--patch", 12)
+    code, _, err = command(*arguments, "-o", tmp_path / "t.h5", "--max-value", 2047)
+    assert code == 3 and "pan would hold values that are not finite" in err
+    assert not list(tmp_path.glob("*.h5")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    """HDF5 would crash the process."""
+    done = spawn("simulate", "--sample", "-o", tmp_path, file_limit=2_500_000)
+    assert (done.code, done.stdout) == (3, "")
+    assert re.fullmatch(
+        r"uknowpan: error: \S+/train\.h5 cannot be written \(File too large\)\.\n", done.stderr
+    )
+    assert not list(tmp_path.iterdir())

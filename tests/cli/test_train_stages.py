@@ -299,6 +299,10 @@ WRONG = [
     ("prior", "[network]\nhighpass_pan = 1", "highpass_pan takes bool, not 1"),
     ("prior", "[train]\nlearning_rate = nan", "learning_rate takes a finite number, not nan"),
     ("prior", "[train]\nema = 1.5", "ema must be at most 1, not 1.5"),
+    ("prior", "[train]\nlearning_rate = 1e300", r"learning_rate must be at most 1, not 1e\+300"),
+    ("prior", f"[train]\nseed = {10**20}", f"seed must be at most 2147483647, not {10**20}"),
+    ("prior", f"[network]\nwidth = {10**30}", "width must be at most 2147483647"),
+    ("prior", f"[train]\nmilestones = [{10**30}]", "milestones must be at most 2147483647"),
     (
         "prior",
         "[train]\nmilestones = [1.5]",
@@ -468,6 +472,13 @@ def test_files_that_do_not_go_together(
     out = tmp_path / "run"
     words = [word if word.startswith("--") else chain / word for word in more]
     refused(uknowpan(*typed(chain, stage, *words, "--out", out)), code, says)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["inf", "1e300"])
+def test_a_full_scale_that_is_none(chain: Chain, value: str, uknowpan: Run, tmp_path: Path) -> None:
+    outcome = uknowpan(*typed(chain, "prior", "--max-value", value, "--out", tmp_path / "run"))
+    refused(outcome, 2, "--max-value: .* is no full scale")
     assert not list(tmp_path.iterdir())
 
 
@@ -651,3 +662,41 @@ def test_pictures_are_png(chain: Chain) -> None:
         raw = path.read_bytes()
         width, height = struct.unpack(">II", raw[16:24])
         assert raw[:8] == b"\x89PNG\r\n\x1a\n" and width > height
+
+
+def test_pictures_that_cannot_be_written_end_no_run(
+    chain: Chain, uknowpan: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "pictures").write_text("in the way")
+    done = uknowpan(*chain.arguments("prior"), "--out", out)
+    assert done.code == 0, done.stderr
+    assert f"WARNING: no picture of step 8 in {out / 'pictures'}: File exists" in done.stderr
+
+
+def test_a_reader_that_the_system_kills(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(TRAIN.replace("[train]", "[train]\nworkers = 1") + CONFIGS["prior"])
+    outcome = spawn(
+        *typed(chain, "prior", "--config", config, "--out", tmp_path / "run", "-q"), before=KILLED
+    )
+    said = outcome.stderr.splitlines()[-1]  # torch warns of workers on one core
+    assert outcome.code == 3 and "Traceback" not in outcome.stderr
+    assert said == (
+        "uknowpan: error: A process that reads training data ahead was killed, perhaps for lack of "
+        "memory; set fewer workers."
+    )
+
+
+KILLED = """
+import os, signal
+from torch.utils.data import get_worker_info
+from uknowpan_models.pancollection import PanCollectionFile
+read = PanCollectionFile.read
+def killed(self, *arguments):
+    if get_worker_info() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, *arguments)
+PanCollectionFile.read = killed
+"""

@@ -429,6 +429,49 @@ def two(model, frozen, data, make_data, cache, tmp_path_factory):
     return PanCollectionDataset([data, more]), [CacheFile(cache), CacheFile(out)]
 
 
+def unsaid(name):
+    return lambda file: file.attrs.pop(name)
+
+
+def shaped(name, shape, dtype="f4"):
+    def change(file):
+        del file[name]
+        file[name] = np.zeros(shape, dtype)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        *(([unsaid(n)], f"lacks {n}; write the cache anew") for n in ("scale", "seed", "teacher")),
+        ([lambda file: file.attrs.update(scale="x")], "lacks a scale"),
+        ([lambda file: file.attrs.update(count="x")], "not .* of -1 samples"),
+        ([shaped("sr", (7, 4, 16, 16), "S3")], "lacks sr"),
+        ([lambda file: file.move("dist_feat0", "x"), lambda f: f.create_group("dist_feat0")],
+         "lacks dist_feat0"),
+        ([shaped(n, (7, 3, 16, 16)) for n in ("sr", "var_map")], "was made from train.h5"),
+    ],
+)  # fmt: skip
+def test_a_cache_that_was_tampered_with(cache, data, tmp_path, changes, sentence):
+    path = tmp_path / "c.h5"
+    path.write_bytes(cache.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for change in changes:
+            change(file)
+    with pytest.raises(DataError, match=sentence):
+        CachedDataset(PanCollectionDataset([data]), [CacheFile(path)])
+
+
+def test_an_answer_that_is_not_finite_is_named(cache, tmp_path):
+    path = tmp_path / "c.h5"
+    path.write_bytes(cache.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["var_map"][5, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="var_map of sample 5 holds NaN or infinite values"):
+        CacheFile(path).read([1, 5])
+
+
 def test_caches_of_different_teachers_are_not_mixed(two, model, data, tmp_path):
     dataset, (_, second) = two
     write_cache(FrozenTeacher((model, CARD), steps=2), data, 2047.0, tmp_path / "c.h5")

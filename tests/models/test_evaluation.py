@@ -336,3 +336,12 @@ def test_checkpoints_that_do_not_serve_a_file(checkpoints, tmp_path, path):
         save_checkpoint(tmp_path / "odd.safetensors", network, replace(card, residual_std=[1.0]))
         with pytest.raises(CheckpointError, match="residual_std of 1 bands, not 4"):
             load_patch_sharpener(str(tmp_path / "odd.safetensors"), file, SCALE)
+
+
+@pytest.mark.parametrize("ratio", [3, 6])
+def test_full_resolution_has_no_definition_for_other_ratios(tmp_path, ratio):
+    n = 96
+    sizes = {"pan": (1, n), "lms": (4, n), "ms": (4, n // ratio)}
+    path = store(tmp_path / "t.h5", {k: np.full((c, s, s), 9.0) for k, (c, s) in sizes.items()})
+    with pytest.raises(DataError, match=rf"ratio of {ratio} and no truth: .* score a raster"):
+        score(path)

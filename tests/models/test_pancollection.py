@@ -378,3 +378,17 @@ def test_the_enlarged_ms_lies_on_the_truth(ratio):
         gt = gt * float(mtf_filter(torch.ones(1, 41, 41), [0.3], ratio)[0, 20, 20])
     inner = (..., slice(15 * ratio, -15 * ratio), slice(15 * ratio, -15 * ratio))
     assert float((lms - gt)[inner].abs().max()) < 1e-4
+
+
+def test_a_folder_and_attributes_that_are_none(tmp_path):
+    with pytest.raises(DataError, match=r" cannot be opened \(Is a directory\)\.$"):
+        PanCollectionFile(tmp_path)
+    for attributes, sentence in (
+        ({"registration": "odd"}, "its registration is 'odd', not area or pancollection"),
+        ({"max_value": 1e300}, r"its max_value is 1e\+300, which is no full scale"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            PanCollectionFile(write(tmp_path / "a.h5", arrays(), **attributes))
+    file = PanCollectionFile(write(tmp_path / "b.h5", arrays()))
+    with pytest.raises(DataError, match="1e-300 is no full scale"):
+        PanCollectionDataset([file], max_value=1e-300)
