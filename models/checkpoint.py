@@ -89,6 +89,9 @@ class Card:
         for name, value in positive.items():
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
+        timesteps = self.config.get("timesteps", 500) if isinstance(self.config, dict) else 500
+        if self.steps > timesteps:
+            raise ValueError(f"steps must be at most its {timesteps} timesteps, not {self.steps}")
         if self.registration not in ("area", "pancollection"):
             raise ValueError(f"registration {self.registration!r} is unknown")
 

@@ -8,6 +8,7 @@ each flag of the options brings one of them back, to be measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -137,6 +138,17 @@ class PatchData:
         except DataError as error:  # of a worker process: its traceback, then the sentence
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
+    def identity(self) -> dict[str, Any]:
+        """Names, counts and full scales of the files."""
+        return {
+            split: {
+                "files": [Path(file.path).name for file in dataset.files],
+                "samples": [len(file) for file in dataset.files],
+                "full_scales": list(dataset.scales),
+            }
+            for split, dataset in (("train", self.dataset), ("valid", self.valid))
+        }
+
     def card_fields(self) -> dict[str, Any]:
         """What the data decide of a card."""
         headers = [file.header for file in self.dataset.files]
@@ -213,6 +225,9 @@ class PatchStage:
         """Heights and widths of patches must be multiples of it."""
         return 1
 
+    def data_identity(self) -> dict[str, Any]:
+        return self.data.identity()
+
     def batches(self, start: int, stop: int) -> Generator[Any]:
         yield from self.data.batches(start, stop)
 
@@ -231,17 +246,21 @@ class PatchStage:
         device, valid = next(model.parameters()).device, self.data.valid
         found: dict[str, list[Tensor]] = {}
         held: list[Tensor] = []
+        numbers = True
         for place, patches, scale in validation_patches(valid, self.data.validation_samples):
             patches = patches.to(device)
             hrms, sigma = self.predict(model, patches, place)
             assert patches.gt is not None
+            numbers &= not bool(hrms.isnan().any())
             if sigma is not None:
                 held.append(((hrms - patches.gt).abs() < sigma).float().mean((1, 2, 3)))
             for name, value in patch_scores(hrms, patches, scale).items():
                 found.setdefault(name, []).append(value)
-        scores = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+        scores = {name: float(torch.cat(values).nanmean()) for name, values in found.items()}
         if held:
             scores["coverage_1_sigma"] = float(torch.cat(held).mean())
+        if not numbers:  # a network's fault, which no mean may pass over
+            scores = dict.fromkeys(scores, math.nan)
         return {"score": scores["ergas"], **scores}
 
     @torch.no_grad()
@@ -272,17 +291,33 @@ class PatchStage:
 
 
 def patch_scores(hrms: Tensor, patches: PatchBatch, scale: float) -> dict[str, Tensor]:
-    """SAM, ERGAS, PSNR and Q2n of each patch, (B,); `scale` is their full scale in DN."""
+    """SAM, ERGAS, PSNR and Q2n of each patch, (B,); `scale` is their full scale in DN.
+
+    NaN where a score is undefined: SAM of a patch of zeros only, ERGAS where a band of the truth
+    is zero, PSNR of two patches of zeros.
+    """
     assert patches.gt is not None
     # As published, results are clipped to what digital numbers can be.
     fused, gt = hrms.clamp(0, 1).double() * scale, patches.gt.double() * scale
     ratio = patches.pan.shape[-1] / patches.ms.shape[-1]
+    relative, peak = ergas(fused, gt, ratio), psnr(fused, gt, scale)
+    dark = (gt == 0).flatten(1).all(1)
     return {
-        "sam": sam(fused, gt),
-        "ergas": ergas(fused, gt, ratio),
-        "psnr": psnr(fused, gt, scale),
+        "sam": _sam_where_defined(fused, gt),
+        "ergas": relative.masked_fill(relative.isinf(), math.nan),
+        "psnr": peak.masked_fill(dark & peak.isinf(), math.nan),
         "q2n": q2n(fused, gt),
     }
+
+
+def _sam_where_defined(fused: Tensor, gt: Tensor) -> Tensor:
+    """SAM of each patch, (B,); NaN where no pixel has an angle."""
+    norms = ((fused * fused).sum(1) * (gt * gt).sum(1)).sqrt()
+    has_angle = (norms > 0).flatten(1).any(1)
+    angles = fused.new_full((len(fused),), math.nan)
+    if bool(has_angle.any()):
+        angles[has_angle] = sam(fused[has_angle], gt[has_angle])
+    return angles
 
 
 def validation_patches(

@@ -325,6 +325,15 @@ class GenericStudentStage:
         self.validation_batches, self.notes = validation_batches, notes or {}
         self.world = current_world()
 
+    def data_identity(self) -> dict[str, Any]:
+        return {
+            split: {
+                "scenes": [scene.name for scene in data.scenes],
+                "sizes": [list(scene.gt.shape) for scene in data.scenes],
+            }
+            for split, data in (("train", self.train_data), ("valid", self.valid_data))
+        }
+
     def build(self) -> nn.Module:
         return channels_last(FSAStudentLite(self.network))
 

@@ -11,16 +11,17 @@ the number of processes changes the losses by rounding only; dropout is drawn by
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .checkpoint import Card, load_model, save_checkpoint
 from .errors import CheckpointError, DataError, ModelError, ModelMismatch
 from .parallel import current_world
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs in one folder are not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "ConfigMismatch",
@@ -41,6 +47,11 @@ __all__ = [
     "resolved_config",
     "train",
 ]
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""A file system without locks."""
+_LONGEST_VALUE = 80
+"""Characters of a value that differs, as the user reads it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,9 @@ class Stage(Protocol):
     options: Any
     """Config dataclass of the stage: losses, flags."""
 
+    def data_identity(self) -> dict[str, Any]:
+        """What tells the data from others, without paths; as JSON holds it."""
+
     def build(self) -> nn.Module:
         """The network to train; only parameters that require gradients are."""
 
@@ -138,21 +152,32 @@ class Stage(Protocol):
         """The card of a checkpoint made now."""
 
 
-def resolved_config(stage: str, config: TrainConfig, network: Any, options: Any) -> dict[str, Any]:
-    """Everything that was configured, as config.json holds it."""
+def resolved_config(
+    stage: str,
+    config: TrainConfig,
+    network: Any,
+    options: Any,
+    data: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that was configured, as config.json holds it; `data` as `Stage.data_identity`."""
     plain = {
         "stage": stage,
         "train": asdict(config),
         "network": asdict(network),
         "options": asdict(options),
-    }
+    } | ({} if data is None else {"data": data})
     return json.loads(json.dumps(plain))  # tuples become lists, as in the file
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Fields that differ; those that only one side knows are another version's."""
     shared = [k for k in there if k in here and there[k] != here[k]]
-    return ", ".join(f"{k} {there[k]} (here {here[k]})" for k in shared)
+    return ", ".join(f"{k} {_short(there[k])} (here {_short(here[k])})" for k in shared)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -165,19 +190,24 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_config(path: Path, resolved: dict[str, Any]) -> None:
-    """A resumed run must be configured as it was begun."""
+    """A resumed run must be configured as it was begun, and on the same data."""
+    here = _flat(resolved)
     try:
         there = _flat(json.loads(path.read_text()))
+        tables, found = ({key.partition(".")[0] for key in flat} for flat in (here, there))
+        # Runs of earlier versions did not tell their data.
+        if missing := sorted(tables - found - {"data"}):
+            raise ValueError(f"it lacks {' and '.join(missing)}")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}), so --resume cannot tell how the run was configured; "
             "begin anew in another folder."
         ) from error
-    differing = _differences(there, _flat(resolved))
+    differing = _differences(there, here)
     if differing:
         raise ConfigMismatch(
             f"the run in {path.parent} was begun with {differing}; --resume needs the same "
-            "configuration, another one a folder of its own."
+            "configuration and data, others a folder of their own."
         )
 
 
@@ -203,6 +233,7 @@ def _go_on_from(
     ema: AveragedModel,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    iterations: int,
 ) -> tuple[int, float, dict[str, Tensor], int]:
     """(steps done, best score, sums for the next line of the log, steps in them) of a saved
     state."""
@@ -212,14 +243,19 @@ def _go_on_from(
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         window, window_steps = state.get("window", ({}, 0))  # states of earlier versions have none
-        return int(state["step"]), float(state["best"]), dict(window), int(window_steps)
+        step = int(state["step"])
+        if not 0 <= step <= iterations:
+            raise ValueError(f"step {step} of {iterations}")
+        return step, float(state["best"]), dict(window), int(window_steps)
+    except torch.OutOfMemoryError:  # a RuntimeError, but not the file's fault
+        raise
     except (
-        *(RuntimeError, pickle.UnpicklingError, EOFError, LookupError),
-        *(TypeError, ValueError, AttributeError),
+        *(RuntimeError, pickle.UnpicklingError, EOFError, LookupError, OSError),
+        *(TypeError, ValueError, ArithmeticError, AttributeError),
     ) as error:
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}), so the run cannot go on; begin another "
-            "folder, with --init and a checkpoint of this one to keep its weights."
+            f"{path} is damaged or cannot be read ({type(error).__name__}), so the run cannot go "
+            "on; begin another folder, with --init and a checkpoint of this one for its weights."
         ) from error
 
 
@@ -227,25 +263,66 @@ def _trim_log(path: Path, step: int) -> None:
     """Drop the lines of steps that are done anew: a run may die after its last state."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        _write_whole(path, "".join(kept))
+        _write_whole(path, b"".join(kept))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """Beside the file first: killed at any moment, it leaves the old one or the new one."""
     temporary = path.with_name(f".{path.stem}.tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of the log; infinity for one that was cut off."""
+def _step_of(line: bytes) -> float:
+    """The step of a line of the log; infinity for one that was cut off or is no text."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return math.inf
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    """Make a run folder, if need be, and keep other runs out of it.
+
+    Raises:
+        DataError: another run is in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    path = out / ".lock"
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still locked: nobody else's
+        lock.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, made if need be and locked until it is closed."""
+    while True:
+        lock = open(path, "w")  # noqa: SIM115 - for writing, or NFS would not lock it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return lock
+            lock.close()
+            if isinstance(error, BlockingIOError):
+                text = f"Another run is training in {path.parent}; wait for it"
+            else:
+                text = f"{path.parent} cannot be locked ({error.strerror}); try again"
+            raise DataError(f"{text}, or choose another folder.") from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()  # removed by its owner before we had it; look again
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -289,7 +366,12 @@ class _Run:
     def go_on(self) -> None:
         """Take up the saved state."""
         self.step, self.best, self._window, self._window_steps = _go_on_from(
-            self.out / "state.pt", self.model, self.ema, self.optimizer, self.device
+            self.out / "state.pt",
+            self.model,
+            self.ema,
+            self.optimizer,
+            self.device,
+            self.config.iterations,
         )
 
     def prepare(self) -> None:
@@ -437,50 +519,53 @@ def train(
 
     Raises:
         Interrupted: `should_stop` said so.
-        ConfigMismatch: `resume` with another configuration.
+        ConfigMismatch: `resume` with another configuration or other data.
         ModelMismatch: `init` is of another network, or the batch cannot be shared out.
         CheckpointError: `init` or the state cannot be read.
-        DataError: training data cannot be read, or the state cannot be written.
+        DataError: training data cannot be read, the state cannot be written, or another run is in
+            `out`.
         Diverged: a loss or its gradient is not finite; the last saved state stays.
     """
     device = torch.device(device)
-    resolved = resolved_config(stage.name, config, stage.network, stage.options)
+    resolved = resolved_config(
+        stage.name, config, stage.network, stage.options, stage.data_identity()
+    )
     resumed = resume and (out / "state.pt").exists()
     if resumed:
         _refuse_other_config(out / "config.json", resolved)
     torch.set_flush_denormal(True)
     run = _Run(stage, config, out, device, None if resumed else init)
     run.world.share(config.batch_size)
-    if resumed:
-        run.go_on()
-    run.world.barrier()  # every process has read what the first one now writes
     first = run.world.rank == 0
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_whole(out / "config.json", json.dumps(resolved, indent=2) + "\n")
-        _trim_log(out / "log.jsonl", run.step)
-    run.prepare()
-    with closing(stage.batches(run.step, config.iterations)) as batches:
-        for batch in batches:
-            parts = run.take(batch)
-            last = run.step == config.iterations
-            if on_step is not None:
-                on_step(run.step, {k: float(v.detach()) for k, v in parts.items()})
-            scored = run.step % config.validate_every == 0 or last
-            if scored or run.step % config.log_every == 0:
-                entry = run.entry()
-                if scored and first:
-                    entry |= run.validate()
-                    shown = stage.examples(stage.deployed(run.ema.module))
-                    if shown is not None and on_examples is not None:
-                        on_examples(run.step, shown)
-                if first:
-                    run.write(entry)
-                    on_log(entry)
-            if run.step % config.checkpoint_every == 0 or last:
-                run.save_state()
-            if not last and run.world.any(should_stop(), device):
-                run.save_state()
-                raise Interrupted(f"stopped after step {run.step}; --resume goes on from there")
-    run.world.barrier()
+    with _only_run_in(out) if first else nullcontext():
+        if resumed:
+            run.go_on()
+        run.world.barrier()  # every process has read what the first one now writes
+        if first:
+            _write_whole(out / "config.json", (json.dumps(resolved, indent=2) + "\n").encode())
+            _trim_log(out / "log.jsonl", run.step)
+        run.prepare()
+        with closing(stage.batches(run.step, config.iterations)) as batches:
+            for batch in batches:
+                parts = run.take(batch)
+                last = run.step == config.iterations
+                if on_step is not None:
+                    on_step(run.step, {k: float(v.detach()) for k, v in parts.items()})
+                scored = run.step % config.validate_every == 0 or last
+                if scored or run.step % config.log_every == 0:
+                    entry = run.entry()
+                    if scored and first:
+                        entry |= run.validate()
+                        shown = stage.examples(stage.deployed(run.ema.module))
+                        if shown is not None and on_examples is not None:
+                            on_examples(run.step, shown)
+                    if first:
+                        run.write(entry)
+                        on_log(entry)
+                if run.step % config.checkpoint_every == 0 or last:
+                    run.save_state()
+                if not last and run.world.any(should_stop(), device):
+                    run.save_state()
+                    raise Interrupted(f"stopped after step {run.step}; --resume goes on from there")
+        run.world.barrier()
     return out / ("best.safetensors" if run.best < math.inf else "last.safetensors")

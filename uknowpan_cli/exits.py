@@ -41,7 +41,7 @@ def exit_code(error: BaseException) -> int:
         return EXISTS
     if "OutputError" in names or "ResumeMismatch" in names or "TilingError" in names:
         return INPUT
-    if "DataError" in names:
+    if "DataError" in names or "Diverged" in names:  # by the data or settings of a training run
         return INPUT
     if "ModelError" in names:
         return MODEL

@@ -158,7 +158,7 @@ def train(
                 exits.EXISTS,
             )
         tune_cpu(num_threads or _threads_of_one())
-        with _processes(request.device) as first:
+        with _processes(request.device) as first, _memory_watched(found.train.batch_size):
             job = make_job(request, found)
             show = TrainShow(out, found.train.iterations, quiet=quiet or not first, writes=first)
             try:
@@ -181,6 +181,20 @@ def train(
                 show.close()
             if first:
                 typer.echo(best)
+
+
+@contextmanager
+def _memory_watched(batch_size: int) -> Iterator[None]:
+    """Say in one sentence that memory ran out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not exits.is_out_of_memory(error):
+            raise
+        raise exits.OutOfMemory(
+            f"Memory ran out with a batch_size of {batch_size}; begin anew with a lower one in "
+            "[train] of --config."
+        ) from error
 
 
 def _command(*files: tuple[str, Path | None], **values: object) -> str:

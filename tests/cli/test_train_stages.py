@@ -1,5 +1,6 @@
 """`train` on PanCollection files: the whole chain, what it leaves, how it stops and refuses."""
 
+import fcntl
 import json
 import re
 import struct
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from uknowpan_cli import train_show
 from uknowpan_cli.main import app
+from uknowpan_models import stages, training
 from uknowpan_models.checkpoint import load_model, read_card
 from uknowpan_models.guided import GuidedTeacher
 from uknowpan_models.prior import PriorNet
@@ -249,7 +251,9 @@ def test_dry_run(chain: Chain, name: str, uknowpan: Run, tmp_path: Path) -> None
     frozen = model.prior_net.parameters() if isinstance(model, GuidedTeacher) else ()
     count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in frozen)
     assert resolved.pop("parameters") == count
-    assert resolved == json.loads((chain / name / "config.json").read_text())
+    configured = json.loads((chain / name / "config.json").read_text())
+    assert configured.pop("data")["train"]["files"] == ["train.h5"]  # not known to a dry run
+    assert resolved == configured
     assert not out.exists()
 
 
@@ -394,6 +398,50 @@ def test_another_seed_is_another_run(chain: Chain, uknowpan: Run, tmp_path: Path
     outcome = uknowpan(*words, "--out", chain / "prior", "--resume")
     refused(outcome, 2, r"was begun with train\.seed 0 \(here 3\); --resume needs the same")
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_other_data_is_another_run(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "train.h5", size=32)
+    words = [data if str(a).endswith("train.h5") else a for a in chain.arguments("prior")]
+    words += ["--valid", chain / "data" / "valid.h5", "--out", chain / "prior", "--resume"]
+    refused(uknowpan(*words), 2, r"was begun with data\.train\.samples \[\d+\] \(here \[9\]\)")
+
+
+def test_a_folder_that_another_run_is_in(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with open(out / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        outcome = uknowpan(*chain.arguments("prior"), "--out", out)
+        refused(outcome, 3, "Another run is training in .*run; wait for it, or choose another")
+    assert [p.name for p in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory(
+    chain: Chain, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def take(self: object, batch: object) -> None:
+        raise error
+
+    monkeypatch.setattr(training._Run, "take", take)
+    outcome = uknowpan(*chain.arguments("prior"), "--out", tmp_path / "run", "-q")
+    refused(outcome, 6, "Memory ran out with a batch_size of 4; begin anew with a lower one")
+
+
+def test_a_run_that_diverges(
+    chain: Chain, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "beta_nll", lambda error, log_sigma, beta: error.mean() / 0)
+    outcome = uknowpan(*chain.arguments("prior"), "--out", tmp_path / "run", "-q")
+    refused(outcome, 3, "step 1 has a loss of .*; begin anew with a lower learning_rate")
 
 
 # ------------------------------------------------------------------------------------ bad inputs

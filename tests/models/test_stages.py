@@ -1,6 +1,7 @@
 """The stages on PanCollection files: losses, flags, validation, resuming, learning."""
 
 import json
+import math
 from dataclasses import replace
 
 import h5py
@@ -30,6 +31,7 @@ from uknowpan_models.stages import (
     PriorStage,
     TeacherOptions,
     TeacherStage,
+    patch_scores,
     residual_std_of,
 )
 from uknowpan_models.student import FSAStudent, StudentConfig
@@ -40,7 +42,7 @@ from uknowpan_models.student_stages import (
     StudentOptions,
     StudentStage,
 )
-from uknowpan_models.training import Interrupted, TrainConfig, train
+from uknowpan_models.training import ConfigMismatch, Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(
     iterations=4, warmup=1, validate_every=2, checkpoint_every=2, log_every=2, batch_size=4,
@@ -664,6 +666,76 @@ def test_a_perfect_network_scores_perfectly(files, monkeypatch):
     assert scores["sam"] == pytest.approx(0, abs=1e-4)
     assert scores["q2n"] == pytest.approx(1) and scores["psnr"] > 100
     assert "coverage_1_sigma" not in scores
+
+
+def darkened(tmp_path, dark, size=16):
+    """A validation file of 36 patches, of which some are zero."""
+    path = write_patches(tmp_path / "dark.h5", seed=1, size=size)
+    with h5py.File(path, "r+") as file:
+        for name in ("gt", "lms", "ms", "pan"):
+            for i in dark:
+                file[name][i] = 0
+    return path
+
+
+@pytest.mark.parametrize("miss", [0.0, 0.01])
+def test_patches_of_zeros_are_left_out_of_scores(small, tmp_path, miss):
+    """They have no angle, no relative error and, hit exactly, no finite PSNR."""
+    paths = [darkened(tmp_path, [0, 5, 35])]
+    dark = PriorStage(GUIDED.prior, patch_data(small.train, paths, samples=99), PriorOptions())
+    full = prior_stage(small)
+    dark.predict = lambda model, p, place: (p.lms + miss, None)
+    scores = dark.validate(dark.build())
+    assert all(math.isfinite(value) for value in scores.values())
+    left = [full.data.valid[i] for i in range(36) if i not in (0, 5, 35)]
+    each = [patch_scores(p.lms + miss, p, 2047.0) for p in left]
+    sam, ergas, psnr = (sum(float(s[name]) for s in each) for name in ("sam", "ergas", "psnr"))
+    assert scores["sam"] == pytest.approx(sam / 33)
+    # A band of zeros that is hit exactly has an ERGAS of 0, and one that is missed a PSNR of 40.
+    assert scores["ergas"] == pytest.approx(ergas / (33 if miss else 36))
+    assert scores["psnr"] == pytest.approx((psnr + 3 * 40) / 36 if miss else psnr / 33)
+
+
+def test_nothing_but_zeros_has_no_score(small, tmp_path):
+    paths = [darkened(tmp_path, range(36))]
+    stage = PriorStage(GUIDED.prior, patch_data(small.train, paths), PriorOptions())
+    best = train(stage, CONFIG, tmp_path / "run")
+    assert best.name == "last.safetensors"
+    found = story(tmp_path / "run")[-1]
+    assert math.isnan(found["score"]) and math.isnan(found["sam"])
+
+
+def test_a_result_that_is_no_number_is_not_left_out(small):
+    stage = prior_stage(small)
+
+    def predict(model, patches, place):
+        hrms = patches.gt.clone()
+        hrms[0, 0, 0, 0] = math.nan
+        return hrms, None
+
+    stage.predict = predict
+    assert all(math.isnan(value) for value in stage.validate(stage.build()).values())
+
+
+@pytest.mark.parametrize("change", ["name", "count", "full scale"])
+def test_a_run_goes_on_only_on_its_data(small, tmp_path, change):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(prior_stage(small), out, should_stop=lambda: True)
+    name = "other.h5" if change == "name" else "train.h5"
+    path = tmp_path / "elsewhere" / name
+    path.parent.mkdir()
+    size = {"count": 32}.get(change, 16)
+    write_patches(path, size=size, full_scale=1023.0 if change == "full scale" else 2047.0)
+    stage = PriorStage(GUIDED.prior, patch_data([path], small.valid), PriorOptions())
+    said = {
+        "name": r"files \['train\.h5'\] \(here \['other\.h5'\]\)",
+        "count": r"samples \[36\] \(here \[9\]\)",
+        "full scale": r"full_scales \[2047\.0\] \(here \[1023\.0\]\)",
+    }[change]
+    with pytest.raises(ConfigMismatch, match=rf"was begun with data\.train\.{said}; --resume"):
+        train(stage, CONFIG, out, resume=True)
+    assert str(small.folder) not in (out / "config.json").read_text()
 
 
 def test_each_file_is_scored_at_its_own_full_scale(tmp_path, files):

@@ -1,5 +1,7 @@
+import fcntl
 import json
 import math
+import os
 from dataclasses import replace
 
 import h5py
@@ -9,7 +11,7 @@ import torch
 from patch_files import assert_same_state
 from textures import make_pair
 
-from uknowpan_models.checkpoint import load_model, read_card
+from uknowpan_models.checkpoint import Card, load_model, read_card, save_checkpoint
 from uknowpan_models.data import GenericBatches, TrainBatch, read_scenes
 from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan_models.losses import beta_nll, contrast_weighted_l1
@@ -191,13 +193,21 @@ def test_a_run_folder_tells_its_story(make_stage, tmp_path):
         ),
         ({}, {"deep_blocks": 2}, r"network\.deep_blocks 1 \(here 2\)"),
         ({}, {"timesteps": 100}, r"network\.timesteps 500 \(here 100\)"),
+        ({}, "names", r"data\.train\.scenes \['a', 'b'\] \(here \['a', 'x'\]\)"),
+        ({}, "sizes", r"data\.valid\.sizes \[\[4, 80, 96\]\] \(here \[\[4, 80, 95\]\]\)"),
     ],
 )
 def test_a_run_goes_on_only_as_it_was_configured(
     make_stage, tmp_path, one_step, changed, network, says
 ):
     before = {p.name: p.read_bytes() for p in one_step.iterdir()}
+    data, network = (network, {}) if isinstance(network, str) else ("", network)
     stage, config = make_stage(replace(TINY, **network)), replace(CONFIG, **changed)
+    if data == "names":
+        stage.train_data.scenes[1] = replace(stage.train_data.scenes[1], name="x")
+    elif data == "sizes":
+        scene = stage.valid_data.scenes[0]
+        stage.valid_data.scenes[0] = replace(scene, gt=scene.gt[..., 1:])
     with pytest.raises(ConfigMismatch, match=f"was begun with {says}; --resume"):
         train(stage, config, one_step, resume=True)
     assert {p.name: p.read_bytes() for p in one_step.iterdir()} == before
@@ -212,21 +222,89 @@ def one_step(make_stage, tmp_path):
     return out
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no optimizer", "no config"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "text", "folder", "optimizer", "step", "before", "endless"]
+)
 def test_a_damaged_state_is_said_to_be(make_stage, one_step, damage):
-    state, config = one_step / "state.pt", one_step / "config.json"
-    raw = state.read_bytes()
-    if damage == "no optimizer":
-        parts = torch.load(state, weights_only=True)
+    state = one_step / "state.pt"
+    raw, parts = state.read_bytes(), torch.load(state, weights_only=True)
+    if damage == "folder":
+        state.unlink()
+        state.mkdir()
+    elif damage == "optimizer":
         del parts["optimizer"]
         torch.save(parts, state)
-    elif damage == "no config":
-        config.write_text("[1]")
+    elif damage in ("step", "before", "endless"):
+        step = {"step": CONFIG.iterations + 1, "before": -1, "endless": math.inf}[damage]
+        torch.save({**parts, "step": step}, state)
     else:
         state.write_bytes({"truncated": raw[: len(raw) // 2], "empty": b"", "text": b"no"}[damage])
-    name = "config.json cannot be read" if damage == "no config" else "state.pt is damaged"
-    with pytest.raises(CheckpointError, match=f"{name}.*; begin"):
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged or cannot be read.*; begin"):
         train(make_stage(), CONFIG, one_step, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1]", ""),
+        ("{}", "it lacks network and options and stage and train"),
+        ('{"stage": "fsa-s", "train": {}, "network": {"width": 8}}', "it lacks options and train"),
+    ],
+)
+def test_a_damaged_configuration_is_said_to_be(make_stage, one_step, text, says):
+    (one_step / "config.json").write_text(text)
+    said = rf"config\.json cannot be read \(.*{says}.*; begin"
+    with pytest.raises(CheckpointError, match=said):
+        train(make_stage(), CONFIG, one_step, resume=True)
+
+
+def test_a_run_whose_configuration_tells_no_data_goes_on(make_stage, one_step):
+    """As earlier versions wrote it."""
+    path = one_step / "config.json"
+    config = json.loads(path.read_text())
+    assert config["data"].keys() == {"train", "valid"}
+    del config["data"]
+    path.write_text(json.dumps(config))
+    assert list(run(make_stage, one_step, resume=True)) == [2, 3, 4, 5, 6]
+
+
+def test_lines_of_the_log_that_are_no_text_are_cut(make_stage, one_step):
+    log = one_step / "log.jsonl"
+    log.write_bytes(b'{"step": 1, "l1": 3}\n\xff\xfe\x80\n{"step": Infinity}\n{"step": 1, "\xe9')
+    run(make_stage, one_step, resume=True)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[0]["l1"] == 3
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_in_one_folder_are_kept_apart(make_stage, one_step, resume):
+    refused = []
+
+    def intrude(step, parts):
+        before = {p.name: p.read_bytes() for p in one_step.iterdir()}
+        with pytest.raises(DataError, match=r"Another run is training in .*; wait for it, or"):
+            train(make_stage(), CONFIG, one_step, resume=resume)
+        refused.append(step)
+        assert {p.name: p.read_bytes() for p in one_step.iterdir()} == before
+
+    train(make_stage(), replace(CONFIG, amp=True), one_step, resume=True, on_step=intrude)
+    assert refused == [2, 3, 4, 5, 6]
+    assert not (one_step / ".lock").exists()
+
+
+def test_a_lock_that_its_owner_removes_meanwhile(make_stage, tmp_path, monkeypatch):
+    """What was locked is then nobody's file; the next run would not see it."""
+    flock, path, taken = fcntl.flock, tmp_path / "run" / ".lock", []
+
+    def vanish(file, operation):
+        if not taken:
+            path.unlink()
+        flock(file, operation)
+        taken.append(path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()))
+
+    monkeypatch.setattr(fcntl, "flock", vanish)
+    run(make_stage, path.parent, replace(CONFIG, iterations=1))
+    assert taken == [False, True]
 
 
 def test_weights_to_start_from(make_stage, tmp_path):
@@ -359,6 +437,20 @@ def test_a_trained_checkpoint_sharpens(make_stage, tmp_path):
     done = sharpen_array(load_sharpener(str(best)), pair.pan, pair.ms)
     assert done.hrms.shape == (3, 48, 40)
     assert torch.isfinite(done.hrms).all() and (done.sigma > 0).all()
+
+
+def test_a_card_of_more_steps_than_timesteps(make_stage, tmp_path):
+    model = make_stage().build()
+    config = {"width": 8, "deep_width": 8, "deep_blocks": 1}
+    card, path = Card("m", "fsa-s-lite", config, "fsa-s", steps=500), tmp_path / "m.safetensors"
+    save_checkpoint(path, model, card)
+    assert load_sharpener(str(path)).steps == 500
+    for name, value in (("steps", 501), ("config", {**config, "timesteps": 499})):
+        wrong = replace(card)
+        object.__setattr__(wrong, name, value)
+        save_checkpoint(path, model, wrong)
+        with pytest.raises(CheckpointError, match=r"m\.safetensors cannot be read: steps must be"):
+            load_sharpener(str(path))
 
 
 def test_one_batch_can_be_learnt(make_stage, tmp_path):
