@@ -48,6 +48,15 @@ CARD = Card(
 KEYS = ["sr", "var_map", *(f"dist_feat{i}" for i in range(6))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Forked processes have one, and two threads round otherwise than one."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
@@ -253,11 +262,7 @@ def test_without_resume_a_run_begins_anew(frozen, data, cache, tmp_path):
 def in_a_child(run):
     """A forked process, as data loaders have: it shares what was made here."""
 
-    def child():
-        torch.set_num_threads(1)
-        run()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
 
