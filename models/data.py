@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .condition import condition_reach, generic_condition
 from .errors import DataError
-from .psf import default_psf
-from .resample import mirrored
+from .psf import default_psf, gain_to_sigma
+from .resample import degrade, mirrored
 from .simulate import degrade_truth, random_degradation, synthetic_pan
 from .statistics import SceneStatistics, scene_statistics
 from .types import Condition
@@ -31,6 +31,10 @@ RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
 BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
 LARGEST_VARIANT = 384
 """Truth pixels along a side that one variant of a scene takes."""
+LEAST_HALVED = 192
+"""Truth pixels along a side of scenes that are not halved."""
+PAN_BLUR = (0.2, 0.8)
+"""Sigma of a PAN's own blur in PAN pixels: MTF gains of 0.82 to 0.04 at its Nyquist frequency."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,25 @@ class TrainBatch:
 
     condition: Condition
     x0: Tensor
-    """(B, C, H, W) standardised residual (gt - lms) / residual scale."""
+    """(B, C, H, W) standardised residual (gt - lms) / scale."""
+    scale: Tensor
+    """(B, C, 1, 1) of the residual, in the scene's units."""
 
     def to(self, device: str | torch.device) -> TrainBatch:
         """The same batch on another device."""
-        return TrainBatch(self.condition.to(device), self.x0.to(device))
+        return TrainBatch(self.condition.to(device), self.x0.to(device), self.scale.to(device))
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Shares of the variants in which truth or PAN are changed before the scene is degraded."""
+
+    halved: float = 0.0
+    """Truth and PAN averaged to half the resolution: as sharp as pixels allow."""
+    subsampled: float = 0.0
+    """Every other pixel of the truth, the PAN blurred to that: a truth sharper than its PAN."""
+    pan_blur: float = 0.0
+    """The PAN blurred by optics of its own."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +133,15 @@ class GenericBatches:
         patches_per_variant: int = 2,
         residual_scale: float = 1.0,
         halved_share: float = 0.0,
+        pan_band_share: float = 0.0,
+        pan_blur_share: float = 0.0,
+        subsampled_share: float = 0.0,
         cache: int = 900,
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.halved_share = halved_share
+        self.ways = Ways(halved_share, subsampled_share, pan_blur_share)
+        self.pan_band_share = pan_band_share
         self.variants, self.per_variant = variants, patches_per_variant
         self.residual_scale, self.cache_size = residual_scale, cache
         self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
@@ -133,15 +155,19 @@ class GenericBatches:
         weights = np.array([self.scenes[i].weight for i in usable])
         conditions: list[Condition] = []
         targets: list[Tensor] = []
+        scales: list[Tensor] = []
         while len(targets) < self.batch_size:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
             variant = self._variant(scene, int(rng.integers(self.variants)))
             order = rng.permutation(len(variant.gt))[:bands]
+            if self.pan_band_share > 0 and rng.uniform() < self.pan_band_share:
+                variant = pan_band_variant(variant, int(order[0]))
             for _ in range(min(self.per_variant, self.batch_size - len(targets))):
-                condition, x0 = self._patch(variant, order, rng)
+                condition, x0, scale = self._patch(variant, order, rng)
                 conditions.append(condition)
                 targets.append(x0)
-        return TrainBatch(Condition.stack(conditions), torch.cat(targets))
+                scales.append(scale)
+        return TrainBatch(Condition.stack(conditions), torch.cat(targets), torch.cat(scales))
 
     def _variant(self, scene: int, number: int) -> Variant:
         key = (scene, number)
@@ -149,17 +175,17 @@ class GenericBatches:
             self._cache.move_to_end(key)
         else:
             rng = np.random.default_rng((self.seed, 2, scene, number))
-            self._cache[key] = make_variant(self.scenes[scene], rng, self.halved_share)
+            self._cache[key] = make_variant(self.scenes[scene], rng, self.ways)
             if len(self._cache) > self.cache_size:
                 self._cache.popitem(last=False)
         return self._cache[key]
 
     def _patch(
         self, variant: Variant, order: np.ndarray, rng: np.random.Generator
-    ) -> tuple[Condition, Tensor]:
+    ) -> tuple[Condition, Tensor, Tensor]:
         """One patch with its condition, turned and flipped at random."""
         for attempt in range(8):
-            condition, x0 = cut_patch(variant, order, self.patch, rng, self.residual_scale)
+            condition, x0, scale = cut_patch(variant, order, self.patch, rng, self.residual_scale)
             # Places without detail (sea, nodata) teach nothing; take them only now and then.
             if attempt == 7 or float(x0.abs().mean()) > 0.15 * rng.uniform():
                 break
@@ -170,16 +196,20 @@ class GenericBatches:
             return x.flip(-1) if flip else x
 
         turned = condition._map(lambda name, x: x if name == "scene" else turn(x))
-        return turned, turn(x0)
+        return turned, turn(x0), scale
 
 
-def make_variant(scene: Scene, rng: np.random.Generator, halved_share: float = 0.0) -> Variant:
-    """Cut a scene to size and degrade it in a way drawn by `rng`.
-
-    With the probability `halved_share` truth and PAN are averaged to half the resolution before.
-    """
-    if halved_share > 0 and rng.uniform() < halved_share and min(scene.gt.shape[-2:]) >= 192:
-        scene = halved(scene)
+def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = None) -> Variant:
+    """Cut a scene to size and degrade it in a way drawn by `rng`."""
+    ways = ways or Ways()
+    if ways.halved + ways.subsampled > 0:
+        drawn = rng.uniform()
+        if min(scene.gt.shape[-2:]) < LEAST_HALVED:
+            pass
+        elif drawn < ways.halved:
+            scene = halved(scene)
+        elif drawn < ways.halved + ways.subsampled:
+            scene = subsampled(scene)
     degradation = random_degradation(rng, len(scene.gt), RATIOS, RATIO_WEIGHTS)
     ratio = degradation.ratio
     height, width = scene.gt.shape[-2:]
@@ -188,11 +218,25 @@ def make_variant(scene: Scene, rng: np.random.Generator, halved_share: float = 0
     window = (slice(None), slice(top, top + rows), slice(left, left + cols))
     gt = scene.gt[window]
     pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
+    if ways.pan_blur > 0 and rng.uniform() < ways.pan_blur:
+        pan = degrade(pan[None], 1, float(rng.uniform(*PAN_BLUR)), (0.0, 0.0))[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     ms = degrade_truth(gt, degradation, generator)
     psf = default_psf(ratio) if rng.uniform() < 0.05 else None
     statistics = scene_statistics([(pan, ms)], ratio, psf)
     return Variant(pan, ms, gt, statistics)
+
+
+def pan_band_variant(variant: Variant, band: int) -> Variant:
+    """The PAN in the place of a band: its truth is the PAN, its MS the PAN degraded.
+
+    The auxiliary task of PAN-Crafter (MARs), for a network that treats all bands alike.
+    """
+    psf, ratio = variant.statistics.psf, variant.statistics.ratio
+    ms, gt = variant.ms.clone(), variant.gt.clone()
+    ms[band] = degrade(variant.pan[None], ratio, psf.sigma, psf.shift)[0, 0]
+    gt[band] = variant.pan[0]
+    return Variant(variant.pan, ms, gt, scene_statistics([(variant.pan, ms)], ratio, psf))
 
 
 def halved(scene: Scene) -> Scene:
@@ -206,10 +250,20 @@ def halved(scene: Scene) -> Scene:
     return replace(scene, gt=average(scene.gt), pan=pan)
 
 
+def subsampled(scene: Scene) -> Scene:
+    """Every other pixel of the truth, and the PAN of those places at most as sharp as its grid
+    allows: fine detail of the truth that PAN shows weakly."""
+    rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
+    pan = scene.pan
+    if pan is not None:  # the pixels taken lie half a pixel before the middle of two
+        pan = degrade(pan[None, :, :rows, :cols], 2, gain_to_sigma(0.3, 2), (-0.5, -0.5))[0]
+    return replace(scene, gt=scene.gt[:, :rows:2, :cols:2], pan=pan)
+
+
 def cut_patch(
     variant: Variant, order: np.ndarray, size: int, rng: np.random.Generator, residual_scale: float
-) -> tuple[Condition, Tensor]:
-    """A patch of `size` PAN pixels: its condition (batch of one) and x0."""
+) -> tuple[Condition, Tensor, Tensor]:
+    """A patch of `size` PAN pixels: its condition (batch of one), x0 and the scale of that."""
     statistics = variant.statistics.select(order.tolist())
     ratio, margin = statistics.ratio, condition_reach(statistics)
     ms, gt = variant.ms[order.copy()], variant.gt[order.copy()]
@@ -231,4 +285,4 @@ def cut_patch(
     gt_cols = mirrored(col * ratio + ox, size, w * ratio)
     truth = gt[:, gt_rows][:, :, gt_cols][None]
     scale = residual_scale * statistics.detail_std[:-1].float().view(1, -1, 1, 1)
-    return condition, (truth - condition.lms) / scale
+    return condition, (truth - condition.lms) / scale, scale

@@ -30,7 +30,7 @@ class Settings:
     network: Any
     """PriorConfig, GuidedTeacherConfig, StudentConfig or LiteConfig."""
     options: Any
-    """PriorOptions, TeacherOptions or StudentOptions."""
+    """PriorOptions, TeacherOptions, StudentOptions or GenericOptions."""
 
 
 def preset(name: str, stage: str, bands: int) -> Settings:

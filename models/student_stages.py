@@ -18,7 +18,13 @@ from .data import GenericBatches, TrainBatch
 from .diffusion import NoiseSchedule
 from .distillation import CachedDataset, FrozenTeacher, TeacherAnswer
 from .errors import ModelMismatch
-from .losses import beta_nll, contrast_weighted_l1
+from .losses import (
+    beta_nll,
+    contrast_weighted_gradient,
+    contrast_weighted_l1,
+    contrast_weighted_rms,
+    spectral_angle,
+)
 from .pancollection import PatchBatch
 from .parallel import current_world
 from .patch_condition import PatchConditioner
@@ -29,8 +35,8 @@ from .training import Examples
 from .types import Condition, Denoised
 
 __all__ = [
-    "GENERIC_OPTIONS",
     "FeatureMatcher",
+    "GenericOptions",
     "GenericStudentStage",
     "StudentBatch",
     "StudentOptions",
@@ -59,8 +65,34 @@ class StudentOptions(DiffusionOptions):
     """Turn patches over at random, see `PatchSampler`."""
 
 
-GENERIC_OPTIONS = StudentOptions(terminal_share=0.7, soft_weight=0.0, feature_weight=0.0)
-"""Of the stage on whole scenes, which knows no teacher."""
+ERRORS = {"l1": contrast_weighted_l1, "rms": contrast_weighted_rms}
+"""What the mean of a student of whole scenes is trained by."""
+
+
+@dataclass(frozen=True)
+class GenericOptions:
+    """Of the stage `fsa-s` on whole scenes, which knows no teacher."""
+
+    terminal_share: float = 0.7
+    """Share of samples trained at the last timestep, where sampling starts."""
+    error: str = "l1"
+    """l1 or rms, see `uknowpan_models.losses`."""
+    variance_weight: float = 0.1
+    """Of the likelihood that the variance head learns by."""
+    gradient_weight: float = 0.0
+    """Of the error of the differences between neighbours."""
+    angle_weight: float = 0.0
+    """Of the spectral angle between answer and truth, in radians."""
+    pan_band_share: float = 0.0
+    """Share of draws in which the PAN takes the place of a band (MARs of PAN-Crafter)."""
+    pan_blur_share: float = 0.0
+    """Share of scene variants whose PAN is blurred, as PANs are by their own optics."""
+    subsampled_share: float = 0.0
+    """Share of scene variants whose truth is sharper than their PAN."""
+
+    def __post_init__(self) -> None:
+        if self.error not in ERRORS:
+            raise ValueError(f"error is {' or '.join(ERRORS)}, not {self.error!r}")
 
 
 # ----------------------------------------------------------------------- learning from patches
@@ -298,10 +330,7 @@ def _feature_distance(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tenso
 
 class GenericStudentStage:
     """Stage `fsa-s` of the `lite` form on whole scenes, degraded anew at every step; the truth is
-    the only target.
-
-    Of the options it heeds `terminal_share` and `variance_weight`; it validates, and is meant to
-    sharpen, in one step.
+    the only target. It validates, and is meant to sharpen, in one step.
     """
 
     name = "fsa-s"
@@ -314,12 +343,12 @@ class GenericStudentStage:
         train: GenericBatches,
         valid: GenericBatches,
         *,
-        options: StudentOptions | None = None,
+        options: GenericOptions | None = None,
         validation_batches: int = 12,
         notes: dict[str, Any] | None = None,
     ):
         self.network = network
-        self.options = options or GENERIC_OPTIONS
+        self.options = options or GenericOptions()
         self.schedule = NoiseSchedule.cosine(network.timesteps)
         self.train_data, self.valid_data = train, valid
         self.validation_batches, self.notes = validation_batches, notes or {}
@@ -342,7 +371,7 @@ class GenericStudentStage:
         batch = self.train_data(step)
         own = self.world.own
         condition = batch.condition._map(lambda name, x: own(x))
-        return TrainBatch(condition, own(batch.x0))
+        return TrainBatch(condition, own(batch.x0), own(batch.scale))
 
     def batches(self, start: int, stop: int) -> Generator[TrainBatch]:
         for step in range(start, stop):
@@ -357,17 +386,25 @@ class GenericStudentStage:
     def losses(
         self, model: nn.Module, batch: TrainBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        share = self.options.terminal_share
-        x_t, t = noised(self.schedule, batch.x0, share, generator, self.world)
-        said = model(x_t, t, batch.condition)
+        options, condition = self.options, batch.condition
+        x_t, t = noised(self.schedule, batch.x0, options.terminal_share, generator, self.world)
+        said = model(x_t, t, condition)
         inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
         x0, target = said.x0[inner], batch.x0[inner]
         assert said.log_sigma is not None
         error = (x0 - target).detach()  # the variance head must not bend the mean
-        return {
-            "l1": contrast_weighted_l1(x0, target),
-            "variance": self.options.variance_weight * beta_nll(error, said.log_sigma[inner]),
+        parts = {
+            options.error: ERRORS[options.error](x0, target),
+            "variance": options.variance_weight * beta_nll(error, said.log_sigma[inner]),
         }
+        if options.gradient_weight:
+            gradient = contrast_weighted_gradient(x0, target)
+            parts["gradient"] = options.gradient_weight * gradient
+        if options.angle_weight and x0.shape[1] > 1:
+            lms, scale = condition.lms[inner], batch.scale
+            angle = spectral_angle(lms + scale * x0, lms + scale * target)
+            parts["angle"] = options.angle_weight * angle
+        return parts
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -27,7 +27,10 @@ COUNTS = frozenset(
 )
 """Fields that must be at least 1."""
 SHARES = frozenset(
-    {"ema", "halved_share", "terminal_share", "dropout", "drop_path", "learning_rate"}
+    {
+        *("ema", "halved_share", "pan_band_share", "pan_blur_share", "subsampled_share"),
+        *("terminal_share", "dropout", "drop_path", "learning_rate"),
+    }
 )
 """Fields that must be at most 1."""
 LARGEST = 2**31 - 1

@@ -84,7 +84,7 @@ def resolve(request: TrainRequest) -> Settings:
     """Preset and TOML as settings; looks at the header of the training files only."""
     from uknowpan_models.presets import Settings, preset
     from uknowpan_models.student_lite import LiteConfig
-    from uknowpan_models.student_stages import GENERIC_OPTIONS
+    from uknowpan_models.student_stages import GenericOptions
     from uknowpan_models.training import TrainConfig
 
     if is_scenes_file(request.data[0]):
@@ -96,7 +96,7 @@ def resolve(request: TrainRequest) -> Settings:
                 "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`).",
                 exits.USAGE,
             )
-        plain = Settings(TrainConfig(), LiteConfig(), GENERIC_OPTIONS)
+        plain = Settings(TrainConfig(), LiteConfig(), GenericOptions())
         return overridden(plain, request.config)
     bands = _files(request.data[:1])[0].header.bands
     return overridden(preset(request.preset, request.stage, bands), request.config)
@@ -122,6 +122,9 @@ def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
         seed=config.seed,
         batch_size=config.batch_size,
         halved_share=config.halved_share,
+        pan_band_share=settings.options.pan_band_share,
+        pan_blur_share=settings.options.pan_blur_share,
+        subsampled_share=settings.options.subsampled_share,
     )
     valid = GenericBatches(
         read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4

@@ -223,3 +223,15 @@ def test_a_network_with_back_projection_goes_on_where_one_without_was():
     torch.testing.assert_close(after(x_t, t, condition).x0, one.x0 + missing)
     own = after.state_dict()
     assert after.adopt(own) is own
+
+
+def test_a_deeper_network_goes_on_where_a_shallower_one_was():
+    before = student()
+    deeper = replace(TINY, deep_blocks=TINY.deep_blocks + 2, back_projection=True)
+    after = FSAStudentLite(deeper)
+    after.load_state_dict(after.adopt(before.state_dict()))
+    x_t, t, condition = inputs()
+    torch.testing.assert_close(after(x_t, t, condition).x0, before(x_t, t, condition).x0)
+    assert after.reach > before.reach
+    with pytest.raises(RuntimeError, match="deep_blocks"):  # nothing is thrown away
+        before.load_state_dict(before.adopt(after.state_dict()))

@@ -1,0 +1,98 @@
+"""How scenes are changed before they are degraded."""
+
+import numpy as np
+import pytest
+import torch
+
+from uknowpan_models.data import (
+    GenericBatches,
+    Scene,
+    Ways,
+    make_variant,
+    pan_band_variant,
+    subsampled,
+)
+from uknowpan_models.resample import degrade
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Waves, so that halves of a pixel can be told; PAN is the mean of the bands."""
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(208.0), indexing="ij")
+    bands = [torch.sin(y / a + k) + torch.cos(x / b - k) for k, (a, b) in enumerate([(5, 7)] * 3)]
+    gt = 100 + 10 * torch.stack(bands)
+    return Scene("waves", "none", gt, gt.mean(0, keepdim=True))
+
+
+def sharpness(x: torch.Tensor) -> float:
+    return float((x[..., 1:] - x[..., :-1]).std())
+
+
+def test_subsampled_truth_and_pan_lie_on_each_other(scene):
+    found = subsampled(scene)
+    assert torch.equal(found.gt, scene.gt[:, ::2, ::2])
+    inner = (..., slice(4, -4), slice(4, -4))
+    aligned = (found.pan - found.gt.mean(0, keepdim=True))[inner].abs().mean()
+    off = (found.pan[..., 1:, :] - found.gt.mean(0, keepdim=True)[..., :-1, :])[inner].abs().mean()
+    assert aligned < 0.3 * off
+
+
+def test_subsampled_truth_keeps_what_the_pan_loses():
+    noise = torch.randn(4, 200, 200, generator=torch.Generator().manual_seed(0))
+    scene = Scene("noise", "none", noise, noise.mean(0, keepdim=True))
+    found = subsampled(scene)
+    assert found.pan.std() < 0.7 * found.gt.mean(0, keepdim=True).std()
+    without = subsampled(Scene("noise", "none", noise, None))
+    assert without.pan is None and torch.equal(without.gt, found.gt)
+
+
+def test_shares_say_how_often_a_scene_is_changed(scene):
+    def sizes(ways):
+        made = (make_variant(scene, np.random.default_rng(seed), ways) for seed in range(12))
+        return [max(v.gt.shape[-2:]) for v in made]
+
+    assert min(sizes(Ways())) > 104
+    assert max(sizes(Ways(halved=1.0))) <= 104
+    assert max(sizes(Ways(subsampled=1.0))) <= 104
+    assert len({s <= 104 for s in sizes(Ways(halved=0.2, subsampled=0.3))}) == 2
+
+
+def test_a_blurred_pan_is_softer_and_the_rest_as_before(scene):
+    plain = make_variant(scene, np.random.default_rng(3), Ways())
+    ways = [make_variant(scene, np.random.default_rng(3), Ways(pan_blur=1.0)) for _ in range(2)]
+    assert torch.equal(ways[0].pan, ways[1].pan)
+    assert torch.equal(ways[0].gt, plain.gt)
+    assert sharpness(ways[0].pan) < sharpness(plain.pan)
+
+
+def test_the_pan_as_a_band(scene):
+    variant = make_variant(scene, np.random.default_rng(5), Ways())
+    found = pan_band_variant(variant, 1)
+    psf, ratio = variant.statistics.psf, variant.statistics.ratio
+    assert torch.equal(found.gt[1], variant.pan[0])
+    torch.testing.assert_close(
+        found.ms[1], degrade(variant.pan[None], ratio, psf.sigma, psf.shift)[0, 0]
+    )
+    for band in (0, 2):
+        assert torch.equal(found.gt[band], variant.gt[band])
+        assert torch.equal(found.ms[band], variant.ms[band])
+    # The band is the PAN, so its details are PAN's.
+    torch.testing.assert_close(found.statistics.detail[1, 1], found.statistics.detail[-1, -1])
+    assert not torch.equal(variant.gt[1], variant.pan[0])
+
+
+def test_batches_with_the_pan_as_a_band(scene):
+    def batch(share):
+        batches = GenericBatches(
+            [scene], seed=1, batch_size=2, patch=24, variants=1, pan_band_share=share
+        )
+        return batches(0)
+
+    one, other = batch(1.0), batch(0.0)
+    assert one.scale.shape == (*one.x0.shape[:2], 1, 1)
+    # Where the band is the PAN, the truth of the residual is the PAN's own detail.
+    detail = one.condition.pan - one.condition.lms
+    wrong = (detail - one.scale * one.x0).abs().amax((0, 2, 3))
+    assert wrong.min() < 1e-3 * wrong.max()
+    wrong = (other.condition.pan - other.condition.lms - other.scale * other.x0).abs()
+    assert wrong.amax((0, 2, 3)).min() > 0.1
