@@ -133,6 +133,18 @@ def cubic(stretch: float) -> Kernel:
     return lambda x: _cubic(x / stretch)
 
 
+def tent(width: float) -> Kernel:
+    """Falling from the middle to 0 at `width` PAN pixels: a box blurred by itself."""
+    return lambda x: (1 - x.abs() / width).clamp_min(0)
+
+
+def lanczos(stretch: float) -> Kernel:
+    """Lanczos of three lobes, stretched by `stretch` (the ratio: antialiased)."""
+    return lambda x: torch.where(
+        x.abs() < 3 * stretch, torch.sinc(x / stretch) * torch.sinc(x / (3 * stretch)), 0.0
+    )
+
+
 def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Tensor:
     offsets = torch.arange(-reach * ratio, (reach + 1) * ratio, dtype=torch.float64)
     taps = kernel(offsets - (ratio - 1) / 2 - shift)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .psf import gain_to_sigma
-from .resample import Kernel, box, cubic, decimate, gaussian
+from .resample import Kernel, box, cubic, decimate, gaussian, lanczos, tent
 
 __all__ = ["Degradation", "degrade_truth", "random_degradation", "synthetic_pan"]
 
@@ -27,7 +27,8 @@ class Degradation:
 
     ratio: int
     kind: str
-    """"gaussian", "box", "cubic" (antialiased) or "cubic-sharp" (not antialiased)."""
+    """"gaussian", "box", "cubic" (antialiased), "cubic-sharp" (not antialiased); "tent" and
+    "lanczos" (antialiased), which training does without, so that they tell what is new to it."""
     gains: tuple[float, ...] = ()
     """MTF gain at the MS Nyquist frequency per band ("gaussian" only)."""
     shift: tuple[float, float] = (0.0, 0.0)
@@ -48,6 +49,10 @@ def _kernel(degradation: Degradation, band: int) -> tuple[Kernel, int]:
         return cubic(ratio), math.ceil(2.5 + offset)
     if degradation.kind == "cubic-sharp":
         return cubic(1.0), math.ceil(1.5 + offset)
+    if degradation.kind == "tent":
+        return tent(ratio), math.ceil(1.5 + offset)
+    if degradation.kind == "lanczos":
+        return lanczos(ratio), math.ceil(3.5 + offset)
     raise ValueError(f"no degradation is called {degradation.kind!r}")
 
 

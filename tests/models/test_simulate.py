@@ -11,11 +11,13 @@ from uknowpan_models.simulate import (
 )
 
 KINDS = ["gaussian", "box", "cubic", "cubic-sharp"]
+UNSEEN = ["tent", "lanczos"]
+"""Training draws none of these."""
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (1.7, -0.6)])
 @pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *UNSEEN])
 def test_samples_lie_where_they_should(kind, ratio, shift):
     n = 20
     y, x = torch.meshgrid(*[torch.arange(n * ratio, dtype=torch.float64)] * 2, indexing="ij")
