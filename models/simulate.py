@@ -21,6 +21,10 @@ from .resample import Kernel, box, cubic, decimate, gaussian, lanczos, tent
 __all__ = ["Degradation", "degrade_truth", "random_degradation", "synthetic_pan"]
 
 
+NOISES, NOISE_WEIGHTS = (0.0, 0.05, 0.15, 0.4), (0.5, 0.3, 0.13, 0.07)
+"""Largest noise of the MS in shares of its detail contrast, and how often it is drawn."""
+
+
 @dataclass(frozen=True)
 class Degradation:
     """How a truth becomes a low-resolution MS."""
@@ -92,9 +96,7 @@ def random_degradation(
     gains = tuple(float(np.clip(common + rng.normal(0, 0.03), 0.08, 0.6)) for _ in range(bands))
     reach = rng.choice([0.0, 0.6, 1.0, 2.0], p=[0.25, 0.4, 0.25, 0.1])
     shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))
-    noise = float(
-        rng.choice([0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.15)], p=[0.5, 0.35, 0.15])
-    )
+    noise = float(rng.choice(NOISES, p=NOISE_WEIGHTS) * rng.uniform())
     return Degradation(ratio, kind, gains, shift, noise)
 
 

@@ -34,6 +34,8 @@ class PackedScene:
     split: str
     """train, valid, or skip (not packed)."""
     weight: float
+    nodata: float | None = None
+    """Of both rasters, where they do not say it themselves; the column may be left out."""
 
     @property
     def files(self) -> list[str]:
@@ -56,7 +58,11 @@ def read_recipe(path: Path) -> list[PackedScene]:
     try:
         with open(path, newline="") as file:
             scenes = [
-                PackedScene(**{k: row[k] or "" for k in texts}, weight=float(row["weight"]))
+                PackedScene(
+                    **{k: row[k] or "" for k in texts},
+                    weight=float(row["weight"]),
+                    nodata=float(row["nodata"]) if row.get("nodata") else None,
+                )
                 for row in csv.DictReader(file)
             ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
@@ -132,11 +138,11 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
 
     files = [str(root / path) for path in scene.ms_files]
     if scene.kind == "pair":
-        pair = open_pair(str(root / scene.pan), files)
+        pair = open_pair(str(root / scene.pan), files, nodata=scene.nodata)
     elif scene.kind == "reduced":
-        pair = open_pair(str(root / scene.pan), files, ratio=1)
+        pair = open_pair(str(root / scene.pan), files, ratio=1, nodata=scene.nodata)
     else:  # its own first band stands in for the PAN, so that grid and validity are read alike
-        pair = open_pair(files[0], files, pan_band=1, ratio=1)
+        pair = open_pair(files[0], files, pan_band=1, ratio=1, nodata=scene.nodata)
     with pair:
         if scene.kind != "pair" and not pair.nested:
             raise DataError(

@@ -14,7 +14,7 @@ __all__ = ["pack"]
 
 def pack(
     recipe: Annotated[
-        Path, typer.Argument(help="CSV: name,kind,pan,ms,sensor,licence,split,weight.")
+        Path, typer.Argument(help="CSV: name,kind,pan,ms,sensor,licence,split,weight[,nodata].")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Scenes file (HDF5) to write.")],
     root: Annotated[Path, typer.Option("--root", help="Folder the recipe's paths start from.")],

@@ -500,6 +500,27 @@ def test_pack_leaves_invalid_pixels_out(
     assert (pan is None) == (kind == "ms")
 
 
+def test_pack_with_a_nodata_value_that_the_files_do_not_say(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path
+) -> None:
+    holes = np.zeros((48, 40), bool)
+    holes[40:] = True
+    pair = make_pair(ms_shape=(48, 40), holes=holes, nodata=0)
+    with rasterio.open(tmp_path / "scene_ms.tif", "r+") as file:
+        file.nodata = None
+    found = {}
+    for value in ("", "0"):
+        recipe, output = tmp_path / "one.csv", tmp_path / f"one{value}.h5"
+        row = f"a,pair,scene_pan.tif,scene_ms.tif,s,l,train,1,{value}\n"
+        recipe.write_text(HEADER.replace("weight", "weight,nodata") + row)
+        outcome = uknowpan("pack", recipe, "-o", output, "--root", tmp_path, "-q")
+        assert outcome.code == 0, outcome.stderr
+        with h5py.File(output) as file:
+            found[value] = file["a/gt"][()]
+    assert found[""].shape[1:] == (48, 40)
+    assert np.array_equal(found["0"], pair.ms_values[:, :40])
+
+
 @pytest.mark.parametrize("kind", ["reduced", "ms"])
 def test_pack_takes_bands_in_files_of_their_own(
     kind: str, pack_one: PackOne, make_pair: MakePair
