@@ -44,6 +44,7 @@ __all__ = [
     "BAND_FEATURES",
     "INJECTIONS",
     "PAN_FEATURES",
+    "PLAIN_SCENE_FEATURES",
     "SCENE_FEATURES",
     "condition_reach",
     "generic_condition",
@@ -55,7 +56,9 @@ INJECTIONS = 5
 BACK_PROJECTION = 6
 """The band feature that is one more such detail; networks trained before there was it have none."""
 PAN_FEATURES = 3
-SCENE_FEATURES = 3
+SCENE_FEATURES = 5
+PLAIN_SCENE_FEATURES = 3
+"""Networks trained before there were the other two see these."""
 
 LOCAL_PRIOR = 0.1
 """Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""
@@ -186,8 +189,15 @@ def _there_and_back(
 
 
 def _scene_numbers(statistics: SceneStatistics, offset: float) -> Tensor:
+    """(1, S): blur, ratio, shift; the blur again, magnified, and how well it explains the MS.
+
+    Optics of a usual sensor lie so close together in the blur that what is beyond them tells how
+    soft the truth is against its PAN.
+    """
     psf, ratio = statistics.psf, statistics.ratio
     sharpness = psf.sigma / ratio * 4 - 2  # about -1 to 1
     beyond = (s - offset for s in psf.shift)  # what the registration does not say
     shift = math.hypot(*beyond) / ratio  # its direction would not survive turned patches
-    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift]])
+    magnified = min(max(8 * sharpness, -6.0), 6.0)
+    unexplained = 1 + 0.5 * math.log10(1 - psf.correlation + 1e-4)  # -1 (nothing) to 1 (all)
+    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift, magnified, unexplained]])

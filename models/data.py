@@ -33,6 +33,8 @@ LARGEST_VARIANT = 384
 """Truth pixels along a side that one variant of a scene takes."""
 LEAST_HALVED = 192
 """Truth pixels along a side of scenes that are not halved."""
+TRUTH_BLUR = (0.2, 0.9)
+"""Sigma in pixels of the truth; pairs here have 0.5 (Landsat) to 0.8 (SPOT-6, GaoFen-2)."""
 PAN_BLUR = (0.2, 0.8)
 """Sigma of a PAN's own blur in PAN pixels: MTF gains of 0.82 to 0.04 at its Nyquist frequency."""
 
@@ -77,6 +79,9 @@ class Ways:
     """Every other pixel of the truth, the PAN blurred to that: a truth sharper than its PAN."""
     pan_blur: float = 0.0
     """The PAN blurred by optics of its own."""
+    truth_blur: float = 0.0
+    """The truth blurred as an MS is against its PAN: of scenes whose PAN is made of the truth, and
+    would else be as sharp as it."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,12 @@ class GenericBatches:
         pan_band_share: float = 0.0,
         pan_blur_share: float = 0.0,
         subsampled_share: float = 0.0,
+        truth_blur_share: float = 0.0,
         cache: int = 900,
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.ways = Ways(halved_share, subsampled_share, pan_blur_share)
+        self.ways = Ways(halved_share, subsampled_share, pan_blur_share, truth_blur_share)
         self.pan_band_share = pan_band_share
         self.variants, self.per_variant = variants, patches_per_variant
         self.residual_scale, self.cache_size = residual_scale, cache
@@ -220,6 +226,8 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
     pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
     if ways.pan_blur > 0 and rng.uniform() < ways.pan_blur:
         pan = degrade(pan[None], 1, float(rng.uniform(*PAN_BLUR)), (0.0, 0.0))[0]
+    if scene.pan is None and ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
+        gt = degrade(gt[None], 1, float(rng.uniform(*TRUTH_BLUR)), (0.0, 0.0))[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     ms = degrade_truth(gt, degradation, generator)
     psf = default_psf(ratio) if rng.uniform() < 0.05 else None

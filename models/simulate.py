@@ -92,7 +92,8 @@ def random_degradation(
     """Draw a degradation: ratio, kernel, gains, sampling phase, noise."""
     ratio = int(rng.choice(ratios, p=np.asarray(weights) / np.sum(weights)))
     kind = str(rng.choice(["gaussian", "box", "cubic", "cubic-sharp"], p=[0.6, 0.15, 0.15, 0.1]))
-    common = rng.uniform(0.12, 0.5)
+    usual, other = rng.normal(0.30, 0.03), rng.uniform(0.15, 0.42)
+    common = usual if rng.uniform() < 0.5 else other
     gains = tuple(float(np.clip(common + rng.normal(0, 0.03), 0.08, 0.6)) for _ in range(bands))
     reach = rng.choice([0.0, 0.6, 1.0, 2.0], p=[0.25, 0.4, 0.25, 0.1])
     shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))

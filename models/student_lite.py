@@ -21,7 +21,7 @@ from .condition import (
     BAND_FEATURES,
     INJECTIONS,
     PAN_FEATURES,
-    SCENE_FEATURES,
+    PLAIN_SCENE_FEATURES,
 )
 from .types import Condition, Denoised
 
@@ -44,6 +44,8 @@ class LiteConfig:
     """Length of the noise schedule (scales the time embedding)."""
     back_projection: bool = False
     """The band feature of that name is seen, and mixed into the answer like an injection."""
+    scene_features: int = PLAIN_SCENE_FEATURES
+    """So many of the numbers of the scene are seen."""
 
     @property
     def band_features(self) -> int:
@@ -118,7 +120,7 @@ class FSAStudentLite(nn.Module):
         self.config = config = config or LiteConfig()
         width, deep, emb = config.width, config.deep_width, 4 * config.width
         self.embed = nn.Sequential(
-            nn.Linear(32 + SCENE_FEATURES, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
+            nn.Linear(32 + config.scene_features, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
         )
         self.band_in = nn.Conv2d(4 * (config.band_features + 1), width, 3, padding=1)
         self.pan_in = nn.Conv2d(4 * PAN_FEATURES, width, 3, padding=1)
@@ -152,8 +154,8 @@ class FSAStudentLite(nn.Module):
         self.out.bias = nn.Parameter(bias.flatten())
 
     def adopt(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a network without back-projection, or with fewer deep blocks, as this one's,
-        which then says the same."""
+        """Weights of a network without back-projection, with fewer deep blocks or fewer numbers of
+        the scene, as this one's, which then says the same."""
         if "out.bias" not in weights:
             return weights
         fresh = self.state_dict()  # untrained blocks change nothing
@@ -163,6 +165,10 @@ class FSAStudentLite(nn.Module):
             weights = {**weights, **added}
         if self.config.back_projection and len(weights["out.bias"]) == 4 * (INJECTIONS + 2):
             weights = {**weights, **_with_back_projection(weights)}
+        seen = weights["embed.0.weight"]
+        more = fresh["embed.0.weight"].shape[1] - seen.shape[1]
+        if more > 0:  # the numbers of the scene come last
+            weights = {**weights, "embed.0.weight": F.pad(seen, (0, more))}
         return weights
 
     def forward(
@@ -193,6 +199,7 @@ class FSAStudentLite(nn.Module):
             raise ValueError("the lite student needs the condition made by generic_condition")
         injections = band[:, :, :INJECTIONS]
         band = band[:, :, : self.config.band_features]
+        scene = scene[:, : self.config.scene_features]
         emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
 
         inputs = torch.cat([_compress(band), x_t[:, :, None]], 2).flatten(0, 1)

@@ -89,6 +89,8 @@ class GenericOptions:
     """Share of scene variants whose PAN is blurred, as PANs are by their own optics."""
     subsampled_share: float = 0.0
     """Share of scene variants whose truth is sharper than their PAN."""
+    truth_blur_share: float = 0.0
+    """Share of scene variants whose truth is blurred as MS are against their PAN, see `Ways`."""
 
     def __post_init__(self) -> None:
         if self.error not in ERRORS:

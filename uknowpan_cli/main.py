@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .batch import batch
 from .demo import demo
 from .distill_command import distill_cache
 from .evaluate import evaluate
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(sharpen)
+app.command()(batch)
 app.command()(info)
 app.command()(demo)
 app.command()(train)

@@ -19,30 +19,50 @@ from . import exits
 from .console import set_up_logging
 
 __all__ = [
+    "BatchSizeOption",
     "BidxOption",
+    "BitDepthOption",
     "BoundsOption",
+    "ConsistencyOption",
     "Coregister",
+    "CoregisterOption",
+    "CreationOption",
     "DeviceOption",
+    "DtypeOption",
+    "Failed",
+    "Format",
+    "FormatOption",
     "JsonOption",
+    "LogJsonOption",
+    "MaxValueOption",
     "Method",
+    "MethodOption",
     "ModelOption",
     "MsArgument",
     "NodataOption",
     "OutputDtype",
+    "OutputDtypeOption",
+    "OverlapOption",
+    "OverviewsOption",
     "OverwriteOption",
     "PanArgument",
     "PanBidxOption",
+    "Precision",
     "QuietOption",
     "RatioOption",
     "Resampling",
     "ResamplingOption",
+    "SeedOption",
+    "StepsOption",
     "ThreadsOption",
+    "TileOption",
     "VerboseOption",
     "bounded_gdal_cache",
     "fail",
     "guarded",
     "is_typed",
     "numbers",
+    "refuse_both",
 ]
 
 
@@ -78,6 +98,16 @@ class Coregister(StrEnum):
     shift = "shift"
 
 
+class Format(StrEnum):
+    gtiff = "gtiff"
+    cog = "cog"
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 PanArgument = Annotated[
     str,
     typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one."),
@@ -95,9 +125,40 @@ ModelOption = Annotated[
         "--model", "-m", envvar="UKNOWPAN_MODEL", help="Bundled model's name or a checkpoint file."
     ),
 ]
+MethodOption = Annotated[
+    Method | None, typer.Option("--method", help="A classical method instead of a model.")
+]
+ConsistencyOption = Annotated[
+    int,
+    typer.Option(
+        "--consistency",
+        min=0,
+        max=10,
+        help="Passes at the end that make the result, blurred as the scene is, agree with the "
+        "MS; 1 or 2 help where the optics blur as a Gaussian does.",
+    ),
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the initial noise.")]
+DtypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the network.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+]
+TileOption = Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")]
+OverlapOption = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        min=0,
+        help="Overlap to blend over, PAN pixels; default: as the "
+        "model needs (0 for the bundled ones, whose tiles join without a seam).",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")
 ]
 BidxOption = Annotated[
     str | None,
@@ -117,6 +178,29 @@ ResamplingOption = Annotated[
     Resampling,
     typer.Option("--resampling", "-r", help="For an MS whose pixels do not nest in the PAN's."),
 ]
+CoregisterOption = Annotated[
+    Coregister,
+    typer.Option("--coregister", help="PAN/MS shift: ignore it, warn of it, or remove it."),
+]
+MaxValueOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-value", min=0, help="Full scale in digital numbers; the result is clipped at it."
+    ),
+]
+BitDepthOption = Annotated[
+    int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
+]
+OutputDtypeOption = Annotated[
+    OutputDtype | None,
+    typer.Option("--output-dtype", help="Instead of the MS's; values are clipped, not rescaled."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="File layout.")]
+CreationOption = Annotated[
+    list[str] | None,
+    typer.Option("--co", help="GDAL creation option KEY=VALUE; may be repeated."),
+]
+OverviewsOption = Annotated[bool, typer.Option("--overviews", help="Build overviews.")]
 BoundsOption = Annotated[
     str | None,
     typer.Option(
@@ -128,6 +212,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", "-j", min=1, help="CPU threads; default: all cores.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+LogJsonOption = Annotated[
+    Path | None, typer.Option("--log-json", help="Write messages as JSON lines.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
 VerboseOption = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")
@@ -169,11 +256,33 @@ def numbers(text: str | None, option: str, count: int | None = None) -> list[flo
     return values
 
 
+class Failed(typer.Exit):
+    """The end of a command, or of one scene of many: a sentence and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message
+        self._shown = False
+
+    def show(self) -> None:
+        """The sentence on stderr, once: one command may call another."""
+        if self._shown:
+            return
+        self._shown = True
+        logging.getLogger("uknowpan").debug("exit %d: %s", self.exit_code, self.message)
+        typer.echo(f"uknowpan: error: {self.message}", err=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
-    """One sentence on stderr, then the exit code."""
-    logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
-    typer.echo(f"uknowpan: error: {message}", err=True)
-    raise typer.Exit(code)
+    """One sentence, which `guarded` shows, then the exit code."""
+    raise Failed(message, code)
+
+
+def refuse_both(ctx: typer.Context, method: Method | None) -> None:
+    """A classical method and an option of models, both typed, are a usage error (exit 2)."""
+    for name in ("model", "steps"):
+        if method is not None and is_typed(ctx, name):
+            fail(f"--method and --{name} exclude each other.", exits.USAGE)
 
 
 @contextmanager
@@ -190,6 +299,9 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     try:
         set_up_logging(verbosity, log_json)
         yield
+    except Failed as failure:
+        failure.show()
+        raise
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except BaseException as error:
@@ -197,7 +309,9 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
             raise
         if verbosity >= 2:
             traceback.print_exc(file=sys.stderr)
-        fail(exits.sentence(error), exits.exit_code(error))
+        end = Failed(exits.sentence(error), exits.exit_code(error))
+        end.show()
+        raise end from error
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

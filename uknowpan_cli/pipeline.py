@@ -82,6 +82,8 @@ class SharpenOptions:
     resume: bool = False
     survey: Survey | None = None
     """Of this pair, for this sharpener and `max_value`, if it was made already."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """More tags for the files, written as UKNOWPAN_*; they go with the file, all or nothing."""
 
 
 @dataclass(frozen=True)
@@ -610,7 +612,8 @@ def _write(
     outputs: dict[str, str],
 ) -> None:
     """Strips to files; the files get their names when all of them are complete."""
-    tags = _tags(sharpener, found, pair)
+    more = {f"UKNOWPAN_{key}": value for key, value in options.tags.items()}
+    tags = _tags(sharpener, found, pair) | more
     writers: dict[str, SceneWriter] = {}
     try:
         for name, path in outputs.items():

@@ -29,7 +29,7 @@ COUNTS = frozenset(
 SHARES = frozenset(
     {
         *("ema", "halved_share", "pan_band_share", "pan_blur_share", "subsampled_share"),
-        *("terminal_share", "dropout", "drop_path", "learning_rate"),
+        *("truth_blur_share", "terminal_share", "dropout", "drop_path", "learning_rate"),
     }
 )
 """Fields that must be at most 1."""

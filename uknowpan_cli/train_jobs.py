@@ -125,6 +125,7 @@ def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
         pan_band_share=settings.options.pan_band_share,
         pan_blur_share=settings.options.pan_blur_share,
         subsampled_share=settings.options.subsampled_share,
+        truth_blur_share=settings.options.truth_blur_share,
     )
     valid = GenericBatches(
         read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4

@@ -89,16 +89,22 @@ def test_scene_numbers_say_ratio_blur_and_shift():
         ("blur", 4, Psf(3.0, (0.0, 0.0), 1.0)),
         ("shift", 4, Psf(2.0, (3.0, -4.0), 1.0)),
         ("mirrored shift", 4, Psf(2.0, (-4.0, 3.0), 1.0)),
+        ("bit of blur", 4, Psf(1.9, (0.0, 0.0), 1.0)),
+        ("unlike", 4, Psf(2.0, (0.0, 0.0), 0.0)),
+        ("alike", 4, Psf(2.0, (0.0, 0.0), 0.99)),
     ):
         pair = make_pair(ratio, (16, 16))
         numbers[name] = conditioned(pair.pan, pair.ms, ratio, psf)[0].scene[0].tolist()
-    assert numbers["plain"] == [0.0, 0.0, 0.0]
-    assert numbers["ratio"] == [0.0, 1.0, 0.0]
-    assert numbers["blur"] == [1.0, 0.0, 0.0]
-    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25]
+    assert numbers["plain"] == [0.0, 0.0, 0.0, 0.0, -1.0]
+    assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0]
+    assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0]
+    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0]
+    assert numbers["bit of blur"] == pytest.approx([-0.1, 0.0, 0.0, -0.8, -1.0], abs=1e-6)
+    assert numbers["unlike"][4] == pytest.approx(1.0, abs=1e-4)
+    assert numbers["alike"][4] == pytest.approx(0.0, abs=1e-2)
     pair = make_pair(4, (16, 16))
     registered, _ = conditioned(pair.pan, pair.ms, psf=Psf(2.0, (3.5, -3.5), 1.0), offset=0.5)
-    assert registered.scene.tolist() == [[0.0, 0.0, 1.25]]
+    assert registered.scene[0, :3].tolist() == [0.0, 0.0, 1.25]
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])

@@ -65,6 +65,19 @@ def test_a_blurred_pan_is_softer_and_the_rest_as_before(scene):
     assert sharpness(ways[0].pan) < sharpness(plain.pan)
 
 
+def test_truths_are_blurred_where_the_pan_is_made_of_them():
+    noise = 100 + 10 * torch.randn(4, 96, 96, generator=torch.Generator().manual_seed(0))
+    alone = Scene("noise", "none", noise, None)
+    blurred = make_variant(alone, np.random.default_rng(3), Ways(truth_blur=1.0))
+    plain = make_variant(alone, np.random.default_rng(3), Ways())
+    assert torch.equal(blurred.pan, plain.pan)  # the PAN stays as sharp as the truth was
+    assert sharpness(blurred.gt) < 0.95 * sharpness(plain.gt)
+    assert sharpness(blurred.ms) < 0.99 * sharpness(plain.ms)
+    pair = Scene("pair", "none", noise, noise.mean(0, keepdim=True))
+    blurred = make_variant(pair, np.random.default_rng(3), Ways(truth_blur=1.0))
+    assert torch.equal(blurred.gt, make_variant(pair, np.random.default_rng(3), Ways()).gt)
+
+
 def test_the_pan_as_a_band(scene):
     variant = make_variant(scene, np.random.default_rng(5), Ways())
     found = pan_band_variant(variant, 1)

@@ -235,3 +235,17 @@ def test_a_deeper_network_goes_on_where_a_shallower_one_was():
     assert after.reach > before.reach
     with pytest.raises(RuntimeError, match="deep_blocks"):  # nothing is thrown away
         before.load_state_dict(before.adopt(after.state_dict()))
+
+
+def test_a_network_that_sees_more_of_the_scene_goes_on_where_one_that_saw_less_was():
+    before = student()
+    after = FSAStudentLite(replace(TINY, scene_features=SCENE_FEATURES))
+    after.load_state_dict(after.adopt(before.state_dict()))
+    x_t, t, condition = inputs()
+    one = before(x_t, t, condition).x0
+    torch.testing.assert_close(after(x_t, t, condition).x0, one)
+    told = replace(condition, scene=condition.scene + torch.tensor([0, 0, 0, 1.0, 0]))
+    assert torch.equal(before(x_t, t, told).x0, one)
+    with torch.no_grad():
+        after.embed[0].weight[:, -2:] = 1.0
+    assert not torch.equal(after(x_t, t, told).x0, after(x_t, t, condition).x0)

@@ -1,0 +1,7 @@
+#!/bin/sh
+# An array job of AWS Batch: N containers, each does its share.
+#   sh aws-submit.sh QUEUE N
+set -eu
+aws batch register-job-definition --cli-input-json "file://$(dirname "$0")/aws-job-definition.json"
+aws batch submit-job --job-name sharpen --job-queue "$1" --array-properties "size=$2" \
+    --job-definition uknowpan-batch
