@@ -20,6 +20,7 @@ from .write import (
     check_output,
     encode,
     output_encoding,
+    sweep_temporary,
     uncertainty_meta,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "plan_tiles",
     "sample_windows",
     "strip_rows",
+    "sweep_temporary",
     "tile_rows_needed",
     "uncertainty_meta",
 ]

@@ -436,17 +436,25 @@ def _quiet_open(path: Path) -> rasterio.DatasetReader:
         return rasterio.open(path)
 
 
-def _temp_paths(target: Path) -> tuple[Path, Path]:
-    """Names beside the target; leftovers of killed runs on this machine are removed."""
-    folder = target.parent
-    host = re.sub(r"\W", "-", socket.gethostname())
-    stem = f".{target.name}.{host}."
-    for old in folder.glob(f"{_glob_escape(stem)}*.tmp.tif"):
+def sweep_temporary(target: Path) -> None:
+    """Remove what killed runs on this machine left of a file that they were writing."""
+    stem = _temp_stem(target)
+    for old in target.parent.glob(f"{_glob_escape(stem)}*.tmp.tif"):
         pid = old.name[len(stem) :].split(".")[0]
         if pid.isdigit() and not _is_running(int(pid)):
             _remove_temps([old])
-    temp = folder / f"{stem}{os.getpid()}.tmp.tif"
-    cog = folder / f"{stem}{os.getpid()}.cog.tmp.tif"
+
+
+def _temp_stem(target: Path) -> str:
+    host = re.sub(r"\W", "-", socket.gethostname())
+    return f".{target.name}.{host}."
+
+
+def _temp_paths(target: Path) -> tuple[Path, Path]:
+    """Names beside the target."""
+    sweep_temporary(target)
+    stem = f"{_temp_stem(target)}{os.getpid()}"
+    temp, cog = target.with_name(f"{stem}.tmp.tif"), target.with_name(f"{stem}.cog.tmp.tif")
     _remove_temps([temp, cog])
     return temp, cog
 

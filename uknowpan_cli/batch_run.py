@@ -33,9 +33,9 @@ from uknowpan_tiling import (
     ResumeMismatch,
     ScenePair,
     StripStore,
+    sweep_temporary,
 )
 from uknowpan_tiling.sources import GDAL_ERRORS
-from uknowpan_tiling.write import _temp_paths as _sweep_temps
 
 from . import __version__, exits
 from .batch_scenes import Scene
@@ -390,7 +390,7 @@ def _sweep(scene: Scene) -> None:
     for path in (Path(scene.output), Path(scene.sigma)):
         if not path.parent.is_dir():
             continue
-        _sweep_temps(path.resolve())
+        sweep_temporary(path.resolve())
         with suppress(OSError):
             path.with_name(f".{path.name}.json.tmp").unlink()
         for folder in path.parent.glob(f".{glob.escape(path.name)}.part.*.new"):

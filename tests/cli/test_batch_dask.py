@@ -36,7 +36,7 @@ def _no_model_from_before() -> None:
 def words(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> tuple[object, ...]:
     """The command line for some tiny scenes of three strips each."""
     for number, name in enumerate(SCENES):
-        offset = (2, 1) if name == "f" else (0, 0)  # is resampled, and says so
+        offset = (0.5, 0) if name == "f" else (0, 0)  # is resampled, and says so
         make_pair(name=name, ms_shape=(24, 12), noise=5.0 + number, offset=offset)
     return (
         *("batch", "--pan-glob", tmp_path / "*_pan.tif", "--ms-glob", tmp_path / "*_ms.tif"),
@@ -79,6 +79,7 @@ def test_local_cluster(
     """Two processes make the same bits as one; a scene that cannot be opened and one that kills
     its worker have failed, the others do not mind."""
     import dask
+    import distributed  # noqa: F401 - before dask.config.set, which would undo its defaults
 
     serial, output = tmp_path / "serial", tmp_path / "out"
     assert uknowpan(*words, serial).code == 0
@@ -205,7 +206,8 @@ def test_deaths(
     assert len({process for process, _, _ in made}) == 2
     # The other worker went on with the strips that the dead one had left.
     parts = [(folder, index) for _, folder, index in made]
-    assert sorted(parts) == [(f"{n}_sharp.tif.part", str(i)) for n in SCENES for i in range(3)]
+    assert len(set(parts)) == len(parts)
+    assert {(f"{n}_sharp.tif.part", str(i)) for n in SCENES for i in range(3)} <= set(parts)
 
     again = uknowpan(*words, output, "--dask", cluster.address, "--json")
     assert again.code == 0, again.stderr
