@@ -244,7 +244,8 @@ class StudentSharpener(_DiffusionSharpener):
         """
         halo = self._network_halo()
         outer = self.margin(statistics) * statistics.ratio
-        condition = _shrunk(generic_condition(pan, ms, statistics), outer - halo).to(self.device)
+        pan, ms = (x.to(self.device, non_blocking=True) for x in (pan, ms))
+        condition = _shrunk(generic_condition(pan, ms, statistics), outer - halo)
         said = self._sample(condition, origins, halo)
         scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device)
         scale = scale * self.card.residual_scale

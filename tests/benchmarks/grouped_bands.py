@@ -26,7 +26,13 @@ from uknowpan_cli.settings import read_config
 from uknowpan_cli.train_jobs import TrainRequest, make_job, resolve
 from uknowpan_models.checkpoint import Card, load_model, read_card
 from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.condition import BACK_PROJECTION, INJECTIONS
+from uknowpan_models.condition import (
+    BACK_PROJECTION,
+    BAND_FEATURES,
+    INJECTIONS,
+    PAN_FEATURES,
+    SCENE_FEATURES,
+)
 from uknowpan_models.data import Scene, read_scenes
 from uknowpan_models.metrics import ergas
 from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
@@ -63,7 +69,7 @@ class GroupedStudent(FSAStudentLite):
 
     def __init__(self, config: LiteConfig):
         super().__init__(config)
-        seen, said = self.band_in.in_channels, self.out.out_channels
+        seen, said = 4 * (config.band_features + 1), 4 * config.maps
         self.band_in = nn.Conv2d(GROUP * seen, config.width, 3, padding=1)
         self.out = nn.Conv2d(config.width, GROUP * said, 3, padding=1)
         nn.init.zeros_(self.out.weight)
@@ -80,6 +86,7 @@ class GroupedStudent(FSAStudentLite):
         assert band is not None and pan is not None and scene is not None
         groups = -(-bands // GROUP)
         filled = torch.arange(groups * GROUP) % bands
+        scene = scene[:, : self.config.scene_features]
         emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
 
         seen = _compress(band[:, :, : self.config.band_features])
@@ -157,9 +164,9 @@ def multiply_adds(model: nn.Module, bands: int, side: int = 64) -> float:
     condition = Condition(
         lms=empty,
         pan=empty[:, :1],
-        pan_features=torch.zeros(1, 3, side, side),
-        band_features=torch.zeros(1, bands, 7, side, side),
-        scene=torch.zeros(1, 3),
+        pan_features=torch.zeros(1, PAN_FEATURES, side, side),
+        band_features=torch.zeros(1, bands, BAND_FEATURES, side, side),
+        scene=torch.zeros(1, SCENE_FEATURES),
     )
     with torch.inference_mode():
         model(empty, torch.zeros(1), condition)

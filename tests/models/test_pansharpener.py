@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -443,3 +444,20 @@ def test_no_passes_are_no_sharpener():
     with pytest.raises(ValueError, match="0 passes change nothing"):
         ConsistentSharpener(sharpener(), 0)
     assert isinstance(load_sharpener(None, "gsa", consistency=0), ClassicalSharpener)
+
+
+@pytest.mark.parametrize("consistency", [0, 1])
+def test_all_work_is_done_on_the_device(monkeypatch, consistency):
+    """The meta device knows shapes and no values, but refuses tensors that lie elsewhere."""
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())  # it knows no meta
+    sharpener = load_sharpener("generic", consistency=consistency, device="meta")
+    pan, ms = torch.rand(1, 256, 256), torch.rand(4, 64, 64)
+    statistics = scene_statistics([(pan, ms)], 4)
+    side = 16 + 2 * sharpener.margin(statistics)
+    done = sharpener.sharpen(
+        torch.rand(2, 1, 4 * side, 4 * side),
+        torch.rand(2, 4, side, side),
+        statistics,
+        [(0, 0), (0, 64)],
+    )
+    assert done.hrms.device.type == "meta" and done.hrms.shape == (2, 4, 64, 64)

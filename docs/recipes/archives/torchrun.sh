@@ -4,4 +4,7 @@
 set -eu
 scenes=$1 out=$2
 shift 2
-torchrun --standalone --nproc-per-node "${GPUS:-gpu}" -m uknowpan_cli batch "$scenes" -o "$out" "$@"
+# torchrun stops all processes when one fails; one that ends with 7 has done its share.
+torchrun --standalone --nproc-per-node "${GPUS:-gpu}" --no-python \
+    sh -c 'uknowpan batch "$@" || [ $? = 7 ]' sh "$scenes" -o "$out" "$@"
+uknowpan batch --report "$out"
