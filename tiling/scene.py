@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from math import ceil, floor, hypot, isfinite, sqrt
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,8 @@ DEFAULT_RATIO = 4
 """Taken where the MS lies on the PAN grid and its own ratio is lost."""
 _NEST_TOLERANCE = 0.01
 """PAN pixels; offsets and drift over the scene below it count as nested."""
+_SEARCH_BLOCK = 512
+"""MS pixels; blocks of this side are searched for data where samples met none."""
 _CONTEXT = 64
 """MS pixels around the frame up to which a resampled MS is looked at."""
 
@@ -302,6 +304,19 @@ class ScenePair:
                 valid &= (data & inside).reshape(h, r, w, r).all(axis=(1, 3))
         return float(valid.mean())
 
+    @cached_property
+    def blocks_with_data(self) -> list[tuple[int, int, int, int]]:
+        """(row, col, h, w) of the blocks of the *full* scene's frame, MS pixels, that hold a
+        pixel valid in both; reads all of the MS."""
+        height, width = self.full_shape
+        blocks = [
+            (row, col, min(_SEARCH_BLOCK, height - row), min(_SEARCH_BLOCK, width - col))
+            for row in range(0, height, _SEARCH_BLOCK)
+            for col in range(0, width, _SEARCH_BLOCK)
+        ]
+        oy, ox = self.origin
+        return [b for b in blocks if self.valid_fraction(b[0] - oy, b[1] - ox, b[2], b[3]) > 0]
+
     def to_output(self, row: int, rows: npt.NDArray) -> tuple[int, npt.NDArray]:
         """Cut a strip (..., n, W) beginning at PAN row `row` of the frame to the output grid.
 
@@ -365,23 +380,18 @@ def sample_windows(
     They lie on a fixed lattice over the *full* scene - with bounds some or all lie outside of
     the frame, at negative positions even - so that a trial run on bounds takes the same scale as
     the full run. Windows less than half valid are passed over; a finer lattice is searched
-    before fewer windows, or mostly invalid ones, are returned.
+    before fewer windows, or mostly invalid ones, are returned. Where no lattice meets a valid
+    pixel - little data in a very large scene - all of the scene is searched.
     """
     h, w = (min(size, n) for n in pair.full_shape)
     poor: list[tuple[float, tuple[int, int, int, int]]] = []
     seen: set[tuple[int, int]] = set()
     good: list[tuple[int, int, int, int]] = []
-    steps = max(1, ceil(sqrt(count)))
-    for lattice in (steps, 2 * steps, 4 * steps):
-        places = [
-            (top, left)
-            for top in _spread(pair.full_shape[0] - h, lattice)
-            for left in _spread(pair.full_shape[1] - w, lattice)
-        ]
-        # A stride coprime to the lattice mixes rows and columns: a cut after `count` still covers.
-        stride = 2 * lattice + 1
+
+    def look(places: Sequence[tuple[int, int]], stride: int = 1) -> bool:
+        """Judge the windows there; True once there are enough."""
         for i in range(len(places)):
-            place = places[i * stride % len(places)] if len(places) == lattice**2 else places[i]
+            place = places[i * stride % len(places)]
             if place in seen:
                 continue
             seen.add(place)
@@ -392,13 +402,47 @@ def sample_windows(
             elif share > 0:
                 poor.append((share, window))
             if len(good) == count:
-                return sorted(good)
-        if good:
-            break
+                return True
+        return False
+
+    steps = max(1, ceil(sqrt(count)))
+    for lattice in (steps, 2 * steps, 4 * steps):
+        places = [
+            (top, left)
+            for top in _spread(pair.full_shape[0] - h, lattice)
+            for left in _spread(pair.full_shape[1] - w, lattice)
+        ]
+        # A stride coprime to the lattice mixes rows and columns: a cut after `count` still covers.
+        if look(places, 2 * lattice + 1 if len(places) == lattice**2 else 1) or good:
+            return sorted(good)
+    if not poor and look(_within_blocks(pair.blocks_with_data, h, w, count)):
+        return sorted(good)
     if good:
         return sorted(good)
     poor.sort(key=lambda item: (-item[0], item[1]))
     return sorted(window for _, window in poor[:count])
+
+
+def _within_blocks(
+    blocks: Sequence[tuple[int, int, int, int]], h: int, w: int, count: int
+) -> list[tuple[int, int]]:
+    """Starts of windows h x w in up to `count` of the blocks, the middle of each block first."""
+    chosen = [blocks[i] for i in _spread(len(blocks), count) if i < len(blocks)]
+    inside = [
+        [
+            (row + top, col + left)
+            for top in _from_middle(height, h)
+            for left in _from_middle(width, w)
+        ]
+        for row, col, height, width in chosen
+    ]
+    return [place for places in zip_longest(*inside) for place in places if place is not None]
+
+
+def _from_middle(length: int, size: int) -> list[int]:
+    """Starts that cover `length` with windows of `size`, those nearest to the middle first."""
+    room = max(length - size, 0)
+    return sorted({*range(0, room, size), room}, key=lambda start: (abs(start - room / 2), start))
 
 
 def _spread(room: int, count: int) -> list[int]:
@@ -421,6 +465,8 @@ class _Placement:
     """MS (col, row) -> PAN (col, row); None if the CRS differ"""
     transform: Affine
     """of the MS, as read or as assumed"""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """(dy, dx) PAN pixels by which box and affine were moved, the transform not"""
 
 
 class _Remarks:
@@ -461,7 +507,8 @@ def open_pair(
     nodata: overrides what the files say, except of a file whose dtype cannot hold it.
     ratio: overrides the rounded one, 1 to 8.
     resampling: name of a `rasterio.enums.Resampling`, for an MS that does not nest.
-    shift: (dy, dx) PAN pixels to move the MS content down and right.
+    shift: (dy, dx) PAN pixels to move the MS content down and right; an MS that nests is moved by
+        whole ones and not resampled.
     bounds: (left, bottom, right, top) in the PAN's CRS, widened to whole PAN pixels.
 
     Raises InputUnreadable, IncompatiblePair.
@@ -516,6 +563,14 @@ def _open(
     nesting = [
         _nested_offset(place, data, ratio) for place, (data, _) in zip(places, groups, strict=True)
     ]
+    if shift != (0.0, 0.0) and None not in nesting and len(set(nesting)) == 1:
+        # By whole pixels nothing need be resampled, which costs more than half a pixel does.
+        shift = (float(round(shift[0])), float(round(shift[1])))
+        places = [_moved(place, shift) for place in places]
+        nesting = [
+            _nested_offset(place, data, ratio)
+            for place, (data, _) in zip(places, groups, strict=True)
+        ]
     full_offset = next((o for o in nesting if o is not None), (0, 0))
     full_shape = (
         ceil((whole.height + full_offset[0]) / ratio),
@@ -526,7 +581,7 @@ def _open(
     extents: list[Box] = []
     for (data, pick), place, own in zip(groups, places, nesting, strict=True):
         _refuse_apart(whole, place, data, pick.path)
-        if own == full_offset and shift == (0.0, 0.0) and place.affine is not None:
+        if own == full_offset and place.affine is not None and place.shift == shift:
             source: Source = Source(
                 data,
                 pick,
@@ -903,6 +958,15 @@ def _nested_offset(
     if drift > _NEST_TOLERANCE or off > _NEST_TOLERANCE:
         return None
     return -round(a.f) % ratio, -round(a.c) % ratio
+
+
+def _moved(place: _Placement, shift: tuple[float, float]) -> _Placement:
+    """Placed so many PAN pixels further down and right."""
+    assert place.affine is not None
+    top, left, bottom, right = place.box
+    dy, dx = shift
+    box = (top + dy, left + dx, bottom + dy, right + dx)
+    return replace(place, box=box, affine=Affine.translation(dx, dy) * place.affine, shift=shift)
 
 
 def _grown(source: Source, by: float) -> Box:

@@ -132,10 +132,14 @@ def coregistered(
         if max(abs(dy), abs(dx)) < LEAST_SHIFT:
             log.info("%s off the PAN: too little to resample it for", lies)
             return pair, found
-        pair.close()
-        log.info("%s off the PAN and is moved back", lies)
         # Rounded, so that a resumed run, which measures anew, opens the very same pair.
         moved = open_request(request, (round(-dy, 3), round(-dx, 3)))
+        if moved.shift == (0.0, 0.0):
+            moved.close()
+            log.info("%s off the PAN: less than half a pixel stays as it is", lies)
+            return pair, found
+        pair.close()
+        log.info("%s off the PAN and is moved by %+.2f and %+.2f", lies, *moved.shift)
         try:
             again = survey(moved, assumed, max_value)
         except BaseException:

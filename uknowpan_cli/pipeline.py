@@ -272,12 +272,24 @@ Part = tuple[slice, slice]
 
 
 def _clean_parts(valid: np.ndarray) -> list[Part]:
-    """The sample itself where all of it is valid, else its quarters: clean ones tell the blur."""
-    h, w = valid.shape
-    if valid.all() or min(h, w) < 64:
-        return [(slice(0, h), slice(0, w))]
-    rows, cols = (slice(0, h // 2), slice(h // 2, h)), (slice(0, w // 2), slice(w // 2, w))
+    """The sample without invalid borders where that is all valid, else its quarters: clean ones
+    tell the blur."""
+    (top, bottom), (left, right) = (_reach_of(np.any(valid, axis)) for axis in (1, 0))
+    inner = valid[top:bottom, left:right]
+    if inner.all() or min(inner.shape) < 64:
+        return [(slice(top, bottom), slice(left, right))]
+    middle, centre = (top + bottom) // 2, (left + right) // 2
+    rows, cols = (
+        (slice(top, middle), slice(middle, bottom)),
+        (slice(left, centre), slice(centre, right)),
+    )
     return [(r, c) for r in rows for c in cols if valid[r, c].any()]
+
+
+def _reach_of(there: Any) -> tuple[int, int]:
+    """Where the true values begin and end; all of it where there is none."""
+    found = np.flatnonzero(there)
+    return (int(found[0]), int(found[-1]) + 1) if found.size else (0, len(there))
 
 
 def _cut(x: torch.Tensor, part: Part, factor: int) -> torch.Tensor:

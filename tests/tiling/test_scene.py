@@ -136,6 +136,22 @@ def test_shift_moves_the_ms(make_pair):
         assert_aligned(pair, 3.0, edge=EDGE)
 
 
+def test_an_ms_that_nests_is_moved_by_whole_pixels(make_pair):
+    """Its values are those of the file, wherever its pixels come to lie."""
+    files = make_pair(offset=(-2, -1), dtype="float32")
+    moved = make_pair(dtype="float32", name="true")
+    wrong = write_raster_like(moved.ms[0], rasterio.open(files.ms[0]).transform)
+    with open_pair(files.pan, [wrong], shift=(2.3, 0.6)) as pair:
+        assert pair.shift == (2.0, 1.0)
+        assert pair.nested and not any("resampled" in note for note in pair.notes)
+        assert_aligned(pair, 0.51)
+        h, w = moved.ms_values.shape[1:]
+        tile = pair.read_frame(0, 0, h, w)
+        np.testing.assert_array_equal(tile.ms, moved.ms_values)
+    with open_pair(files.pan, [wrong], shift=(0.4, -0.4)) as pair:
+        assert pair.shift == (0.0, 0.0)
+
+
 def write_raster_like(path, transform):
     with rasterio.open(path, "r+") as dataset:
         dataset.transform = transform
