@@ -69,7 +69,7 @@ class Shown:
 SHOWN = (
     Shown("landsat7_39", (0, 1, 2), (184, 90)),
     Shown("landsat8", (2, 1, 0), (408, 280)),
-    Shown("henan", (2, 1, 0), (88, 88)),
+    Shown("quickbird_toulouse_7", (2, 1, 0), (88, 88)),
 )
 
 

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/large_scene.py --folder DIR [--size 60000] [--data ROW,COL,ROWS,COLUMNS]
     python tests/benchmarks/large_scene.py --folder DIR --size 20000 --whole
-    python tests/benchmarks/large_scene.py --folder DIR --heights 512 4096
+    python tests/benchmarks/large_scene.py --folder DIR --heights 1024 8192 --width 1024
 
 The scene is a sparse tiled BigTIFF: the demo scene repeated over --data (PAN pixels), declared
-nodata 0 and no blocks on the disk elsewhere. MS at a quarter of it, 4 bands, uint16. "whole width"
-are 1024 rows of all columns: as memory does not depend on the height, it is that of the full run.
+nodata 0 and no blocks on the disk elsewhere. MS at a quarter of it, 4 bands, uint16. The last rows
+of the table are 1024 PAN rows of all columns: memory follows the width, a full run takes as much.
 --whole runs all of the scene; a strip of results takes its uncompressed size on the disk, so mind
 the forecast. --heights compares the peaks of fully textured scenes. Every command is a process of
 its own, as in bench.py, and "beyond torch" means what it means there.
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import rasterio
@@ -197,27 +198,36 @@ def measure_sparse(
 
 
 def measure_heights(
-    bench: Bench, folder: Path, heights: Sequence[int], width: int, methods: Sequence[str]
+    bench: Bench,
+    folder: Path,
+    heights: Sequence[int],
+    width: int,
+    methods: Sequence[str],
+    repeats: int,
 ) -> None:
-    """Print the peaks of scenes full of data, and the last one's over the first one's."""
+    """Print the peaks of scenes full of data, and the last one's median over the first one's."""
     print(f"PAN {' and '.join(map(str, heights))} x {width}, all of it data.\n\n{HEADER}")
-    peaks: dict[str, list[float]] = {method: [] for method in methods}
+    peaks: dict[str, list[list[float]]] = {method: [] for method in methods}
     for height in heights:
         pair = write_scene(folder, height, width)
         for method in methods:
-            done, _ = bench.sharpen(
-                f"{height} x {width}", pair, method, pixels=height * width, forecast=False
-            )
-            print(done.row(), flush=True)
-            peaks[method].append(done.peak)
+            runs = []
+            for _ in range(repeats):
+                what, pixels = f"{height} x {width}", height * width
+                done, _ = bench.sharpen(what, pair, method, pixels=pixels)
+                print(done.row(), flush=True)
+                runs.append(done.peak)
+            peaks[method].append(runs)
         for path in pair:
             path.unlink()
     print()
-    for method, of in peaks.items():
-        total = (of[-1] + bench.base) / (of[0] + bench.base)
+    for method, by_height in peaks.items():
+        first, last = median(by_height[0]), median(by_height[-1])
+        whole = (last + bench.base) / (first + bench.base)
         print(
-            f"{method}: {heights[-1] / heights[0]:g} times the height takes {of[-1] / of[0]:.3f} "
-            f"times the memory beyond torch, {total:.3f} times that of the whole process."
+            f"{method}, medians: {heights[-1] / heights[0]:g} times the height takes "
+            f"{last / first:.3f} times the memory beyond torch, {whole:.3f} times that of the "
+            "whole process."
         )
 
 
@@ -236,6 +246,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument(
         "--heights", type=int, nargs="+", help="PAN rows, instead of a sparse scene"
     )
+    parser.add_argument("--repeats", type=int, default=3, help="of every run, with --heights")
     parser.add_argument("--width", type=int, default=2048, help="PAN columns, with --heights")
     parser.add_argument("--methods", nargs="+", default=["brovey", "student"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -252,7 +263,12 @@ def main() -> None:
     )
     if arguments.heights:
         measure_heights(
-            bench, arguments.folder, arguments.heights, arguments.width, arguments.methods
+            bench,
+            arguments.folder,
+            arguments.heights,
+            arguments.width,
+            arguments.methods,
+            arguments.repeats,
         )
         return
     size = arguments.size
