@@ -21,15 +21,6 @@ from .resample import Kernel, box, cubic, decimate, gaussian, lanczos, tent
 __all__ = ["Degradation", "degrade_truth", "random_degradation", "synthetic_pan"]
 
 
-NOISES, NOISE_WEIGHTS = (0.0, 0.05, 0.15, 0.4), (0.5, 0.3, 0.13, 0.07)
-"""Largest noise of the MS in shares of its detail contrast, and how often it is drawn."""
-
-
-USUAL_GAINS = 0.75
-"""Share of the Gaussian kernels whose gain lies at 0.30, as Wald's protocol has it for sensors that
-are not known; the others lie anywhere between those of sensors that are."""
-
-
 @dataclass(frozen=True)
 class Degradation:
     """How a truth becomes a low-resolution MS."""
@@ -97,12 +88,13 @@ def random_degradation(
     """Draw a degradation: ratio, kernel, gains, sampling phase, noise."""
     ratio = int(rng.choice(ratios, p=np.asarray(weights) / np.sum(weights)))
     kind = str(rng.choice(["gaussian", "box", "cubic", "cubic-sharp"], p=[0.6, 0.15, 0.15, 0.1]))
-    usual, other = rng.normal(0.30, 0.02), rng.uniform(0.15, 0.42)
-    common = usual if rng.uniform() < USUAL_GAINS else other
-    gains = tuple(float(np.clip(common + rng.normal(0, 0.02), 0.08, 0.6)) for _ in range(bands))
+    common = rng.uniform(0.12, 0.5)
+    gains = tuple(float(np.clip(common + rng.normal(0, 0.03), 0.08, 0.6)) for _ in range(bands))
     reach = rng.choice([0.0, 0.6, 1.0, 2.0], p=[0.25, 0.4, 0.25, 0.1])
     shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))
-    noise = float(rng.choice(NOISES, p=NOISE_WEIGHTS) * rng.uniform())
+    noise = float(
+        rng.choice([0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.15)], p=[0.5, 0.35, 0.15])
+    )
     return Degradation(ratio, kind, gains, shift, noise)
 
 
