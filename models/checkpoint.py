@@ -37,7 +37,8 @@ class Card:
 
     name: str
     architecture: str
-    """"fsa-s-lite", "fsa-s" (published form), "fsa-t" (with its prior) or "prior"."""
+    """"fsa-s-lite", "fsa-s" (published form), "fsa-t" (with its prior), "prior", or another model
+    such as "pan-crafter"."""
     config: dict[str, Any]
     """Fields of the architecture's config."""
     stage: str
@@ -51,8 +52,8 @@ class Card:
     residual_scale: float = 1.0
     """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band); "fsa-s-lite"."""
     residual_std: list[float] = field(default_factory=list)
-    """x0 = (gt - lms) / residual_std, one per band, values divided by full scale; "fsa-s" and
-    "fsa-t"."""
+    """x0 = (gt - lms) / residual_std, one per band, values divided by full scale; all but
+    "fsa-s-lite" and "prior"."""
     max_value: float | None = None
     """Full scale of the training data in DN, where all of it had one."""
     self_conditioning: bool = False
@@ -98,7 +99,9 @@ class Card:
 
 def _architectures() -> dict[str, Any]:
     from .guided import GuidedTeacher, GuidedTeacherConfig
+    from .pan_crafter import PanCrafter, PanCrafterConfig
     from .prior import PriorConfig, PriorNet
+    from .ssdiff import SSDiff, SSDiffConfig
     from .student import FSAStudent, StudentConfig
     from .student_lite import FSAStudentLite, LiteConfig
 
@@ -107,6 +110,8 @@ def _architectures() -> dict[str, Any]:
         "fsa-s": (FSAStudent, StudentConfig),
         "fsa-t": (GuidedTeacher, GuidedTeacherConfig),
         "prior": (PriorNet, PriorConfig),
+        "pan-crafter": (PanCrafter, PanCrafterConfig),
+        "ssdiff": (SSDiff, SSDiffConfig),
     }
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "PAN_FEATURES",
     "PLAIN_SCENE_FEATURES",
     "SCENE_FEATURES",
+    "USUAL_SOFTNESS",
     "condition_reach",
     "generic_condition",
 ]
@@ -56,9 +57,14 @@ INJECTIONS = 5
 BACK_PROJECTION = 6
 """The band feature that is one more such detail; networks trained before there was it have none."""
 PAN_FEATURES = 3
-SCENE_FEATURES = 5
+SCENE_FEATURES = 6
 PLAIN_SCENE_FEATURES = 3
-"""Networks trained before there were the other two see these."""
+"""Networks trained before there were the other three see these."""
+
+USUAL_SOFTNESS = 0.5
+"""How soft a result is where nobody says and the scene does not tell: sigma in PAN pixels of a
+Gaussian that would make the PAN as soft. MS of sensors against their PAN, pixel for pixel, have
+0.25 (QuickBird) to 0.8 (SPOT-6)."""
 
 LOCAL_PRIOR = 0.1
 """Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""
@@ -76,7 +82,12 @@ def condition_reach(statistics: SceneStatistics) -> int:
 
 
 def generic_condition(
-    pan: Tensor, ms: Tensor, statistics: SceneStatistics, offset: float = 0.0, margin: int = 0
+    pan: Tensor,
+    ms: Tensor,
+    statistics: SceneStatistics,
+    offset: float = 0.0,
+    margin: int = 0,
+    softness: float = USUAL_SOFTNESS,
 ) -> Condition:
     """Features of one window of a scene.
 
@@ -88,6 +99,7 @@ def generic_condition(
             `upsample`; the shift of `statistics.psf` contains it.
         margin: MS pixels on every side that the condition leaves out; with `condition_reach`
             it is done where it may be used.
+        softness: of the result against the PAN, sigma in PAN pixels; in training the truth's own.
 
     Returns:
         A `Condition` whose outermost `condition_reach` MS pixels of the window are not to be used
@@ -153,7 +165,7 @@ def generic_condition(
         pan=pan,
         pan_features=torch.cat([detail_unit, high_pass, low_detail], 1),
         band_features=band_features,
-        scene=_scene_numbers(statistics, offset).to(pan).expand(len(pan), -1),
+        scene=_scene_numbers(statistics, offset, softness).to(pan).expand(len(pan), -1),
     )
 
 
@@ -188,8 +200,9 @@ def _there_and_back(
     return answer.sum(1), answer.sum(0)
 
 
-def _scene_numbers(statistics: SceneStatistics, offset: float) -> Tensor:
-    """(1, S): blur, ratio, shift; the blur again, magnified, and how well it explains the MS.
+def _scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -> Tensor:
+    """(1, S): blur, ratio, shift; the blur again, magnified, and how well it explains the MS; how
+    soft the result is to be.
 
     Optics of a usual sensor lie so close together in the blur that what is beyond them tells how
     soft the truth is against its PAN.
@@ -200,4 +213,6 @@ def _scene_numbers(statistics: SceneStatistics, offset: float) -> Tensor:
     shift = math.hypot(*beyond) / ratio  # its direction would not survive turned patches
     magnified = min(max(8 * sharpness, -6.0), 6.0)
     unexplained = 1 + 0.5 * math.log10(1 - psf.correlation + 1e-4)  # -1 (nothing) to 1 (all)
-    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift, magnified, unexplained]])
+    soft = 4 * (softness - 0.5)  # -1.4 to 1.6
+    numbers = [sharpness, 4.0 / ratio - 1, shift, magnified, unexplained, soft]
+    return torch.tensor([numbers])

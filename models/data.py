@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .condition import condition_reach, generic_condition
 from .errors import DataError
-from .psf import default_psf, gain_to_sigma
+from .psf import default_psf, estimate_psf, gain_to_sigma
 from .resample import degrade, mirrored
 from .simulate import degrade_truth, random_degradation, synthetic_pan
 from .statistics import SceneStatistics, scene_statistics
@@ -80,8 +80,7 @@ class Ways:
     pan_blur: float = 0.0
     """The PAN blurred by optics of its own."""
     truth_blur: float = 0.0
-    """The truth blurred as an MS is against its PAN: of scenes whose PAN is made of the truth, and
-    would else be as sharp as it."""
+    """The truth blurred as an MS is against its PAN."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ class Variant:
     ms: Tensor
     gt: Tensor
     statistics: SceneStatistics
+    softness: float
+    """Of the truth against the PAN, sigma in pixels."""
 
 
 def read_scenes(path: str | Path, split: str) -> list[Scene]:
@@ -226,13 +227,14 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
     pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
     if ways.pan_blur > 0 and rng.uniform() < ways.pan_blur:
         pan = degrade(pan[None], 1, float(rng.uniform(*PAN_BLUR)), (0.0, 0.0))[0]
-    if scene.pan is None and ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
+    if ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
         gt = degrade(gt[None], 1, float(rng.uniform(*TRUTH_BLUR)), (0.0, 0.0))[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     ms = degrade_truth(gt, degradation, generator)
     psf = default_psf(ratio) if rng.uniform() < 0.05 else None
     statistics = scene_statistics([(pan, ms)], ratio, psf)
-    return Variant(pan, ms, gt, statistics)
+    softness = estimate_psf([(pan, gt)], 1).sigma
+    return Variant(pan, ms, gt, statistics, softness)
 
 
 def pan_band_variant(variant: Variant, band: int) -> Variant:
@@ -244,7 +246,8 @@ def pan_band_variant(variant: Variant, band: int) -> Variant:
     ms, gt = variant.ms.clone(), variant.gt.clone()
     ms[band] = degrade(variant.pan[None], ratio, psf.sigma, psf.shift)[0, 0]
     gt[band] = variant.pan[0]
-    return Variant(variant.pan, ms, gt, scene_statistics([(variant.pan, ms)], ratio, psf))
+    statistics = scene_statistics([(variant.pan, ms)], ratio, psf)
+    return Variant(variant.pan, ms, gt, statistics, variant.softness)
 
 
 def halved(scene: Scene) -> Scene:
@@ -285,7 +288,7 @@ def cut_patch(
     pan_cols = mirrored((col - margin) * ratio, (need + 2 * margin) * ratio, w * ratio)
     ms_window = ms[:, ms_rows][:, :, ms_cols][None]
     pan_window = variant.pan[:, pan_rows][:, :, pan_cols][None]
-    condition = generic_condition(pan_window, ms_window, statistics)
+    condition = generic_condition(pan_window, ms_window, statistics, softness=variant.softness)
     inner = slice(margin * ratio + oy, margin * ratio + oy + size)
     inner_x = slice(margin * ratio + ox, margin * ratio + ox + size)
     condition = condition.crop(inner, inner_x)

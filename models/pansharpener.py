@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoint import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from .classical import CLASSICAL_METHODS, classical_reach
-from .condition import condition_reach, generic_condition
+from .condition import SCENE_FEATURES, USUAL_SOFTNESS, condition_reach, generic_condition
 from .diffusion import NoiseSchedule, ddim_sample
 from .errors import CheckpointError, ModelMismatch
 from .noise import position_noise
@@ -25,6 +25,7 @@ from .types import Condition, Denoised
 __all__ = [
     "ClassicalSharpener",
     "ConsistentSharpener",
+    "OnePassSharpener",
     "Sharpened",
     "Sharpener",
     "StudentSharpener",
@@ -35,6 +36,10 @@ __all__ = [
 
 HIGH_PERCENTILE = 99.5
 """Of the absolute values; what `Sharpener.full_scale` goes by."""
+
+
+LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.8
+"""Of a result that is to be as soft as its MS."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,18 @@ class _DiffusionSharpener:
         *,
         steps: int | None = None,
         seed: int = 0,
+        softness: float | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         digest: str = "",
     ):
         self.name, self.card, self.bands = card.name, card, card.bands
+        self.minds_softness = card.config.get("scene_features") == SCENE_FEATURES
+        if softness is not None and not self.minds_softness:
+            raise ModelMismatch(
+                f"model {card.name} was not trained to be told how soft its result is to be"
+            )
+        self.softness = softness
         self.steps = card.steps if steps is None else steps
         self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -165,6 +177,11 @@ class _DiffusionSharpener:
                 "model"
             )
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
+
     def _sample(
         self, condition: Condition, origins: Sequence[tuple[int, int]], halo: int
     ) -> Denoised:
@@ -176,9 +193,7 @@ class _DiffusionSharpener:
                 for r, c in origins
             ]
         )
-        with torch.autocast(
-            torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32
-        ):
+        with self._precision():
             return ddim_sample(
                 self.model,
                 noise,
@@ -222,6 +237,13 @@ class StudentSharpener(_DiffusionSharpener):
     def margin(self, statistics: SceneStatistics) -> int:
         return condition_reach(statistics) + math.ceil(self._network_halo() / statistics.ratio)
 
+    def _softness_for(self, statistics: SceneStatistics) -> float:
+        """As soft, pixel for pixel, as the scene's MS is, unless told otherwise."""
+        if self.softness is not None:
+            return self.softness
+        own = USUAL_SOFTNESS if statistics.softness is None else statistics.softness
+        return min(max(own, LEAST_SOFTNESS), MOST_SOFTNESS)
+
     @torch.inference_mode()
     def sharpen(
         self,
@@ -245,7 +267,8 @@ class StudentSharpener(_DiffusionSharpener):
         halo = self._network_halo()
         outer = self.margin(statistics) * statistics.ratio
         pan, ms = (x.to(self.device, non_blocking=True) for x in (pan, ms))
-        condition = _shrunk(generic_condition(pan, ms, statistics), outer - halo)
+        condition = generic_condition(pan, ms, statistics, softness=self._softness_for(statistics))
+        condition = _shrunk(condition, outer - halo)
         said = self._sample(condition, origins, halo)
         scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device)
         scale = scale * self.card.residual_scale
@@ -255,9 +278,15 @@ class StudentSharpener(_DiffusionSharpener):
             sigma = crop(said.log_sigma, halo).exp() * scale * self.card.sigma_scale
         return Sharpened(hrms, sigma)
 
+    def provenance(self) -> dict[str, str]:
+        if not self.minds_softness:
+            return super().provenance()
+        softness = "as the MS" if self.softness is None else f"{self.softness:g}"
+        return {**super().provenance(), "SOFTNESS": softness}
+
 
 class UNetSharpener(_DiffusionSharpener):
-    """A student of the published form, `FSAStudent`.
+    """A student of the published form, `FSAStudent`, or another U-Net that sees PAN and lms.
 
     Its GroupNorm and its attention span the whole window, so a pixel's result depends somewhat on
     how the scene is cut: `local` is False, neighbouring tiles overlap and are blended.
@@ -282,7 +311,8 @@ class UNetSharpener(_DiffusionSharpener):
     def __init__(self, model: nn.Module, card: Card, **options: Any):
         super().__init__(model, card, **options)
         self.bands = int(model.config.bands)  # type: ignore[union-attr, arg-type]
-        self.multiple = int(model.unet.factor)  # type: ignore[union-attr, arg-type]
+        multiple = getattr(model, "pixel_multiple", None) or model.unet.factor  # type: ignore[union-attr]
+        self.multiple = int(multiple)  # type: ignore[arg-type]
         if len(card.residual_std) != self.bands:
             raise CheckpointError(
                 f"the card of model {card.name} tells residual_std of {len(card.residual_std)} "
@@ -330,12 +360,33 @@ class UNetSharpener(_DiffusionSharpener):
             ValueError: cores whose PAN pixels are no multiple of `multiple`.
         """
         ratio = statistics.ratio
-        condition = Condition(lms=upsample(ms, ratio), pan=pan)
+        condition = Condition(lms=upsample(ms, ratio), pan=pan, ms=ms)
         condition = _shrunk(condition, UPSAMPLE_REACH * ratio).to(self.device)
         halo = self._network_halo(ratio)
         x0 = self._sample(condition, origins, halo).x0
         std = torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
         return Sharpened(crop(condition.lms + std * x0, halo))
+
+
+class OnePassSharpener(UNetSharpener):
+    """A network of the same kind that diffuses nothing: `PanCrafter`."""
+
+    def __init__(self, model: nn.Module, card: Card, *, steps: int | None = None, **options: Any):
+        if steps is not None and steps != 1:
+            raise ModelMismatch(
+                f"model {card.name} answers in one pass, so {steps} steps mean nothing to it; "
+                "leave --steps out"
+            )
+        super().__init__(model, card, steps=1, **options)
+
+    def _sample(
+        self, condition: Condition, origins: Sequence[tuple[int, int]], halo: int
+    ) -> Denoised:
+        with self._precision():
+            return self.model(None, None, condition)
+
+    def provenance(self) -> dict[str, str]:
+        return {k: v for k, v in super().provenance().items() if k != "SEED"}
 
 
 class ConsistentSharpener:
@@ -409,6 +460,8 @@ def _shrunk(condition: Condition, border: int) -> Condition:
 SHARPENERS: dict[str, type[StudentSharpener] | type[UNetSharpener]] = {
     "fsa-s-lite": StudentSharpener,
     "fsa-s": UNetSharpener,
+    "pan-crafter": OnePassSharpener,
+    "ssdiff": UNetSharpener,
 }
 
 NO_STUDENTS = {
@@ -474,7 +527,8 @@ def sharpen_array(
     if max_value is not None:
         scale = (max_value, max_value)
     pan, ms = pan / scale[0], ms / scale[1]
-    statistics = scene_statistics([(pan, ms)], ratio, sharpener.assumed_psf(ratio))
+    assumed = sharpener.assumed_psf(ratio)
+    statistics = scene_statistics([(pan, ms)], ratio, assumed, soft=assumed is None)
     margin = sharpener.margin(statistics)
     whole = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
     rows, cols = (-(-n // whole) * whole for n in (h, w))

@@ -20,15 +20,19 @@ from .distillation import FrozenTeacher
 from .errors import CheckpointError, ModelMismatch
 from .guided import GuidedTeacher
 from .noise import position_noise
+from .pan_crafter import PanCrafter
 from .pancollection import PanCollectionDataset, PanCollectionFile, PatchBatch
 from .pansharpener import Sharpened
 from .patch_condition import PatchConditioner
+from .ssdiff import SSDiff
 from .student import FSAStudent
 from .student_lite import FSAStudentLite
 from .types import Condition, Denoised
 
 __all__ = ["PatchSharpener", "load_patch_sharpener"]
 
+ONE_PASS = ("prior", "pan-crafter")
+"""Architectures that diffuse nothing."""
 OWN_SCENE = 64 * 64
 """MS pixels from which on an image is a scene of its own: so many tell blur and shift."""
 
@@ -94,7 +98,7 @@ def load_patch_sharpener(
         model: bundled name or path.
         file: whose images it is to sharpen.
         scale: full scale in DN that they are divided by.
-        steps: network evaluations, if not as on the card; a PriorNet takes one.
+        steps: network evaluations, if not as on the card; those of `ONE_PASS` take one.
         seed: of the noise, which is the same for every image.
         device: where the network runs.
 
@@ -107,7 +111,7 @@ def load_patch_sharpener(
     network, card = load_model(path)
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     taken = card.steps if steps is None else steps
-    taken = 1 if card.architecture == "prior" else taken
+    taken = 1 if card.architecture in ONE_PASS else taken
     setting = _Setting(card, file, scale, taken, seed, device)
     _check(network, setting)
     NoiseSchedule.cosine(int(card.config.get("timesteps", 500))).respace(taken)
@@ -134,7 +138,7 @@ def _check(network: nn.Module, setting: _Setting) -> None:
             f"model {card.name} takes multiples of {multiple} pixels, but the images of "
             f"{setting.file.path} have {header.height} x {header.width}; cut them anew."
         )
-    if card.architecture in ("fsa-s", "fsa-t") and len(card.residual_std) != header.bands:
+    if card.architecture not in ("fsa-s-lite", "prior") and len(card.residual_std) != header.bands:
         raise CheckpointError(
             f"the card of model {card.name} tells residual_std of {len(card.residual_std)} bands, "
             f"not {header.bands}; train it anew with `uknowpan train`."
@@ -143,7 +147,7 @@ def _check(network: nn.Module, setting: _Setting) -> None:
 
 def _multiple(network: nn.Module) -> int:
     """Heights and widths must be multiples of it."""
-    if isinstance(network, FSAStudentLite):
+    if isinstance(network, FSAStudentLite | PanCrafter | SSDiff):
         return network.pixel_multiple
     if isinstance(network, FSAStudent):
         return network.unet.factor
@@ -181,7 +185,7 @@ def _student(network: nn.Module, setting: _Setting) -> Callable[[PatchBatch], Sh
     @torch.no_grad()
     def sharpen(patches: PatchBatch) -> Sharpened:
         patches = setting.moved(patches)
-        condition = Condition(patches.lms, patches.pan)
+        condition = Condition(patches.lms, patches.pan, ms=patches.ms)
         return Sharpened(condition.lms + std * setting.sample(network, condition).x0)
 
     return sharpen
@@ -245,5 +249,7 @@ _MAKERS: dict[str, Callable[[nn.Module, _Setting], Callable[[PatchBatch], Sharpe
     "fsa-s": _student,
     "fsa-t": _teacher,
     "prior": _prior,
+    "pan-crafter": _student,
+    "ssdiff": _student,
 }
 """Architecture -> function that makes its way to sharpen."""

@@ -1,22 +1,28 @@
 """Settings to begin with: the published ones (`paper`) and small ones for two CPU cores (`lite`).
 
-Source of `paper`: U-Know-DiffPAN (CVPR 2025) and its release (METHODS 1.0 to 1.5).
+Source of `paper`: U-Know-DiffPAN (CVPR 2025) and its release (METHODS 1.0 to 1.5) for the stages;
+for further models the publication that their entry in `MODELS` names.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import prior, teacher
+from . import prior, ssdiff, teacher
 from .guided import GuidedTeacherConfig
-from .stages import PriorOptions, TeacherOptions
+from .pan_crafter import PanCrafterConfig
+from .pan_crafter_stage import PanCrafterOptions, PanCrafterStage
+from .ssdiff_stage import SSDiffOptions, SSDiffStage
+from .stages import PatchStage, PriorOptions, TeacherOptions
 from .student import StudentConfig
 from .student_lite import LiteConfig
 from .student_stages import StudentOptions
 from .training import TrainConfig
 
-__all__ = ["PRESETS", "STAGES", "Settings", "preset"]
+__all__ = ["MODELS", "PRESETS", "STAGES", "Model", "Settings", "preset"]
 
 PRESETS = ("lite", "paper")
 STAGES = ("prior", "fsa-t", "fsa-s")
@@ -28,9 +34,19 @@ class Settings:
 
     train: TrainConfig
     network: Any
-    """PriorConfig, GuidedTeacherConfig, StudentConfig or LiteConfig."""
+    """PriorConfig, GuidedTeacherConfig, StudentConfig, LiteConfig or a further model's."""
     options: Any
-    """PriorOptions, TeacherOptions, StudentOptions or GenericOptions."""
+    """PriorOptions, TeacherOptions, StudentOptions, GenericOptions or a further model's."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A further model, trained in one stage of its own."""
+
+    presets: dict[str, Callable[[int], Settings]]
+    """Of `PRESETS`: bands -> settings."""
+    stage: Callable[[Any, Any, Any], PatchStage]
+    """(network, data, options) -> the stage."""
 
 
 def preset(name: str, stage: str, bands: int) -> Settings:
@@ -38,12 +54,14 @@ def preset(name: str, stage: str, bands: int) -> Settings:
 
     Args:
         name: one of `PRESETS`.
-        stage: one of `STAGES`.
+        stage: one of `STAGES` or of `MODELS`.
         bands: of the training files.
 
     Raises:
         KeyError: no such preset or stage.
     """
+    if stage in MODELS:
+        return MODELS[stage].presets[name](bands)
     if stage not in STAGES:
         raise KeyError(stage)
     return {"lite": _lite, "paper": _paper}[name](stage, bands)
@@ -90,3 +108,51 @@ def _lite(stage: str, bands: int) -> Settings:
         return Settings(config, network, TeacherOptions(terminal_share=0.5))
     config = replace(SMALL, iterations=1500, learning_rate=1e-3)
     return Settings(config, LiteConfig(), StudentOptions(terminal_share=0.7, flips=True))
+
+
+# ------------------------------------------------------------------------------ further models
+
+
+def _pan_crafter_paper(bands: int) -> Settings:
+    """METHODS 2.4; the weights are not averaged."""
+    config = replace(PUBLISHED, iterations=50_000, batch_size=48, weight_decay=1e-2, warmup=100)
+    config = replace(config, milestones=(), ema=0.0, ema_start=0)
+    return Settings(config, PanCrafterConfig(bands), PanCrafterOptions())
+
+
+def _pan_crafter_lite(bands: int) -> Settings:
+    network = PanCrafterConfig(
+        bands,
+        widths=(16, 32, 32, 64),
+        blocks=1,
+        attention_from=2,
+        token_width=32,
+        groups=4,
+        expansion=2,
+        dropout=0.0,
+    )
+    config = replace(SMALL, iterations=1500, learning_rate=1e-3)
+    return Settings(config, network, PanCrafterOptions())
+
+
+def _ssdiff_paper(bands: int) -> Settings:
+    """METHODS 3.1; neither is the learning rate lowered nor the gradient clipped."""
+    config = replace(PUBLISHED, iterations=300_000, batch_size=20, learning_rate=1e-3)
+    config = replace(config, milestones=(300_000,), weight_decay=0.0, clip=math.inf)
+    config = replace(config, ema=0.9999, ema_start=0)
+    return Settings(config, ssdiff.presets("paper", bands), SSDiffOptions(steps=10))
+
+
+def _ssdiff_lite(bands: int) -> Settings:
+    config = replace(SMALL, iterations=1500, learning_rate=1e-3)
+    options = SSDiffOptions(terminal_share=0.7, flips=True)
+    return Settings(config, ssdiff.presets("lite", bands), options)
+
+
+MODELS: dict[str, Model] = {
+    "pan-crafter": Model({"lite": _pan_crafter_lite, "paper": _pan_crafter_paper}, PanCrafterStage),
+    "ssdiff": Model({"lite": _ssdiff_lite, "paper": _ssdiff_paper}, SSDiffStage),
+}
+"""Name, which is the checkpoint's architecture and what `--model` of `uknowpan train` takes ->
+what there is to it. Its network is in `checkpoint`, its sharpener in `pansharpener` and
+`patch_sharpener`."""

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .resample import box_mean, crop, degrade, upsample
+from .resample import box_mean, crop, cubic, decimate, degrade, upsample
 
-__all__ = ["DETAIL_WINDOW", "Psf", "default_psf", "estimate_psf", "gain_to_sigma"]
+__all__ = [
+    "DETAIL_WINDOW",
+    "Psf",
+    "default_psf",
+    "estimate_psf",
+    "gain_to_sigma",
+    "pan_on_ms_grid",
+    "softness_of_ms",
+]
 
 DETAIL_WINDOW = 5
 """MS pixels over which the local mean is taken: what is left is called detail."""
@@ -165,3 +173,21 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     if best < max(LEAST_CORRELATION, chance) or max(abs(point[1]), abs(point[2])) > limit:
         return default_psf(ratio)
     return Psf(math.exp(point[0]), (point[1], point[2]), best)
+
+
+def pan_on_ms_grid(pan: Tensor, ratio: int, shift: tuple[float, float]) -> Tensor:
+    """The PAN (1, H, W) at the places of the MS pixels (1, h, w), by an antialiased cubic: about
+    as sharp as pixels of that size can be."""
+    return decimate(pan[None], ratio, cubic(ratio), shift, 6)[0]
+
+
+def softness_of_ms(
+    windows: Sequence[Window], ratio: int, shift: tuple[float, float]
+) -> float | None:
+    """How soft the MS is against the PAN on its own grid: sigma of a Gaussian in MS pixels.
+
+    What scenes are trained with as truths have against their PAN. None: the scene does not tell.
+    """
+    reduced = [(pan_on_ms_grid(pan, ratio, shift), ms) for pan, ms in windows]
+    found = estimate_psf(reduced, 1)
+    return found.sigma if found.correlation > 0 else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .psf import DETAIL_WINDOW, Psf, Window, default_psf, estimate_psf
+from .psf import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
 from .resample import box_mean, degrade, degrade_reach
 
 __all__ = ["SceneStatistics", "scene_statistics"]
@@ -37,6 +37,9 @@ class SceneStatistics:
     """(C + 1, C + 1) float64, of the values."""
     detail: Tensor
     """(C + 1, C + 1) float64, of the values less their local mean."""
+    softness: float | None = None
+    """Of the MS against the PAN on the MS's own grid, sigma in MS pixels; None: not measured, or
+    the scene does not tell."""
 
     @property
     def bands(self) -> int:
@@ -62,6 +65,7 @@ class SceneStatistics:
             self.mean[index],
             self.covariance[index][:, index],
             self.detail[index][:, index],
+            self.softness,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,6 +78,7 @@ class SceneStatistics:
             "mean": self.mean.tolist(),
             "covariance": self.covariance.tolist(),
             "detail": self.detail.tolist(),
+            "softness": self.softness,
         }
 
     @staticmethod
@@ -83,7 +88,7 @@ class SceneStatistics:
             k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")
         }
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        return SceneStatistics(ratio=data["ratio"], psf=psf, **as_tensor)
+        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data["softness"], **as_tensor)
 
 
 def scene_statistics(
@@ -91,6 +96,8 @@ def scene_statistics(
     ratio: int,
     psf: Psf | None = None,
     valid: Sequence[Tensor] | None = None,
+    *,
+    soft: bool = False,
 ) -> SceneStatistics:
     """Statistics of a scene from samples.
 
@@ -99,6 +106,7 @@ def scene_statistics(
         ratio: PAN pixels per MS pixel.
         psf: the blur and shift, if known; else they are estimated from the samples.
         valid: (h, w) bool per sample; invalid MS pixels (and what touches them) are left out.
+        soft: measure the MS's softness, too.
 
     Raises:
         ValueError: no valid pixel in any sample.
@@ -106,10 +114,11 @@ def scene_statistics(
     masks = [torch.ones(ms.shape[-2:], dtype=torch.bool) for _, ms in windows]
     if valid is not None:
         masks = list(valid)
+    clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
+    clean = clean[:: max(1, -(-len(clean) // PSF_WINDOWS))]
     if psf is None:
-        clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
-        every = max(1, -(-len(clean) // PSF_WINDOWS))
-        psf = estimate_psf(clean[::every], ratio) if clean else default_psf(ratio)
+        psf = estimate_psf(clean, ratio)
+    softness = softness_of_ms(clean, ratio, psf.shift) if soft and psf.correlation > 0 else None
     reach = DETAIL_WINDOW // 2 + degrade_reach(psf.sigma, psf.shift, ratio)
     values, details = [], []
     for (pan, ms), mask in zip(windows, masks, strict=True):
@@ -127,4 +136,5 @@ def scene_statistics(
     mean = value.mean(1)
     centred = value - mean[:, None]
     n = value.shape[1]
-    return SceneStatistics(ratio, psf, mean, centred @ centred.T / n, detail @ detail.T / n)
+    covariances = centred @ centred.T / n, detail @ detail.T / n
+    return SceneStatistics(ratio, psf, mean, *covariances, softness)

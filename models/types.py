@@ -37,10 +37,21 @@ class Condition:
     wavelets: Tensor | None = None
     """(B, C + 3, H, W) see `uknowpan_models.wavelets`; for the teacher, if it need not make them
     itself."""
+    ms: Tensor | None = None
+    """(B, C, h, w) MS on its own grid; for networks that want it beside lms."""
 
     def crop(self, rows: slice, cols: slice) -> Condition:
-        """The same condition for a window of the PAN grid."""
-        return self._map(lambda name, x: x if name == "scene" else x[..., rows, cols])
+        """The same condition for a window of the PAN grid; with ms, one of whole MS pixels."""
+
+        def part(name: str, x: Tensor) -> Tensor:
+            ratio = self.pan.shape[-1] // x.shape[-1] if name == "ms" else 1
+            own = [
+                slice(*(None if i is None else i // ratio for i in (s.start, s.stop)))
+                for s in (rows, cols)
+            ]
+            return x if name == "scene" else x[..., own[0], own[1]]
+
+        return self._map(part)
 
     def to(self, *args: Any, **kwargs: Any) -> Condition:
         """`torch.Tensor.to` for every tensor."""

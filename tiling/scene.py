@@ -304,6 +304,26 @@ class ScenePair:
                 valid &= (data & inside).reshape(h, r, w, r).all(axis=(1, 3))
         return float(valid.mean())
 
+    def is_empty(self, row: int, col: int, h: int, w: int) -> bool:
+        """Whether the MS alone says that no output pixel of a window of the frame is valid."""
+        if not self.may_have_invalid:
+            return False
+        with self._lock:
+            _, data, _ = read_stack(self._ms, self.origin[0] + row, self.origin[1] + col, h, w)
+        return not data.any()
+
+    def bytes_across(self, rows: int) -> int:
+        """What of so many MS rows of the frame is to stay in GDAL's cache while tiles are read one
+        after the other: all blocks of files whose blocks are as wide as they are."""
+        total = 0
+        for source, factor in ((self._pan, self.ratio), *((ms, 1) for ms in self._ms)):
+            data = source.dataset
+            height, width = data.block_shapes[0]
+            if width >= data.width:
+                itemsize = max(np.dtype(dtype).itemsize for dtype in data.dtypes)
+                total += (rows * factor + 2 * height) * data.width * data.count * itemsize
+        return total
+
     @cached_property
     def blocks_with_data(self) -> list[tuple[int, int, int, int]]:
         """(row, col, h, w) of the blocks of the *full* scene's frame, MS pixels, that hold a

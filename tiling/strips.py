@@ -24,13 +24,43 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """a file system without locks"""
 _STATE = "state.json"
 _KIND = "uknowpan strips 1"
+_LOOK = 1 << 16
+"""values that are compared at once"""
+
+
+def _packed(rows: npt.NDArray) -> npt.NDArray:
+    """What is kept of a strip (C, n, W): itself, or a record of its value and shape."""
+    rows = np.ascontiguousarray(rows)
+    if not _is_constant(rows):
+        return rows
+    record = np.dtype([("value", rows.dtype), ("shape", np.int64, (rows.ndim,))])
+    return np.array([(rows.flat[0], rows.shape)], record)
+
+
+def _unpacked(kept: npt.NDArray) -> npt.NDArray:
+    """The strip that `_packed` was given; a constant one takes no memory and is read-only."""
+    if kept.dtype.names is None:
+        return kept
+    return np.broadcast_to(kept["value"][0], tuple(kept["shape"][0]))
+
+
+def _is_constant(rows: npt.NDArray) -> bool:
+    """Whether all values have the same bits (NaN is NaN then); looks no further than the first
+    that differs."""
+    if rows.size < 2:
+        return False
+    flat = rows.reshape(-1).view(f"u{rows.dtype.itemsize}")
+    return flat[0] == flat[-1] and all(
+        bool((flat[start : start + _LOOK] == flat[0]).all()) for start in range(0, len(flat), _LOOK)
+    )
 
 
 class StripStore:
     """`OUT.part/`: one .npy for each layer and strip, in the file's dtype, and `state.json`.
 
     Strip i is what tile row i completes; the strips of a layer, one below the other, are the
-    output. Each file is renamed into place when complete, so what is there is finished.
+    output. Each file is renamed into place when complete, so what is there is finished. A strip
+    of one single value, as an empty part of a scene gives, is kept as that value and a shape.
     """
 
     def __init__(
@@ -215,7 +245,7 @@ class StripStore:
             temp = path.with_suffix(".tmp")
             try:
                 with open(temp, "wb") as file:
-                    np.save(file, np.ascontiguousarray(rows[layer]), allow_pickle=False)
+                    np.save(file, _packed(rows[layer]), allow_pickle=False)
                 os.replace(temp, path)
             except OSError as error:
                 with suppress(OSError):
@@ -233,8 +263,8 @@ class StripStore:
             for index in range(self.count):
                 path = self._path(layer, index)
                 try:
-                    rows = np.load(path)
-                except (OSError, ValueError) as error:
+                    rows = _unpacked(np.load(path))
+                except (OSError, ValueError, EOFError) as error:
                     raise OutputError(f"{path} is missing or damaged; resume the run.") from error
                 writers[layer].write_encoded(row, rows)
                 row += rows.shape[1]

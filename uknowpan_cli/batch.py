@@ -97,6 +97,7 @@ def batch(
     ] = None,
     model: opt.ModelOption = None,
     method: opt.MethodOption = None,
+    softness: opt.SoftnessOption = None,
     consistency: opt.ConsistencyOption = 0,
     steps: opt.StepsOption = None,
     seed: opt.SeedOption = 0,
@@ -158,6 +159,7 @@ def batch(
         how = MethodRequest(
             model=model,
             method=None if method is None else method.value,
+            softness=softness,
             consistency=consistency,
             steps=steps,
             seed=seed,

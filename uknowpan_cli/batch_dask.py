@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,4 +258,5 @@ def _take_back(client: Client, futures: list[Future]) -> None:
         return
     if futures:
         client.cancel(futures)
-    client.unforward_logging("uknowpan")
+    with suppress(OSError):  # a worker that dies now has nothing more to say
+        client.unforward_logging("uknowpan")

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.crs import CRS
 from torch import Tensor
@@ -48,7 +47,7 @@ from uknowpan_tiling.sources import (
     usable_nodata,
 )
 
-from .options import GDAL_CACHE_BYTES
+from .options import GDAL_CACHE_BYTES, bounded_gdal_cache
 from .pipeline import FEW_LEVELS
 from .simulate_h5 import BIT_DEPTHS
 
@@ -62,9 +61,6 @@ METHOD = "result"
 LEVELS = 10_000
 """What floating-point values of a small range are multiplied by: Q2n and D_lambda of Khan round to
 whole numbers, and all indices else are the same in any unit."""
-
-LARGEST_CACHE = 512 * 2**20
-"""Bytes of GDAL's cache for rasters in strips, a row of windows of which should fit."""
 
 SAME_GRID = 0.01
 """Pixels that two grids may differ by at any corner."""
@@ -305,7 +301,7 @@ def _cache_for(paths: Sequence[str]) -> Iterator[None]:
             if width > COLS:
                 pixel = sum(np.dtype(dtype).itemsize for dtype in data.dtypes)
                 wanted += (ROWS + 2 * height + 128) * data.width * pixel
-    with rasterio.Env(GDAL_CACHEMAX=min(wanted, LARGEST_CACHE)):
+    with bounded_gdal_cache(wanted):
         yield
 
 

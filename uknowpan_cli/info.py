@@ -93,6 +93,7 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
         "shift_pan_pixels": found.offset,
         "blur_sigma_pan_pixels": None if psf is None else psf.sigma,
         "correlation": None if psf is None else psf.correlation,
+        "softness_ms_pixels": found.statistics.softness,
         "notes": list(pair.notes),
     }
     try:
@@ -127,6 +128,9 @@ def _text(facts: dict[str, Any]) -> str:
         ("scale", f"PAN {scale['pan']:g}, MS {scale['ms']:g} ({scale['source']})"),
         ("shift", measured),
     ]
+    if facts["softness_ms_pixels"] is not None:
+        soft = f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"
+        rows.append(("softness", soft))
     model = facts["model"]
     if model["fits"]:
         rows.append(("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"))

@@ -53,6 +53,7 @@ __all__ = [
     "Resampling",
     "ResamplingOption",
     "SeedOption",
+    "SoftnessOption",
     "StepsOption",
     "ThreadsOption",
     "TileOption",
@@ -138,6 +139,16 @@ ConsistencyOption = Annotated[
         "MS; 1 or 2 help where the optics blur as a Gaussian does.",
     ),
 ]
+SoftnessOption = Annotated[
+    float | None,
+    typer.Option(
+        "--softness",
+        min=0.2,
+        max=1.0,
+        help="How soft the result is against the PAN: sigma in PAN pixels, 0.25 (as sharp as "
+        "can be) to 0.8 (soft); default: as the MS is, pixel for pixel (`uknowpan info`).",
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")
 ]
@@ -221,17 +232,22 @@ VerboseOption = Annotated[
 ]
 
 
-GDAL_CACHE_BYTES = 64 * 2**20
+GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
 """Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours.
-Tiles overlap by their margins only, so little is read twice."""
+Tiles overlap by their margins only, so little is read twice, but for files in wide strips."""
 
 
 @contextmanager
-def bounded_gdal_cache() -> Iterator[None]:
-    """GDAL with a small block cache: memory is then what the forecast says on any machine."""
+def bounded_gdal_cache(wanted: int = 0) -> Iterator[None]:
+    """GDAL with a small block cache: memory is then what the forecast says on any machine.
+
+    Args:
+        wanted: bytes without which blocks would be read again and again.
+    """
     import rasterio
 
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+    size = min(max(wanted, GDAL_CACHE_BYTES), MOST_GDAL_CACHE_BYTES)
+    with rasterio.Env(GDAL_CACHEMAX=size):
         yield
 
 

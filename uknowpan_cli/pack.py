@@ -180,8 +180,7 @@ def _reduced_pan(
     the shift between the two; and what was measured."""
     import torch
 
-    from uknowpan_models.psf import estimate_psf
-    from uknowpan_models.resample import cubic, decimate
+    from uknowpan_models.psf import estimate_psf, pan_on_ms_grid
 
     found = torch.from_numpy(pan.astype(np.float32))
     rows, cols = (slice(s.start * ratio, s.stop * ratio) for s in window)
@@ -192,7 +191,7 @@ def _reduced_pan(
             f"PAN and MS of scene {scene.name!r} do not resemble each other, so neither can be the "
             "other's truth; check its files, or make it kind ms to do without the PAN."
         )
-    reduced = decimate(found[None], ratio, cubic(ratio), psf.shift, 6)[0]
+    reduced = pan_on_ms_grid(found, ratio, psf.shift)
     note = (
         f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, "
         f"correlation {psf.correlation:.3f}"

@@ -42,6 +42,7 @@ from uknowpan_tiling import (
 
 from . import __version__
 from .exits import Interrupted, OutOfMemory, is_out_of_memory
+from .options import bounded_gdal_cache
 
 __all__ = [
     "SceneScale",
@@ -221,7 +222,7 @@ def survey(
                 valid.append(torch.from_numpy(whole[part]))
         measured = None
         if psf is None or measure:
-            statistics = scene_statistics(pieces, pair.ratio, None, valid)
+            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=psf is None)
             found = statistics.psf
             measured = None if found == default_psf(pair.ratio) else found
         if psf is not None:
@@ -321,6 +322,8 @@ def _batches(
     """Read tiles, leave out those without a valid pixel, and group the rest."""
     batch: list[tuple[int, TileArrays]] = []
     for index, tile in enumerate(tiles):
+        if pair.is_empty(tile.row, tile.col, tile.height, tile.width):
+            continue
         arrays = pair.read_frame(tile.row, tile.col, tile.height, tile.width, margin)
         if not _core(arrays.valid, margin * pair.ratio).any():
             continue
@@ -481,7 +484,8 @@ def _sharpen_scene(
             store.dropped,
             options.output,
         )
-    with _stopping_well(store):
+    across = pair.bytes_across(plan.rows[0][0].height + 2 * plan.margin)
+    with _stopping_well(store), bounded_gdal_cache(across):
         found = _remembered(found, store.folder / "survey.json")
         skipped = _make_strips(pair, sharpener, options, found, plan, store, encodings, on_progress)
         _write(pair, sharpener, options, found, store, outputs)
@@ -606,6 +610,8 @@ def _tags(sharpener: Sharpener, found: Survey, pair: ScenePair) -> dict[str, str
         "PAN": Path(pair.inputs[0]).name,
         "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
     }
+    if found.statistics.softness is not None:
+        tags["MS_SOFTNESS"] = f"{found.statistics.softness:.3f}"
     if found.offset is not None:
         tags["MEASURED_SHIFT"] = _two(found.offset)
     return {f"UKNOWPAN_{key}": value for key, value in tags.items()}

@@ -46,6 +46,8 @@ class MethodRequest:
     """Bundled name or file; None: the default model."""
     method: str | None = None
     """A classical method instead."""
+    softness: float | None = None
+    """None: the usual one."""
     consistency: int = 0
     steps: int | None = None
     seed: int = 0
@@ -65,6 +67,7 @@ class MethodRequest:
             sharpener = load_sharpener(
                 self.model,
                 self.method,
+                softness=self.softness,
                 consistency=self.consistency,
                 steps=self.steps,
                 seed=self.seed,
@@ -83,6 +86,7 @@ class MethodRequest:
             return
         idle = {
             "--seed": self.seed != 0,
+            "--softness": self.softness is not None,
             "--dtype": self.dtype != "fp32",
             "--device": chosen != "cpu" and self.device != "auto",
         }

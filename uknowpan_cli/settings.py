@@ -22,7 +22,7 @@ COUNTS = frozenset(
     {
         *("iterations", "batch_size", "validate_every", "validation_samples", "checkpoint_every"),
         *("log_every", "width", "deep_width", "timesteps", "heads", "patch", "steps"),
-        "multipliers",
+        *("multipliers", "widths", "head_width", "token_width", "groups", "expansion", "ratio"),
     }
 )
 """Fields that must be at least 1."""

@@ -24,6 +24,7 @@ def sharpen(
     output: Annotated[str, typer.Option("--output", "-o", help="GeoTIFF to write.")],
     model: opt.ModelOption = None,
     method: opt.MethodOption = None,
+    softness: opt.SoftnessOption = None,
     consistency: opt.ConsistencyOption = 0,
     steps: opt.StepsOption = None,
     seed: opt.SeedOption = 0,
@@ -76,6 +77,7 @@ def sharpen(
         how = MethodRequest(
             model=model,
             method=None if method is None else method.value,
+            softness=softness,
             consistency=consistency,
             steps=steps,
             seed=seed,

@@ -1,4 +1,4 @@
-"""`uknowpan train`: train a stage."""
+"""`uknowpan train`: train a stage, or a further model."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class StageName(StrEnum):
     fsa_s = "fsa-s"
 
 
+class ModelName(StrEnum):
+    pan_crafter = "pan-crafter"
+    ssdiff = "ssdiff"
+
+
 class PresetName(StrEnum):
     lite = "lite"
     paper = "paper"
@@ -39,7 +44,14 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Run folder; its name becomes the model's.")],
-    stage: Annotated[StageName, typer.Option("--stage", help="What to train.")] = StageName.fsa_s,
+    stage: Annotated[
+        StageName | None,
+        typer.Option("--stage", help="What to train of U-Know-DiffPAN; default: fsa-s."),
+    ] = None,
+    model: Annotated[
+        ModelName | None,
+        typer.Option("--model", help="Another model to train instead, in one stage."),
+    ] = None,
     valid: Annotated[
         list[Path] | None,
         typer.Option(
@@ -102,6 +114,8 @@ def train(
 ) -> None:
     """Train one of the three stages: PriorNet, the teacher FSA-T, the student FSA-S.
 
+    Or, with --model, another network on the same data: PAN-Crafter or SSDiff.
+
     Run with `torchrun --nproc-per-node N -m uknowpan_cli train ...` to use several GPUs.
     """
     with opt.guarded(-1 if quiet else verbose):
@@ -117,9 +131,15 @@ def train(
         from .train_jobs import TrainRequest, make_job, resolve
         from .train_show import TrainShow
 
+        if stage is not None and model is not None:
+            opt.fail(
+                f"--model {model.value} is trained in one stage of its own; leave --stage out.",
+                exits.USAGE,
+            )
+        kind = model or stage or StageName.fsa_s
         settings = read_config(config, tuple(PresetName))
         request = TrainRequest(
-            stage=stage.value,
+            stage=kind.value,
             data=data,
             valid=valid or [],
             prior=prior,
@@ -138,7 +158,7 @@ def train(
                 *(("--prior", prior), ("--teacher", teacher)),
                 *(("--cache", path) for path in cache or []),
                 **{
-                    "--stage": stage.value,
+                    "--model" if model else "--stage": kind.value,
                     "--preset": preset,
                     "--teacher-steps": teacher_steps if teacher_steps > 1 else None,
                     "--max-value": max_value,
@@ -146,7 +166,7 @@ def train(
             ),
         )
         found = resolve(request)
-        resolved = resolved_config(stage.value, found.train, found.network, found.options)
+        resolved = resolved_config(kind.value, found.train, found.network, found.options)
         parameters = _parameters(found.network)
         if dry_run:
             counted = {**resolved, "parameters": parameters}

@@ -27,6 +27,7 @@ class TrainRequest:
     """What was typed."""
 
     stage: str
+    """Or a further model, one of `uknowpan_models.presets.MODELS`."""
     data: Sequence[Path]
     valid: Sequence[Path]
     prior: Path | None
@@ -152,10 +153,13 @@ def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
 
 
 def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
+    from uknowpan_models.presets import MODELS
     from uknowpan_models.stages import PriorStage, TeacherStage
     from uknowpan_models.student_stages import StudentStage
 
     data = _patch_data(request, settings)
+    if request.stage in MODELS:
+        return MODELS[request.stage].stage(settings.network, data, settings.options)
     if request.stage == "prior":
         return PriorStage(settings.network, data, settings.options)
     if request.stage == "fsa-t":

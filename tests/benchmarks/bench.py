@@ -1,15 +1,20 @@
 """Speed and memory of `uknowpan sharpen` on made-up scenes; prints Markdown, stores JSON.
 
     make bench          (or: python tests/benchmarks/bench.py --sizes 1024x1024 2048x2048)
+    python tests/benchmarks/bench.py --sizes 4096x4096 --dtypes fp32 --methods student --profile
 
 Every run is a process of its own; its peak memory is what the operating system reports for it,
-less that of a process that only imports torch. Sizes are rows x columns of the PAN; the scene has
-4 bands, uint16, ratio 4.
+less that of a process that only imports torch; device memory is the most that torch allocated on
+the GPU. "Alone" is the sharpener on batches in memory, noise and the features of the network's
+input included. Sizes are rows x columns of the PAN; the scene has 4 bands, uint16, ratio 4. With
+several devices or dtypes the outputs are compared in digital numbers. --profile says where the
+time of one run goes, for each device and dtype, at the first size, tile, batch and steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -17,7 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -73,72 +81,296 @@ def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def network_alone(threads: int, tile: int) -> float:
-    """Mpx of PAN per second of the default student on one tile in memory."""
-    code = f"""
-import time, torch
-torch.set_num_threads({threads}); torch.set_flush_denormal(True)
-from uknowpan_models.pansharpener import load_sharpener
-from uknowpan_models.statistics import scene_statistics
-s = load_sharpener(None)
-g = torch.Generator().manual_seed(0)
-r = 4
-pan = torch.rand(1, {tile} + 512, {tile} + 512, generator=g)
-ms = torch.nn.functional.avg_pool2d(pan, r).repeat(4, 1, 1)
-st = scene_statistics([(pan, ms)], r)
-m = s.margin(st); n = {tile} // r + 2 * m
-p, q = pan[None, :, :n * r, :n * r], ms[None, :, :n, :n]
-s.sharpen(p, q, st, [(0, 0)])
-k = 4; t = time.monotonic()
-for _ in range(k): s.sharpen(p, q, st, [(0, 0)])
-print(k * {tile} ** 2 / 1e6 / (time.monotonic() - t))
-"""
-    return float(run([sys.executable, "-c", code])[2])
+INSIDE = Path(__file__).with_name("bench_inside.py")
+STUDENT = "student"
+CUDA_THERE = (
+    "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+)
+HEADER = """\
+| PAN rows x columns | method | device | dtype | tile | batch | steps | seconds | Mpx/s | \
+alone, Mpx/s | peak MB beyond torch | device MB |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a scene is sharpened."""
+
+    method: str
+    device: str
+    dtype: str
+    tile: int
+    batch: int
+    """0: by device."""
+    steps: int
+    """0: the model's."""
+
+    @property
+    def classical(self) -> bool:
+        return self.method != STUDENT
+
+    def words(self, threads: int) -> list[str]:
+        """Options of `uknowpan sharpen`."""
+        words = ["--tile", str(self.tile), "-j", str(threads)]
+        words += ["--batch-size", str(self.batch)] if self.batch else []
+        if self.classical:
+            return [*words, "--method", self.method]
+        words += ["--device", self.device, "--dtype", self.dtype]
+        return words + (["--steps", str(self.steps)] if self.steps else [])
+
+    def text(self) -> str:
+        """The columns that say it."""
+        auto = {0: "-" if self.classical else "auto"}
+        method = (self.method, self.device, "-" if self.classical else self.dtype)
+        numbers = (self.tile, self.batch or "auto", auto.get(self.steps, self.steps))
+        return " | ".join(map(str, (*method, *numbers)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run."""
+
+    size: str
+    setting: Setting
+    seconds: float
+    mpx_per_second: float
+    alone_mpx_per_second: float | None
+    peak_mb_beyond_torch: float
+    device_mb: float | None
+
+    def row(self) -> str:
+        alone, device = self.alone_mpx_per_second, self.device_mb
+        return (
+            f"| {self.size.replace('x', ' x ')} | {self.setting.text()} | {self.seconds:.2f} | "
+            f"{self.mpx_per_second:.3g} | {'-' if alone is None else f'{alone:.3g}'} | "
+            f"{self.peak_mb_beyond_torch:.0f} | {'-' if device is None else f'{device:.0f}'} |"
+        )
+
+
+class Bench:
+    """Runs things in processes of their own; keeps what they tell."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        _, self.base, _ = run([sys.executable, "-c", TORCH_ONLY])
+        self._alone: dict[Setting, float] = {}
+
+    def _inside(self, what: str, *words: str) -> tuple[float, float, dict[str, Any]]:
+        told = self.folder / "told.json"
+        os.environ["BENCH_BEGAN"] = str(time.time())
+        # -P: the scripts of this folder are not to be imported by chance.
+        seconds, peak, _ = run([sys.executable, "-P", str(INSIDE), what, str(told), *words])
+        return seconds, peak, json.loads(told.read_text())
+
+    def sharpen(
+        self, what: str, pair: tuple[Path, Path], setting: Setting, output: Path
+    ) -> tuple[float, float, dict[str, Any]]:
+        """(seconds, peak MB, what the process told); `what`: run or profile."""
+        words = ["sharpen", *map(str, pair), "-o", str(output), "--overwrite", "-q", "--json"]
+        return self._inside(what, *words, *setting.words(self.threads))
+
+    def alone(self, setting: Setting) -> float | None:
+        """Mpx/s in memory; None for a classical method."""
+        if setting.classical:
+            return None
+        if setting not in self._alone:
+            options = {**asdict(setting), "steps": setting.steps or None, "threads": self.threads}
+            told = self._inside("alone", json.dumps(options))[2]
+            self._alone[setting] = told["mpx_per_second"]
+        return self._alone[setting]
+
+    def measure(
+        self, size: str, pair: tuple[Path, Path], setting: Setting, output: Path
+    ) -> Measured:
+        rows, cols = shape_of(size)
+        seconds, peak, told = self.sharpen("run", pair, setting, output)
+        return Measured(
+            size,
+            setting,
+            round(seconds, 3),
+            rows * cols / 1e6 / seconds,
+            self.alone(setting),
+            round(peak - self.base, 1),
+            told["device_mb"],
+        )
+
+
+def shape_of(size: str) -> tuple[int, int]:
+    rows, _, cols = size.partition("x")
+    return int(rows), int(cols)
+
+
+def settings_of(arguments: argparse.Namespace, devices: Sequence[str]) -> list[Setting]:
+    """All combinations; a classical method has the CPU, one dtype and no steps."""
+    table = itertools.product(
+        *(arguments.methods, devices, arguments.dtypes),
+        *(arguments.tiles, arguments.batches, arguments.steps),
+    )
+    settings = [Setting(*line) for line in table]
+    settings = [
+        replace(s, device="cpu", dtype="fp32", steps=0) if s.classical else s for s in settings
+    ]
+    return list(dict.fromkeys(settings))
+
+
+# Differences --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two outputs of one scene, digital numbers, all bands."""
+
+    size: str
+    setting: Setting
+    reference: Setting
+    median: float
+    high: float
+    """99.9 percentile."""
+    largest: float
+
+    def row(self) -> str:
+        one, other = (f"{s.dtype} on {s.device}" for s in (self.setting, self.reference))
+        s = self.setting
+        return (
+            f"| {self.size.replace('x', ' x ')} | {one} | {other} | {s.tile} | "
+            f"{s.batch or 'auto'} | {s.steps or 'auto'} | {self.median:g} | {self.high:g} | "
+            f"{self.largest:g} |"
+        )
+
+
+def reference_of(setting: Setting) -> Setting | None:
+    """What a result is to be held against: fp32 on the same device, or on the CPU."""
+    if setting.classical:
+        return None
+    if setting.dtype != "fp32":
+        return replace(setting, dtype="fp32")
+    return None if setting.device == "cpu" else replace(setting, device="cpu")
+
+
+def counted_differences(path: Path, reference: Path) -> np.ndarray:
+    """How many values differ by 0, 1, 2, ... DN; block by block, as the memory of this process
+    would count as that of its children."""
+    counts = np.zeros(2**16, np.int64)
+    with rasterio.open(path) as one, rasterio.open(reference) as other:
+        for top in range(0, one.height, 512):
+            window = Window(0, top, one.width, min(512, one.height - top))
+            a, b = (d.read(window=window).astype(np.int32) for d in (one, other))
+            counts += np.bincount(np.abs(a - b).ravel(), minlength=len(counts))
+    return counts
+
+
+def difference(size: str, setting: Setting, reference: Setting, counts: np.ndarray) -> Difference:
+    reached = np.cumsum(counts) / counts.sum()
+    median, high = (int(np.searchsorted(reached, share)) for share in (0.5, 0.999))
+    return Difference(size, setting, reference, median, high, int(np.flatnonzero(counts)[-1]))
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def measured_size(
+    bench: Bench, size: str, settings: Sequence[Setting]
+) -> Iterator[Measured | Difference]:
+    """All settings on a scene of one size, then how far their outputs lie apart."""
+    pair = write_scene(bench.folder, *shape_of(size))
+    outputs = {setting: bench.folder / f"out_{i}.tif" for i, setting in enumerate(settings)}
+    for setting, output in outputs.items():
+        yield bench.measure(size, pair, setting, output)
+    for setting, output in outputs.items():
+        reference = reference_of(setting)
+        if reference in outputs:
+            counts = counted_differences(output, outputs[reference])
+            yield difference(size, setting, reference, counts)
+    for path in (*pair, *outputs.values()):
+        path.unlink()
+
+
+def print_profile(setting: Setting, told: dict[str, Any]) -> None:
+    whole = told["seconds"]
+    print(f"\n{setting.device}, {setting.dtype}: {whole:.2f} s\n")
+    print("| part | seconds | share |\n|---|---|---|")
+    for name, seconds in told["parts"].items():
+        print(f"| {name} | {seconds:.2f} | {100 * seconds / whole:.1f} % |")
+        if name == "network":
+            for kind, share in sorted(told["network"].items(), key=lambda pair: -pair[1]):
+                own = seconds * share
+                print(f"| - {kind} | {own:.2f} | {100 * own / whole:.1f} % |")
+    for name, seconds in told["beside"].items():
+        print(f"| in a thread beside: {name} | {seconds:.2f} | {100 * seconds / whole:.1f} % |")
+
+
+def profiles(bench: Bench, size: str, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Print and return where the time goes, for each device and dtype."""
+    pair, output = write_scene(bench.folder, *shape_of(size)), bench.folder / "profiled.tif"
+    found, seen = [], set()
+    print(f"\nWhere the time of one run goes, {size.replace('x', ' x ')}:")
+    for setting in settings:
+        if setting.classical or (setting.device, setting.dtype) in seen:
+            continue
+        seen.add((setting.device, setting.dtype))
+        told = bench.sharpen("profile", pair, setting, output)[2]
+        print_profile(setting, told)
+        found.append({"size": size, "setting": asdict(setting), **told})
+    for path in (*pair, output):
+        path.unlink(missing_ok=True)
+    return found
+
+
+def arguments_of() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=["2048x2048", "4096x4096"])
+    parser.add_argument("--methods", nargs="+", default=[STUDENT, "brovey"])
+    parser.add_argument("--devices", nargs="+", help="default: cpu, and cuda where there is one")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--tiles", nargs="+", type=int, default=[512])
+    parser.add_argument("--batches", nargs="+", type=int, default=[0], help="0: by device")
+    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="0: the model's")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--store", type=Path, default=Path("runs/bench.json"))
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=["2048x2048", "4096x4096", "16384x4096"])
-    parser.add_argument("--tiles", nargs="+", type=int, default=[512])
-    parser.add_argument("--methods", nargs="+", default=["student", "brovey"])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--store", type=Path, default=Path("runs/bench.json"))
-    arguments = parser.parse_args()
-    _, base, _ = run([sys.executable, "-c", TORCH_ONLY])
-    results = []
-    print(f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}")
-    print(f"importing torch and rasterio alone: {base:.0f} MB\n")
-    print("| PAN rows x columns | method | tile | seconds | Mpx/s | peak MB beyond torch |")
-    print("|---|---|---|---|---|---|")
+    arguments = arguments_of()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        bench = Bench(Path(name), arguments.threads)
+        # Not imported here: a child begins with the peak memory of its parent.
+        gpu = run([sys.executable, "-c", CUDA_THERE])[2].strip()
+        devices = arguments.devices or (["cpu", "cuda"] if gpu else ["cpu"])
+        settings = settings_of(arguments, devices)
+        print(
+            f"{platform.machine()}, {arguments.threads} threads, {gpu or 'no GPU'}, Python "
+            f"{platform.python_version()}; importing torch and rasterio alone: {bench.base:.0f} "
+            f"MB\n\n{HEADER}"
+        )
+        runs: list[Measured] = []
+        differences: list[Difference] = []
         for size in arguments.sizes:
-            rows, cols = (int(n) for n in size.split("x"))
-            pan, ms = write_scene(folder, rows, cols)
-            for method in arguments.methods:
-                for tile in arguments.tiles:
-                    target = folder / "out.tif"
-                    command = [sys.executable, "-m", "uknowpan_cli", "sharpen", str(pan), str(ms)]
-                    command += ["-o", str(target), "--overwrite", "-q", "--json"]
-                    command += ["--tile", str(tile), "-j", str(arguments.threads)]
-                    command += [] if method == "student" else ["--method", method]
-                    seconds, peak, _ = run(command)
-                    entry = {
-                        "size": size,
-                        "method": method,
-                        "tile": tile,
-                        "seconds": round(seconds, 2),
-                        "mpx_per_second": round(rows * cols / 1e6 / seconds, 3),
-                        "peak_mb_beyond_torch": round(peak - base, 1),
-                    }
-                    results.append(entry)
-                    print("| " + " | ".join(str(v) for v in entry.values()) + " |", flush=True)
-            pan.unlink()
-            ms.unlink()
-    alone = {tile: round(network_alone(arguments.threads, tile), 3) for tile in arguments.tiles}
-    print(f"\nthe sharpener alone, one tile in memory, Mpx/s by tile: {alone}")
+            for found in measured_size(bench, size, settings):
+                if isinstance(found, Measured):
+                    print(found.row(), flush=True)
+                    runs.append(found)
+                else:
+                    differences.append(found)
+        if differences:
+            print(
+                "\n| PAN rows x columns | output | against | tile | batch | steps | median DN | "
+                "99.9 % DN | largest DN |\n|---|---|---|---|---|---|---|---|---|"
+            )
+            print("\n".join(found.row() for found in differences))
+        profiled = profiles(bench, arguments.sizes[0], settings) if arguments.profile else []
     arguments.store.parent.mkdir(parents=True, exist_ok=True)
-    stored = {"threads": arguments.threads, "torch_mb": base, "runs": results, "alone": alone}
+    stored = {
+        "threads": arguments.threads,
+        "gpu": gpu,
+        "torch_mb": bench.base,
+        "runs": [asdict(found) for found in runs],
+        "differences": [asdict(found) for found in differences],
+        "profiles": profiled,
+    }
     arguments.store.write_text(json.dumps(stored, indent=1) + "\n")
 
 

@@ -23,15 +23,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare
+from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare, tell
 
 from uknowpan_cli.pipeline import survey
 from uknowpan_models.checkpoint import Card, find_checkpoint, load_model
 from uknowpan_models.classical import CLASSICAL_METHODS
+from uknowpan_models.condition import USUAL_SOFTNESS
 from uknowpan_models.data import read_scenes
 from uknowpan_models.metrics import FullResolution, ergas, full_resolution, psnr
 from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
-from uknowpan_models.psf import Psf, default_psf, estimate_psf, gain_to_sigma
+from uknowpan_models.psf import (
+    Psf,
+    default_psf,
+    estimate_psf,
+    gain_to_sigma,
+    softness_of_ms,
+)
 from uknowpan_models.resample import upsample
 from uknowpan_models.runtime import tune_cpu
 from uknowpan_models.simulate import Degradation, degrade_truth
@@ -359,11 +366,16 @@ def judged(pair: Pair, fused: Tensor, gains: Sequence[float]) -> list[FullResolu
     return [full_resolution(f, m, p, [gain], ratio=pair.ratio) for gain in gains]
 
 
+AS_SOFT = "student, as soft as the MS"
+"""Told the softness that `uknowpan info` says of the pair."""
+
+
 def full(options: Options) -> None:
     """HQNR of pairs at full resolution, with the nominal and with the scene's own MTF gain."""
     methods = {name: load_sharpener(None, name) for name in CLASSICAL_METHODS}
     students = {
         "student": load_sharpener(options.model),
+        AS_SOFT: load_sharpener(options.model),
         "student, --consistency 1": load_sharpener(options.model, consistency=1),
     }
     methods |= students
@@ -371,6 +383,8 @@ def full(options: Options) -> None:
     found: dict[str, dict[str, list[FullResolution]]] = {}
     for pair in aligned_pairs(options.data, options.only):
         own[pair.name] = own_gain(pair)
+        soft = softness_of_ms([(pair.pan, pair.ms)], pair.ratio, (0.0, 0.0))
+        tell(students[AS_SOFT], USUAL_SOFTNESS if soft is None else soft)
         found[pair.name] = {
             name: judged(
                 pair, sharpen_array(m, pair.pan, pair.ms).hrms, (NOMINAL_GAIN, own[pair.name])

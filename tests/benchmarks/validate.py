@@ -24,7 +24,8 @@ from uknowpan_models.checkpoint import find_checkpoint, load_model, save_checkpo
 from uknowpan_models.classical import CLASSICAL_METHODS
 from uknowpan_models.data import Scene, read_scenes
 from uknowpan_models.metrics import ergas, psnr, sam
-from uknowpan_models.pansharpener import Sharpener, load_sharpener, sharpen_array
+from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan_models.psf import estimate_psf
 from uknowpan_models.simulate import Degradation, degrade_truth
 
 COARSE_PAN = ("Landsat", "Sentinel")
@@ -108,11 +109,23 @@ def score(
     )
 
 
-def measure(scenes: Sequence[Scene], methods: dict[str, Sharpener]) -> Iterator[Row]:
+def tell(sharpener: Sharpener, softness: float) -> None:
+    """Tell a model how soft the truth is, if it can be told."""
+    if isinstance(sharpener, StudentSharpener) and sharpener.minds_softness:
+        sharpener.softness = softness
+
+
+def measure(
+    scenes: Sequence[Scene], methods: dict[str, Sharpener], softness: str = "usual"
+) -> Iterator[Row]:
     """Every scene, every degradation, every method."""
     for scene in scenes:
         ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
         gt, pan = prepare(scene, ratio)
+        if softness != "usual":
+            known = estimate_psf([(pan, gt)], 1).sigma if softness == "truth" else float(softness)
+            for sharpener in methods.values():
+                tell(sharpener, known)
         every = degradations(ratio, len(gt)) | unseen_degradations(ratio)
         for name, degradation in every.items():
             ms = degrade_truth(gt, degradation)
@@ -148,6 +161,11 @@ def main() -> None:
     parser.add_argument("scenes")
     parser.add_argument("--model", action="append", default=[], help="may be repeated")
     parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--softness",
+        default="usual",
+        help="that models are told: usual, a number, or truth (each truth's own)",
+    )
     parser.add_argument("--only", help="comma-separated scene names")
     parser.add_argument("--stamp", help="write the model with calibration and scores here")
     arguments = parser.parse_args()
@@ -161,7 +179,7 @@ def main() -> None:
     rows = []
     print("| scene | degradation | " + " | ".join(methods) + " | ERGAS ratio | SAM ratio |")
     print("|" + "---|" * (len(methods) + 4))
-    for row in measure(scenes, methods):
+    for row in measure(scenes, methods, arguments.softness):
         rows.append(row)
         best = row.best()
         cells = [f"{s.ergas:.2f} / {s.sam:.2f}" for s in row.scores.values()]

@@ -95,16 +95,26 @@ def test_scene_numbers_say_ratio_blur_and_shift():
     ):
         pair = make_pair(ratio, (16, 16))
         numbers[name] = conditioned(pair.pan, pair.ms, ratio, psf)[0].scene[0].tolist()
-    assert numbers["plain"] == [0.0, 0.0, 0.0, 0.0, -1.0]
-    assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0]
-    assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0]
-    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0]
-    assert numbers["bit of blur"] == pytest.approx([-0.1, 0.0, 0.0, -0.8, -1.0], abs=1e-6)
+    assert numbers["plain"] == [0.0, 0.0, 0.0, 0.0, -1.0, 0.0]
+    assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0, 0.0]
+    assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0, 0.0]
+    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0, 0.0]
+    assert numbers["bit of blur"] == pytest.approx([-0.1, 0.0, 0.0, -0.8, -1.0, 0.0], abs=1e-6)
     assert numbers["unlike"][4] == pytest.approx(1.0, abs=1e-4)
     assert numbers["alike"][4] == pytest.approx(0.0, abs=1e-2)
     pair = make_pair(4, (16, 16))
     registered, _ = conditioned(pair.pan, pair.ms, psf=Psf(2.0, (3.5, -3.5), 1.0), offset=0.5)
     assert registered.scene[0, :3].tolist() == [0.0, 0.0, 1.25]
+
+
+def test_softness_is_the_last_number_of_the_scene():
+    pair = make_pair(4, (16, 16))
+    statistics = scene_statistics([(pair.pan, pair.ms)], 4, default_psf(4))
+    usual = generic_condition(pair.pan[None], pair.ms[None], statistics)
+    soft = generic_condition(pair.pan[None], pair.ms[None], statistics, softness=0.75)
+    assert torch.equal(soft.scene[:, :-1], usual.scene[:, :-1])
+    assert soft.scene[0, -1] == 1.0 and usual.scene[0, -1] == 0.0
+    assert torch.equal(soft.band_features, usual.band_features)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])

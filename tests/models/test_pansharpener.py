@@ -7,6 +7,7 @@ import torch
 from textures import make_pair
 
 from uknowpan_models.checkpoint import Card, save_checkpoint
+from uknowpan_models.condition import SCENE_FEATURES, USUAL_SOFTNESS
 from uknowpan_models.errors import CheckpointError, ModelMismatch
 from uknowpan_models.noise import position_noise
 from uknowpan_models.pansharpener import (
@@ -41,6 +42,39 @@ def network():
 
 def sharpener(card=CARD, **options):
     return StudentSharpener(network(), card, **options)
+
+
+def test_a_student_that_was_told_softness_minds_it():
+    config = replace(TINY, scene_features=SCENE_FEATURES)
+    torch.manual_seed(1)
+    model = FSAStudentLite(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    card = replace(CARD, config=asdict(config))
+    pan, ms, _ = scene(4)
+    own = scene_statistics([(pan, ms)], 4, soft=True).softness
+    assert 0.25 < own < 0.8
+    tools = {s: StudentSharpener(model, card, softness=s) for s in (None, own, 0.25, 0.8)}
+    made = {s: sharpen_array(tool, pan, ms).hrms for s, tool in tools.items()}
+    assert torch.equal(made[None], made[own])  # by default as soft as the MS
+    assert not torch.equal(made[0.25], made[0.8])
+    assert tools[0.8].provenance()["SOFTNESS"] == "0.8"
+    assert tools[None].provenance()["SOFTNESS"] == "as the MS"
+    statistics = scene_statistics([(pan, ms)], 4)
+    for found, meant in ((None, USUAL_SOFTNESS), (0.1, 0.25), (1.5, 0.8)):
+        pixels = read(tools[None], 4, 0, 0, 8, 8)[:2]
+        one, other = (
+            StudentSharpener(model, card, softness=s).sharpen(*pixels, st, [(0, 0)]).hrms
+            for s, st in ((None, replace(statistics, softness=found)), (meant, statistics))
+        )
+        assert torch.equal(one, other)
+
+
+def test_a_student_that_was_not_told_softness_refuses_it():
+    assert "SOFTNESS" not in sharpener().provenance()
+    with pytest.raises(ModelMismatch, match="tiny was not trained to be told how soft"):
+        sharpener(softness=0.4)
 
 
 def scene(ratio):

@@ -4,8 +4,14 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.psf import default_psf, estimate_psf, gain_to_sigma
-from uknowpan_models.resample import upsample
+from uknowpan_models.psf import (
+    default_psf,
+    estimate_psf,
+    gain_to_sigma,
+    pan_on_ms_grid,
+    softness_of_ms,
+)
+from uknowpan_models.resample import degrade, upsample
 
 SIZE = (40, 44)
 
@@ -95,3 +101,19 @@ def test_gain_at_nyquist(ratio):
         mtf = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
         assert float(mtf) == pytest.approx(gain, rel=1e-5)
     assert astuple(default_psf(ratio)) == (gain_to_sigma(0.3, ratio), (0.0, 0.0), 0.0)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.7])
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_softness_of_ms_is_that_on_its_own_grid(sigma, ratio):
+    noise = 100 + 10 * torch.randn(1, 128 * ratio, 128 * ratio, generator=torch.manual_seed(0))
+    shift = (1.2, -0.7)
+    ms = degrade(pan_on_ms_grid(noise, ratio, shift)[None], 1, sigma, (0.0, 0.0))[0]
+    found = softness_of_ms([(noise, torch.cat([ms, 0.5 * ms + 7]))], ratio, shift)
+    assert found == pytest.approx(sigma, abs=0.04)
+
+
+def test_softness_of_ms_that_is_unlike_the_pan_is_unknown():
+    generator = torch.manual_seed(0)
+    pan, ms = torch.randn(1, 256, 256, generator=generator), torch.randn(2, 64, 64)
+    assert softness_of_ms([(pan, ms)], 4, (0.0, 0.0)) is None

@@ -65,7 +65,7 @@ def test_a_blurred_pan_is_softer_and_the_rest_as_before(scene):
     assert sharpness(ways[0].pan) < sharpness(plain.pan)
 
 
-def test_truths_are_blurred_where_the_pan_is_made_of_them():
+def test_truths_are_blurred_against_their_pan():
     noise = 100 + 10 * torch.randn(4, 96, 96, generator=torch.Generator().manual_seed(0))
     alone = Scene("noise", "none", noise, None)
     blurred = make_variant(alone, np.random.default_rng(3), Ways(truth_blur=1.0))
@@ -73,9 +73,17 @@ def test_truths_are_blurred_where_the_pan_is_made_of_them():
     assert torch.equal(blurred.pan, plain.pan)  # the PAN stays as sharp as the truth was
     assert sharpness(blurred.gt) < 0.95 * sharpness(plain.gt)
     assert sharpness(blurred.ms) < 0.99 * sharpness(plain.ms)
-    pair = Scene("pair", "none", noise, noise.mean(0, keepdim=True))
-    blurred = make_variant(pair, np.random.default_rng(3), Ways(truth_blur=1.0))
-    assert torch.equal(blurred.gt, make_variant(pair, np.random.default_rng(3), Ways()).gt)
+    assert blurred.softness > plain.softness + 0.05
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.6, 0.8])
+def test_softness_is_that_of_the_truth_against_its_pan(sigma):
+    noise = 100 + 10 * torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    soft = degrade(noise[None], 1, sigma, (0.0, 0.0))[0]
+    for seed in range(3):
+        scene = Scene("soft", "none", soft, noise.mean(0, keepdim=True))
+        found = make_variant(scene, np.random.default_rng(seed), Ways()).softness
+        assert found == pytest.approx(sigma, abs=0.04)
 
 
 def test_the_pan_as_a_band(scene):

@@ -244,8 +244,8 @@ def test_a_network_that_sees_more_of_the_scene_goes_on_where_one_that_saw_less_w
     x_t, t, condition = inputs()
     one = before(x_t, t, condition).x0
     torch.testing.assert_close(after(x_t, t, condition).x0, one)
-    told = replace(condition, scene=condition.scene + torch.tensor([0, 0, 0, 1.0, 0]))
+    told = replace(condition, scene=condition.scene + torch.tensor([0, 0, 0, 1.0, 0, 0]))
     assert torch.equal(before(x_t, t, told).x0, one)
     with torch.no_grad():
-        after.embed[0].weight[:, -2:] = 1.0
+        after.embed[0].weight[:, -3:] = 1.0
     assert not torch.equal(after(x_t, t, told).x0, after(x_t, t, condition).x0)

@@ -51,6 +51,19 @@ def test_native_holes(make_pair, kind):
     assert (filled.max(axis=1) <= around.max(axis=1)).all()
 
 
+@pytest.mark.parametrize("offset", [(0, 0), (0.5, -0.5)])
+def test_empty_windows_are_those_where_nothing_is_valid(make_pair, kind, offset):
+    files = make_pair(holes=HOLES, **kind, offset=offset)
+    found = {True: 0, False: 0}
+    with open_pair(files.pan, files.ms) as pair:
+        for row in range(0, 24, 2):
+            for col in range(0, 20, 2):
+                empty = pair.is_empty(row, col, 2, 2)
+                assert empty == (not pair.read_frame(row, col, 2, 2).valid.any())
+                found[empty] += 1
+    assert found[True] >= 2 and found[False] > 100
+
+
 @pytest.mark.parametrize("ms_crs", [None, "EPSG:3857"])
 def test_resampled_holes_do_not_bleed(make_pair, kind, ms_crs):
     place = {"offset": (0.5, -0.5)} if ms_crs is None else {"ms_crs": ms_crs, "ms_shape": (24, 20)}

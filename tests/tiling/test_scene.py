@@ -548,3 +548,21 @@ def test_ms_enlarged_by_repetition_is_averaged_back(tmp_path, repeats):
         np.testing.assert_allclose(pair.read_frame(0, 0, 40, 44).ms, small, atol=1e-3)
     with open_pair(pan_path, [ms_path], ratio=2) as pair:
         assert pair.ratio == 2 and pair.nested
+
+
+def test_files_in_strips_want_a_row_of_tiles_cached(make_pair):
+    files = make_pair()
+    with open_pair(files.pan, files.ms) as pair:
+        pan, ms = rasterio.open(files.pan), rasterio.open(files.ms[0])
+        assert pan.block_shapes[0][1] == pan.width
+        expected = (10 * 4 + 2 * pan.block_shapes[0][0]) * pan.width * 2
+        expected += (10 + 2 * ms.block_shapes[0][0]) * ms.width * ms.count * 2
+        assert pair.bytes_across(10) == expected
+    for path in (files.pan, files.ms[0]):
+        with rasterio.open(path) as old:
+            profile, values = old.profile, old.read()
+        profile.update(tiled=True, blockxsize=16, blockysize=16)
+        with rasterio.open(path, "w", **profile) as new:
+            new.write(values)
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.bytes_across(10) == 0

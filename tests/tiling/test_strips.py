@@ -288,3 +288,105 @@ def test_an_empty_folder_is_nobodys(tmp_path):
     """What remains where a removal was killed at its very end."""
     (tmp_path / "a.tif.part").mkdir()
     assert open_store(tmp_path / "a.tif").missing() == [0, 1, 2, 3]
+
+
+# Strips of one value ------------------------------------------------------------------------------
+
+
+def alone(path, rows, resume=False):
+    """A store of one layer with the strips `rows`; those that it lacks are put."""
+    store = StripStore(str(path), {}, ["image"], len(rows), resume=resume)
+    for index in store.missing():
+        store.put(index, {"image": rows[index]})
+    return store
+
+
+class Collector:
+    """Stands in for a SceneWriter."""
+
+    def __init__(self):
+        self.strips = []
+
+    def write_encoded(self, row, rows):
+        assert row == sum(strip.shape[1] for strip in self.strips)
+        self.strips.append(rows)
+
+
+def collected(store):
+    collector = Collector()
+    store.assemble({"image": collector})
+    return collector.strips
+
+
+def almost(value, dtype, place):
+    rows = np.full((3, 40, 700), value, dtype)
+    rows.flat[place] = 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint8", 255), ("uint16", 0), ("int16", -32768), ("float32", np.nan), ("float64", -0.0)],
+)
+def test_strips_of_one_value_take_no_space(tmp_path, dtype, value):
+    """They come back to the bit; one value that differs, wherever it is, keeps the array."""
+    places = (0, 1, 65535, 65536, 70000, 83999)
+    rows = [np.full((3, 40, 700), value, dtype), *(almost(value, dtype, i) for i in places)]
+    rows += [np.zeros((3, 0, 700), dtype), np.ones((1, 1, 1), dtype)]
+    store = alone(tmp_path / "a.tif", rows)
+    sizes = [(store.folder / f"image-{i:06d}.npy").stat().st_size for i in range(len(rows))]
+    assert sizes[0] < 512
+    assert all(size > 84000 * rows[0].itemsize for size in sizes[1:-2])
+    for got, expected in zip(collected(store), rows, strict=True):
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        assert got.tobytes() == expected.tobytes()
+    assert np.signbit(collected(store)[0].flat[0]) == np.signbit(rows[0].flat[0])
+
+
+def test_zeros_of_both_signs_are_not_one_value(tmp_path):
+    rows = np.zeros((1, 2, 100), "float32")
+    rows[0, 0, 3] = -0.0
+    (got,) = collected(alone(tmp_path / "a.tif", [rows]))
+    assert got.tobytes() == rows.tobytes()
+
+
+def test_strips_of_one_value_are_resumed(tmp_path):
+    """Together with others, and without any of them being made again."""
+    path = tmp_path / "a.tif"
+    rows = [np.full((2, 16, 50), 7, "uint16"), almost(0, "uint16", 9), np.zeros((2, 9, 50))]
+    alone(path, rows).release()
+    store = StripStore(str(path), {}, ["image"], 3, resume=True)
+    assert store.missing() == []
+    assert [got.tobytes() for got in collected(store)] == [kept.tobytes() for kept in rows]
+
+
+@pytest.mark.parametrize("keep", [0, 20, 127, -1])
+def test_torn_strips_of_one_value_are_made_again(tmp_path, keep):
+    path = tmp_path / "a.tif"
+    rows = [np.full((2, 16, 50), 7, "uint16"), np.full((2, 9, 50), 8, "uint16")]
+    store = alone(path, rows)
+    store.release()
+    file = store.folder / "image-000001.npy"
+    os.truncate(file, keep if keep >= 0 else file.stat().st_size + keep)
+    store = StripStore(str(path), {}, ["image"], 2, resume=True)
+    assert store.missing() == [1]
+    store.release()
+    assert collected(alone(path, rows, resume=True))[1].tobytes() == rows[1].tobytes()
+
+
+def test_file_of_strips_of_one_value(tmp_path):
+    """What is written is what direct writing writes, blocks that are cut across included."""
+    grid = Grid(CRS.from_epsg(32631), Affine(1, 0, 0, 0, -1, 0), 600, 1300)
+    height, empty = 300, np.zeros((2, 300, 600), np.float32)
+    full = np.random.default_rng(0).uniform(1, 4000, (2, 300, 600)).astype(np.float32)
+    strips = [empty, empty, full, empty, empty[:, :100]]
+    with SceneWriter(str(tmp_path / "a.tif"), grid, META) as out:
+        rows = [encode(values, values[0] > 0, out.encoding) for values in strips]
+        store = alone(tmp_path / "a.tif", rows)
+        store.assemble({"image": out})
+    taken = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+    assert rows[2].nbytes < taken < rows[2].nbytes + 4096
+    with SceneWriter(str(tmp_path / "b.tif"), grid, META) as out:
+        for index, values in enumerate(strips):
+            out.write_rows(index * height, values, values[0] > 0)
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
