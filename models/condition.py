@@ -36,7 +36,7 @@ from .resample import (
     upsample,
     upsample_small,
 )
-from .statistics import SceneStatistics
+from .statistics import USUAL_SOFTNESS, SceneStatistics
 from .types import Condition
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "PAN_FEATURES",
     "PLAIN_SCENE_FEATURES",
     "SCENE_FEATURES",
-    "USUAL_SOFTNESS",
     "condition_reach",
     "generic_condition",
 ]
@@ -60,11 +59,6 @@ PAN_FEATURES = 3
 SCENE_FEATURES = 6
 PLAIN_SCENE_FEATURES = 3
 """Networks trained before there were the other three see these."""
-
-USUAL_SOFTNESS = 0.5
-"""How soft a result is where nobody says and the scene does not tell: sigma in PAN pixels of a
-Gaussian that would make the PAN as soft. MS of sensors against their PAN, pixel for pixel, have
-0.25 (QuickBird) to 0.8 (SPOT-6)."""
 
 LOCAL_PRIOR = 0.1
 """Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""

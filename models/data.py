@@ -35,8 +35,6 @@ LEAST_HALVED = 192
 """Truth pixels along a side of scenes that are not halved."""
 TRUTH_BLUR = (0.2, 0.9)
 """Sigma in pixels of the truth; pairs here have 0.5 (Landsat) to 0.8 (SPOT-6, GaoFen-2)."""
-PAN_BLUR = (0.2, 0.8)
-"""Sigma of a PAN's own blur in PAN pixels: MTF gains of 0.82 to 0.04 at its Nyquist frequency."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,12 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Ways:
-    """Shares of the variants in which truth or PAN are changed before the scene is degraded."""
+    """Shares of the variants whose truth is changed before the scene is degraded."""
 
     halved: float = 0.0
     """Truth and PAN averaged to half the resolution: as sharp as pixels allow."""
     subsampled: float = 0.0
     """Every other pixel of the truth, the PAN blurred to that: a truth sharper than its PAN."""
-    pan_blur: float = 0.0
-    """The PAN blurred by optics of its own."""
     truth_blur: float = 0.0
     """The truth blurred as an MS is against its PAN."""
 
@@ -139,16 +135,13 @@ class GenericBatches:
         patches_per_variant: int = 2,
         residual_scale: float = 1.0,
         halved_share: float = 0.0,
-        pan_band_share: float = 0.0,
-        pan_blur_share: float = 0.0,
         subsampled_share: float = 0.0,
         truth_blur_share: float = 0.0,
         cache: int = 900,
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.ways = Ways(halved_share, subsampled_share, pan_blur_share, truth_blur_share)
-        self.pan_band_share = pan_band_share
+        self.ways = Ways(halved_share, subsampled_share, truth_blur_share)
         self.variants, self.per_variant = variants, patches_per_variant
         self.residual_scale, self.cache_size = residual_scale, cache
         self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
@@ -167,8 +160,6 @@ class GenericBatches:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
             variant = self._variant(scene, int(rng.integers(self.variants)))
             order = rng.permutation(len(variant.gt))[:bands]
-            if self.pan_band_share > 0 and rng.uniform() < self.pan_band_share:
-                variant = pan_band_variant(variant, int(order[0]))
             for _ in range(min(self.per_variant, self.batch_size - len(targets))):
                 condition, x0, scale = self._patch(variant, order, rng)
                 conditions.append(condition)
@@ -225,8 +216,6 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
     window = (slice(None), slice(top, top + rows), slice(left, left + cols))
     gt = scene.gt[window]
     pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
-    if ways.pan_blur > 0 and rng.uniform() < ways.pan_blur:
-        pan = degrade(pan[None], 1, float(rng.uniform(*PAN_BLUR)), (0.0, 0.0))[0]
     if ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
         gt = degrade(gt[None], 1, float(rng.uniform(*TRUTH_BLUR)), (0.0, 0.0))[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -235,19 +224,6 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
     statistics = scene_statistics([(pan, ms)], ratio, psf)
     softness = estimate_psf([(pan, gt)], 1).sigma
     return Variant(pan, ms, gt, statistics, softness)
-
-
-def pan_band_variant(variant: Variant, band: int) -> Variant:
-    """The PAN in the place of a band: its truth is the PAN, its MS the PAN degraded.
-
-    The auxiliary task of PAN-Crafter (MARs), for a network that treats all bands alike.
-    """
-    psf, ratio = variant.statistics.psf, variant.statistics.ratio
-    ms, gt = variant.ms.clone(), variant.gt.clone()
-    ms[band] = degrade(variant.pan[None], ratio, psf.sigma, psf.shift)[0, 0]
-    gt[band] = variant.pan[0]
-    statistics = scene_statistics([(variant.pan, ms)], ratio, psf)
-    return Variant(variant.pan, ms, gt, statistics, variant.softness)
 
 
 def halved(scene: Scene) -> Scene:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "beta_nll",
-    "contrast_weighted_gradient",
-    "contrast_weighted_l1",
-    "contrast_weighted_rms",
-    "spectral_angle",
-]
+__all__ = ["beta_nll", "contrast_weighted_l1", "contrast_weighted_rms"]
 
 
 def contrast_weighted_l1(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tensor:
@@ -42,32 +36,6 @@ def contrast_weighted_rms(x0: Tensor, target: Tensor, floor: float = 0.1) -> Ten
     contrast = target.square().mean((-2, -1)).sqrt() + floor
     error = (x0 - target).square().mean((-2, -1))
     return ((error + 1e-8).sqrt() / contrast).mean()  # its slope at 0 would be infinite
-
-
-def contrast_weighted_gradient(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tensor:
-    """Mean absolute error of the differences between neighbours, weighted as the plain error.
-
-    Args:
-        x0: (B, C, H, W) prediction.
-        target: (B, C, H, W) truth.
-        floor: contrast (units of x0) below which patches count as flat.
-    """
-    contrast = target.abs().mean((-2, -1)) + floor
-    error = x0 - target
-    steps = [error.diff(dim=axis).abs().mean((-2, -1)) / contrast for axis in (-2, -1)]
-    return 0.5 * (steps[0] + steps[1]).mean()
-
-
-def spectral_angle(fused: Tensor, truth: Tensor) -> Tensor:
-    """Mean angle between the spectra of pixels, in radians.
-
-    Args:
-        fused: (B, C, H, W) values, not residuals.
-        truth: as fused.
-    """
-    lengths = fused.norm(dim=1) * truth.norm(dim=1)
-    cosine = (fused * truth).sum(1) / lengths.clamp_min(1e-12)
-    return (2 * (1 - cosine).clamp_min(0) + 1e-6).sqrt().mean()  # the chord: of finite slope
 
 
 def beta_nll(error: Tensor, log_sigma: Tensor, beta: float = 0.5) -> Tensor:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from .checkpoint import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from .classical import CLASSICAL_METHODS, classical_reach
-from .condition import SCENE_FEATURES, USUAL_SOFTNESS, condition_reach, generic_condition
+from .condition import SCENE_FEATURES, condition_reach, generic_condition
 from .diffusion import NoiseSchedule, ddim_sample
 from .errors import CheckpointError, ModelMismatch
 from .noise import position_noise
 from .psf import Psf, default_psf
 from .resample import UPSAMPLE_REACH, crop, degrade, degrade_reach, mirrored, upsample
-from .statistics import SceneStatistics, scene_statistics
+from .statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from .types import Condition, Denoised
 
 __all__ = [
+    "AS_MS",
     "ClassicalSharpener",
     "ConsistentSharpener",
     "OnePassSharpener",
@@ -38,8 +39,8 @@ HIGH_PERCENTILE = 99.5
 """Of the absolute values; what `Sharpener.full_scale` goes by."""
 
 
-LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.8
-"""Of a result that is to be as soft as its MS."""
+AS_MS = "ms"
+"""In the place of a softness: as soft, pixel for pixel, as the scene's MS is."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class _DiffusionSharpener:
         *,
         steps: int | None = None,
         seed: int = 0,
-        softness: float | None = None,
+        softness: float | str | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         digest: str = "",
@@ -238,11 +239,9 @@ class StudentSharpener(_DiffusionSharpener):
         return condition_reach(statistics) + math.ceil(self._network_halo() / statistics.ratio)
 
     def _softness_for(self, statistics: SceneStatistics) -> float:
-        """As soft, pixel for pixel, as the scene's MS is, unless told otherwise."""
-        if self.softness is not None:
-            return self.softness
-        own = USUAL_SOFTNESS if statistics.softness is None else statistics.softness
-        return min(max(own, LEAST_SOFTNESS), MOST_SOFTNESS)
+        if self.softness == AS_MS:
+            return statistics.softness_of_result
+        return USUAL_SOFTNESS if self.softness is None else float(self.softness)
 
     @torch.inference_mode()
     def sharpen(
@@ -281,8 +280,8 @@ class StudentSharpener(_DiffusionSharpener):
     def provenance(self) -> dict[str, str]:
         if not self.minds_softness:
             return super().provenance()
-        softness = "as the MS" if self.softness is None else f"{self.softness:g}"
-        return {**super().provenance(), "SOFTNESS": softness}
+        softness = USUAL_SOFTNESS if self.softness is None else self.softness
+        return {**super().provenance(), "SOFTNESS": str(softness)}
 
 
 class UNetSharpener(_DiffusionSharpener):
@@ -482,7 +481,8 @@ def load_sharpener(
         model: of a student; None: the bundled one.
         method: one of `CLASSICAL_METHODS` instead.
         consistency: passes of `ConsistentSharpener` at the end.
-        options: of a student's sampling, see `StudentSharpener`.
+        options: of a student: steps, seed, device, dtype, and softness of the result (sigma in
+            PAN pixels, or `AS_MS`) for those that were trained to be told one.
 
     Raises:
         CheckpointError: no such model, or its file is damaged.

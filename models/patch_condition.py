@@ -7,13 +7,15 @@ its surroundings are mirrored, as at the borders of a scene.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .condition import condition_reach, generic_condition
 from .pancollection import PanCollectionDataset, PatchBatch
-from .psf import Psf, Window, default_psf, estimate_psf
+from .psf import Psf, Window, default_psf, estimate_psf, softness_beyond
 from .resample import UPSAMPLE_REACH, mirrored, registration_offset
 from .statistics import SceneStatistics, scene_statistics
 from .types import Condition
@@ -34,7 +36,8 @@ class PatchConditioner:
         residual_scale: what x0 is divided by besides the details' contrast, as on the card.
 
     Attributes:
-        statistics: of each scene, in units of full scale.
+        statistics: of each scene, in units of full scale; their softness is the truth's, which
+            the nominal optics of the files' simulation leave, where there is a truth.
         offset: PAN pixels by which MS samples lie beyond the nested centres.
         border: PAN pixels at a patch's edge whose lms has seen what was mirrored; leave them out
             of a loss.
@@ -58,7 +61,10 @@ class PatchConditioner:
         chosen = members[_spread(len(members), samples)]
         patches = [dataset[int(index)] for index in chosen]
         windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
-        return scene_statistics(windows, self.ratio, self._psf(windows))
+        found = scene_statistics(windows, self.ratio, self._psf(windows), soft=True)
+        if patches[0].gt is None or found.psf.correlation == 0:
+            return found
+        return replace(found, softness=softness_beyond(found.psf, self.ratio))
 
     def _psf(self, windows: list[Window]) -> Psf:
         few = [windows[i] for i in _spread(len(windows), PSF_PATCHES)]
@@ -125,6 +131,7 @@ class PatchConditioner:
             statistics,
             self.offset,
             margin,
+            statistics.softness_of_result,
         )
 
 

@@ -16,7 +16,14 @@ from torch import Tensor
 from .psf import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
 from .resample import box_mean, degrade, degrade_reach
 
-__all__ = ["SceneStatistics", "scene_statistics"]
+__all__ = ["USUAL_SOFTNESS", "SceneStatistics", "scene_statistics"]
+
+USUAL_SOFTNESS = 0.45
+"""How soft a result is where nobody says: sigma in PAN pixels of a Gaussian that would make the PAN
+as soft; to the eye as sharp as the PAN. MS of sensors against their PAN, pixel for pixel, have 0.25
+(QuickBird) to 0.8 (SPOT-6)."""
+LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.9
+"""What networks were trained with, about."""
 
 PSF_WINDOWS = 4
 """So many samples, spread over the scene, tell its blur and shift; more cost time only."""
@@ -40,6 +47,12 @@ class SceneStatistics:
     softness: float | None = None
     """Of the MS against the PAN on the MS's own grid, sigma in MS pixels; None: not measured, or
     the scene does not tell."""
+
+    @property
+    def softness_of_result(self) -> float:
+        """Of one that is as soft, pixel for pixel, as the MS is; PAN pixels."""
+        own = USUAL_SOFTNESS if self.softness is None else self.softness
+        return min(max(own, LEAST_SOFTNESS), MOST_SOFTNESS)
 
     @property
     def bands(self) -> int:

@@ -18,13 +18,7 @@ from .data import GenericBatches, TrainBatch
 from .diffusion import NoiseSchedule
 from .distillation import CachedDataset, FrozenTeacher, TeacherAnswer
 from .errors import ModelMismatch
-from .losses import (
-    beta_nll,
-    contrast_weighted_gradient,
-    contrast_weighted_l1,
-    contrast_weighted_rms,
-    spectral_angle,
-)
+from .losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms
 from .pancollection import PatchBatch
 from .parallel import current_world
 from .patch_condition import PatchConditioner
@@ -79,14 +73,6 @@ class GenericOptions:
     """l1 or rms, see `uknowpan_models.losses`."""
     variance_weight: float = 0.1
     """Of the likelihood that the variance head learns by."""
-    gradient_weight: float = 0.0
-    """Of the error of the differences between neighbours."""
-    angle_weight: float = 0.0
-    """Of the spectral angle between answer and truth, in radians."""
-    pan_band_share: float = 0.0
-    """Share of draws in which the PAN takes the place of a band (MARs of PAN-Crafter)."""
-    pan_blur_share: float = 0.0
-    """Share of scene variants whose PAN is blurred, as PANs are by their own optics."""
     subsampled_share: float = 0.0
     """Share of scene variants whose truth is sharper than their PAN."""
     truth_blur_share: float = 0.0
@@ -395,18 +381,10 @@ class GenericStudentStage:
         x0, target = said.x0[inner], batch.x0[inner]
         assert said.log_sigma is not None
         error = (x0 - target).detach()  # the variance head must not bend the mean
-        parts = {
+        return {
             options.error: ERRORS[options.error](x0, target),
             "variance": options.variance_weight * beta_nll(error, said.log_sigma[inner]),
         }
-        if options.gradient_weight:
-            gradient = contrast_weighted_gradient(x0, target)
-            parts["gradient"] = options.gradient_weight * gradient
-        if options.angle_weight and x0.shape[1] > 1:
-            lms, scale = condition.lms[inner], batch.scale
-            angle = spectral_angle(lms + scale * x0, lms + scale * target)
-            parts["angle"] = options.angle_weight * angle
-        return parts
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -20,7 +20,13 @@ from .batch_scenes import Entry, Scene, by_patterns, choose_shard, read_manifest
 from .console import progress, to_json
 from .creation import creation_options
 from .opening import PairRequest
-from .scene_job import MethodRequest, SceneRequest, check_uncertainty, full_scale
+from .scene_job import (
+    MethodRequest,
+    SceneRequest,
+    check_uncertainty,
+    full_scale,
+    softness_of,
+)
 
 if TYPE_CHECKING:
     from .batch_dask import ClusterRequest
@@ -159,7 +165,7 @@ def batch(
         how = MethodRequest(
             model=model,
             method=None if method is None else method.value,
-            softness=softness,
+            softness=softness_of(softness),
             consistency=consistency,
             steps=steps,
             seed=seed,

@@ -140,13 +140,11 @@ ConsistencyOption = Annotated[
     ),
 ]
 SoftnessOption = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--softness",
-        min=0.2,
-        max=1.0,
         help="How soft the result is against the PAN: sigma in PAN pixels, 0.25 (as sharp as "
-        "can be) to 0.8 (soft); default: as the MS is, pixel for pixel (`uknowpan info`).",
+        "can be) to 0.8; ms: as the MS is, pixel for pixel; default 0.45.",
     ),
 ]
 StepsOption = Annotated[

@@ -30,6 +30,7 @@ __all__ = [
     "check_uncertainty",
     "full_scale",
     "opened",
+    "softness_of",
 ]
 
 log = logging.getLogger("uknowpan")
@@ -46,7 +47,7 @@ class MethodRequest:
     """Bundled name or file; None: the default model."""
     method: str | None = None
     """A classical method instead."""
-    softness: float | None = None
+    softness: float | str | None = None
     """None: the usual one."""
     consistency: int = 0
     steps: int | None = None
@@ -180,6 +181,19 @@ def full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
     if max_value is not None and not 0 < max_value < math.inf:
         fail(f"--max-value must be above 0 and finite, not {max_value:g}.", exits.USAGE)
     return max_value
+
+
+def softness_of(text: str | None) -> float | str | None:
+    """--softness as a number or "ms"; usage errors exit with 2."""
+    if text is None or text == "ms":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.2 <= value <= 1:
+        fail(f"--softness is ms or a number from 0.2 to 1, not {text!r}.", exits.USAGE)
+    return value
 
 
 def check_uncertainty(sharpener: Sharpener) -> None:

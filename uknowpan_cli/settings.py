@@ -28,8 +28,8 @@ COUNTS = frozenset(
 """Fields that must be at least 1."""
 SHARES = frozenset(
     {
-        *("ema", "halved_share", "pan_band_share", "pan_blur_share", "subsampled_share"),
-        *("truth_blur_share", "terminal_share", "dropout", "drop_path", "learning_rate"),
+        *("ema", "halved_share", "subsampled_share", "truth_blur_share", "terminal_share"),
+        *("dropout", "drop_path", "learning_rate"),
     }
 )
 """Fields that must be at most 1."""

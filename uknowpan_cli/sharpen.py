@@ -12,7 +12,7 @@ from . import options as opt
 from .console import progress, to_json
 from .creation import creation_options
 from .opening import PairRequest
-from .scene_job import MethodRequest, SceneRequest, full_scale, opened
+from .scene_job import MethodRequest, SceneRequest, full_scale, opened, softness_of
 
 __all__ = ["sharpen"]
 
@@ -77,7 +77,7 @@ def sharpen(
         how = MethodRequest(
             model=model,
             method=None if method is None else method.value,
-            softness=softness,
+            softness=softness_of(softness),
             consistency=consistency,
             steps=steps,
             seed=seed,

@@ -123,8 +123,6 @@ def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
         seed=config.seed,
         batch_size=config.batch_size,
         halved_share=config.halved_share,
-        pan_band_share=settings.options.pan_band_share,
-        pan_blur_share=settings.options.pan_blur_share,
         subsampled_share=settings.options.subsampled_share,
         truth_blur_share=settings.options.truth_blur_share,
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from validate import COARSE_PAN, Score, degradations, prepare, score
+from validate import COARSE_PAN, Score, degradations, prepare, score, softness_of, tell
 
 from uknowpan_cli.pictures import (
     BACKGROUND,
@@ -84,8 +84,11 @@ class Case:
     """(1, H, W)."""
     ms: torch.Tensor
     """(C, H / ratio, W / ratio)."""
+    softness: float
+    """Of the truth; the student is told."""
 
     def scores(self, methods: Mapping[str, Sharpener]) -> dict[str, Score]:
+        tell(methods[STUDENT], self.softness)
         return {m: score(s, self.pan, self.ms, self.gt, self.ratio) for m, s in methods.items()}
 
 
@@ -100,7 +103,8 @@ def degraded(scene: Scene, noise: float = 0.0, *, noisy_pan: bool = False) -> Ca
         pan = pan + noise * spread * torch.randn(pan.shape, generator=generator)
     else:
         how = replace(how, noise=noise)
-    return Case(ratio, gt, pan, degrade_truth(gt, how, generator))
+    softness = softness_of(scene, ratio)
+    return Case(ratio, gt, pan, degrade_truth(gt, how, generator), softness)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def sheet(case: Case, shown: Shown, methods: Mapping[str, Sharpener]) -> Sheet:
     def cut(image: torch.Tensor | np.ndarray) -> np.ndarray:
         return np.asarray(image)[:, top : top + SIDE, left : left + SIDE]
 
+    tell(methods[STUDENT], case.softness)
     fused = {m: cut(sharpen_array(methods[m], case.pan, case.ms).hrms) for m in DRAWN}
     truth, pan = cut(case.gt), cut(case.pan)
     ms = cut(enlarge(np.asarray(case.ms), case.ratio))

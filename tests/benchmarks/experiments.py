@@ -23,21 +23,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare, tell
+from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare
 
 from uknowpan_cli.pipeline import survey
 from uknowpan_models.checkpoint import Card, find_checkpoint, load_model
 from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.condition import USUAL_SOFTNESS
 from uknowpan_models.data import read_scenes
 from uknowpan_models.metrics import FullResolution, ergas, full_resolution, psnr
-from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan_models.pansharpener import (
+    AS_MS,
+    Sharpener,
+    StudentSharpener,
+    load_sharpener,
+    sharpen_array,
+)
 from uknowpan_models.psf import (
     Psf,
     default_psf,
     estimate_psf,
     gain_to_sigma,
-    softness_of_ms,
 )
 from uknowpan_models.resample import upsample
 from uknowpan_models.runtime import tune_cpu
@@ -366,8 +370,7 @@ def judged(pair: Pair, fused: Tensor, gains: Sequence[float]) -> list[FullResolu
     return [full_resolution(f, m, p, [gain], ratio=pair.ratio) for gain in gains]
 
 
-AS_SOFT = "student, as soft as the MS"
-"""Told the softness that `uknowpan info` says of the pair."""
+AS_SOFT = "student, --softness ms"
 
 
 def full(options: Options) -> None:
@@ -375,7 +378,7 @@ def full(options: Options) -> None:
     methods = {name: load_sharpener(None, name) for name in CLASSICAL_METHODS}
     students = {
         "student": load_sharpener(options.model),
-        AS_SOFT: load_sharpener(options.model),
+        AS_SOFT: load_sharpener(options.model, softness=AS_MS),
         "student, --consistency 1": load_sharpener(options.model, consistency=1),
     }
     methods |= students
@@ -383,8 +386,6 @@ def full(options: Options) -> None:
     found: dict[str, dict[str, list[FullResolution]]] = {}
     for pair in aligned_pairs(options.data, options.only):
         own[pair.name] = own_gain(pair)
-        soft = softness_of_ms([(pair.pan, pair.ms)], pair.ratio, (0.0, 0.0))
-        tell(students[AS_SOFT], USUAL_SOFTNESS if soft is None else soft)
         found[pair.name] = {
             name: judged(
                 pair, sharpen_array(m, pair.pan, pair.ms).hrms, (NOMINAL_GAIN, own[pair.name])

@@ -20,7 +20,15 @@ from statistics import fmean, median
 
 import torch
 from torch import Tensor
-from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare
+from validate import (
+    BORDER,
+    COARSE_PAN,
+    degradations,
+    geometric_mean,
+    prepare,
+    softness_of,
+    tell,
+)
 
 from uknowpan_models.data import Scene, read_scenes
 from uknowpan_models.pansharpener import Sharpener, load_sharpener, sharpen_array
@@ -100,6 +108,7 @@ def report(scene: Scene, sharpener: Sharpener) -> SceneReport:
     """Sharpen a scene after each degradation and compare with the truth."""
     ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
     gt, pan = prepare(scene, ratio)
+    tell(sharpener, softness_of(scene, ratio))
     keep = measured(gt)
     errors, sigmas = [], []
     for degradation in degradations(ratio, len(gt)).values():

@@ -115,15 +115,21 @@ def tell(sharpener: Sharpener, softness: float) -> None:
         sharpener.softness = softness
 
 
+def softness_of(scene: Scene, ratio: int) -> float:
+    """Of a scene's truth against its PAN: what `uknowpan info` says of the pair that it is from."""
+    gt, pan = prepare(scene, ratio)
+    return estimate_psf([(pan, gt)], 1).sigma
+
+
 def measure(
-    scenes: Sequence[Scene], methods: dict[str, Sharpener], softness: str = "usual"
+    scenes: Sequence[Scene], methods: dict[str, Sharpener], softness: str = "own"
 ) -> Iterator[Row]:
     """Every scene, every degradation, every method."""
     for scene in scenes:
         ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
         gt, pan = prepare(scene, ratio)
-        if softness != "usual":
-            known = estimate_psf([(pan, gt)], 1).sigma if softness == "truth" else float(softness)
+        if softness != "untold":
+            known = softness_of(scene, ratio) if softness == "own" else float(softness)
             for sharpener in methods.values():
                 tell(sharpener, known)
         every = degradations(ratio, len(gt)) | unseen_degradations(ratio)
@@ -163,8 +169,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument(
         "--softness",
-        default="usual",
-        help="that models are told: usual, a number, or truth (each truth's own)",
+        default="own",
+        help="that models are told: each scene's own, untold (what they make of it), or a number",
     )
     parser.add_argument("--only", help="comma-separated scene names")
     parser.add_argument("--stamp", help="write the model with calibration and scores here")
@@ -216,6 +222,7 @@ def stamp(
     for scene in scenes:
         ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
         gt, pan = prepare(scene, ratio)
+        tell(sharpener, softness_of(scene, ratio))
         for degradation in degradations(ratio, len(gt)).values():
             done = sharpen_array(sharpener, pan, degrade_truth(gt, degradation))
             assert done.sigma is not None
@@ -225,6 +232,7 @@ def stamp(
     scores = {
         "against": "best of bicubic, weighted Brovey, GSA, MTF-GLP, case by case",
         "command": "python tests/benchmarks/validate.py runs/scenes.h5",
+        "softness": "told, as `uknowpan info` says of each original pair",
         **summary(seen, model),
         "unseen_kernels": summary(unseen, model),
     }

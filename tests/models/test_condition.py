@@ -12,7 +12,7 @@ from uknowpan_models.condition import (
 )
 from uknowpan_models.psf import Psf, default_psf
 from uknowpan_models.resample import crop, degrade, upsample
-from uknowpan_models.statistics import scene_statistics
+from uknowpan_models.statistics import USUAL_SOFTNESS, scene_statistics
 
 FEATURES = ("lms", "pan", "pan_features", "band_features")
 
@@ -82,7 +82,7 @@ def test_bands_do_not_see_each_other():
 
 
 def test_scene_numbers_say_ratio_blur_and_shift():
-    numbers = {}
+    numbers, usual = {}, pytest.approx(4 * (USUAL_SOFTNESS - 0.5), abs=1e-6)
     for name, ratio, psf in (
         ("plain", 4, Psf(2.0, (0.0, 0.0), 1.0)),
         ("ratio", 2, Psf(1.0, (0.0, 0.0), 1.0)),
@@ -95,11 +95,13 @@ def test_scene_numbers_say_ratio_blur_and_shift():
     ):
         pair = make_pair(ratio, (16, 16))
         numbers[name] = conditioned(pair.pan, pair.ms, ratio, psf)[0].scene[0].tolist()
-    assert numbers["plain"] == [0.0, 0.0, 0.0, 0.0, -1.0, 0.0]
-    assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0, 0.0]
-    assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0, 0.0]
-    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0, 0.0]
-    assert numbers["bit of blur"] == pytest.approx([-0.1, 0.0, 0.0, -0.8, -1.0, 0.0], abs=1e-6)
+    assert numbers["plain"] == [0.0, 0.0, 0.0, 0.0, -1.0, usual]
+    assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0, usual]
+    assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0, usual]
+    assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0, usual]
+    assert numbers["bit of blur"] == pytest.approx(
+        [-0.1, 0.0, 0.0, -0.8, -1.0, 4 * (USUAL_SOFTNESS - 0.5)], abs=1e-6
+    )
     assert numbers["unlike"][4] == pytest.approx(1.0, abs=1e-4)
     assert numbers["alike"][4] == pytest.approx(0.0, abs=1e-2)
     pair = make_pair(4, (16, 16))
@@ -113,7 +115,7 @@ def test_softness_is_the_last_number_of_the_scene():
     usual = generic_condition(pair.pan[None], pair.ms[None], statistics)
     soft = generic_condition(pair.pan[None], pair.ms[None], statistics, softness=0.75)
     assert torch.equal(soft.scene[:, :-1], usual.scene[:, :-1])
-    assert soft.scene[0, -1] == 1.0 and usual.scene[0, -1] == 0.0
+    assert soft.scene[0, -1] == 1.0 > usual.scene[0, -1]
     assert torch.equal(soft.band_features, usual.band_features)
 
 

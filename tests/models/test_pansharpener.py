@@ -7,10 +7,11 @@ import torch
 from textures import make_pair
 
 from uknowpan_models.checkpoint import Card, save_checkpoint
-from uknowpan_models.condition import SCENE_FEATURES, USUAL_SOFTNESS
+from uknowpan_models.condition import SCENE_FEATURES
 from uknowpan_models.errors import CheckpointError, ModelMismatch
 from uknowpan_models.noise import position_noise
 from uknowpan_models.pansharpener import (
+    AS_MS,
     ClassicalSharpener,
     ConsistentSharpener,
     StudentSharpener,
@@ -19,7 +20,7 @@ from uknowpan_models.pansharpener import (
     sharpen_array,
 )
 from uknowpan_models.resample import crop, degrade, mirrored, upsample
-from uknowpan_models.statistics import scene_statistics
+from uknowpan_models.statistics import USUAL_SOFTNESS, scene_statistics
 from uknowpan_models.student import FSAStudent, StudentConfig
 from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
 from uknowpan_models.types import Denoised
@@ -55,18 +56,20 @@ def test_a_student_that_was_told_softness_minds_it():
     pan, ms, _ = scene(4)
     own = scene_statistics([(pan, ms)], 4, soft=True).softness
     assert 0.25 < own < 0.8
-    tools = {s: StudentSharpener(model, card, softness=s) for s in (None, own, 0.25, 0.8)}
+    told = (None, USUAL_SOFTNESS, AS_MS, own, 0.8)
+    tools = {s: StudentSharpener(model, card, softness=s) for s in told}
     made = {s: sharpen_array(tool, pan, ms).hrms for s, tool in tools.items()}
-    assert torch.equal(made[None], made[own])  # by default as soft as the MS
-    assert not torch.equal(made[0.25], made[0.8])
+    assert torch.equal(made[None], made[USUAL_SOFTNESS])
+    assert torch.equal(made[AS_MS], made[own])
+    assert len({float(x.std()) for x in made.values()}) == 3
     assert tools[0.8].provenance()["SOFTNESS"] == "0.8"
-    assert tools[None].provenance()["SOFTNESS"] == "as the MS"
+    assert tools[AS_MS].provenance()["SOFTNESS"] == "ms"
     statistics = scene_statistics([(pan, ms)], 4)
-    for found, meant in ((None, USUAL_SOFTNESS), (0.1, 0.25), (1.5, 0.8)):
-        pixels = read(tools[None], 4, 0, 0, 8, 8)[:2]
+    for found, meant in ((None, USUAL_SOFTNESS), (0.1, 0.25), (1.5, 0.9)):
+        pixels = read(tools[AS_MS], 4, 0, 0, 8, 8)[:2]
         one, other = (
             StudentSharpener(model, card, softness=s).sharpen(*pixels, st, [(0, 0)]).hrms
-            for s, st in ((None, replace(statistics, softness=found)), (meant, statistics))
+            for s, st in ((AS_MS, replace(statistics, softness=found)), (meant, statistics))
         )
         assert torch.equal(one, other)
 

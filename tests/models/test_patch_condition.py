@@ -28,7 +28,7 @@ from uknowpan_models.pancollection import (
     wald_ms,
 )
 from uknowpan_models.patch_condition import PatchConditioner
-from uknowpan_models.psf import gain_to_sigma
+from uknowpan_models.psf import gain_to_sigma, softness_beyond
 from uknowpan_models.resample import crop, mirrored, upsample
 from uknowpan_models.statistics import scene_statistics
 
@@ -210,7 +210,11 @@ def test_it_is_the_condition_of_the_mirrored_patch(dataset, conditioner):
         index = mirrored(-reach * step, (n + 2 * reach) * step, n * step)
         return x[:, :, index][..., index]
 
-    whole = generic_condition(padded(batch.pan, 4), padded(batch.ms, 1), statistics, 0.5)
+    beyond = softness_beyond(statistics.psf, 4)
+    assert statistics.softness == beyond
+    whole = generic_condition(
+        padded(batch.pan, 4), padded(batch.ms, 1), statistics, 0.5, softness=max(beyond, 0.25)
+    )
     inner = slice(4 * reach, 4 * (reach + n))
     found, _ = conditioner.condition(batch)
     for name in FEATURES:

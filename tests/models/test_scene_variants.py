@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from uknowpan_models.data import (
-    GenericBatches,
     Scene,
     Ways,
     make_variant,
-    pan_band_variant,
     subsampled,
 )
 from uknowpan_models.resample import degrade
@@ -57,14 +55,6 @@ def test_shares_say_how_often_a_scene_is_changed(scene):
     assert len({s <= 104 for s in sizes(Ways(halved=0.2, subsampled=0.3))}) == 2
 
 
-def test_a_blurred_pan_is_softer_and_the_rest_as_before(scene):
-    plain = make_variant(scene, np.random.default_rng(3), Ways())
-    ways = [make_variant(scene, np.random.default_rng(3), Ways(pan_blur=1.0)) for _ in range(2)]
-    assert torch.equal(ways[0].pan, ways[1].pan)
-    assert torch.equal(ways[0].gt, plain.gt)
-    assert sharpness(ways[0].pan) < sharpness(plain.pan)
-
-
 def test_truths_are_blurred_against_their_pan():
     noise = 100 + 10 * torch.randn(4, 96, 96, generator=torch.Generator().manual_seed(0))
     alone = Scene("noise", "none", noise, None)
@@ -84,36 +74,3 @@ def test_softness_is_that_of_the_truth_against_its_pan(sigma):
         scene = Scene("soft", "none", soft, noise.mean(0, keepdim=True))
         found = make_variant(scene, np.random.default_rng(seed), Ways()).softness
         assert found == pytest.approx(sigma, abs=0.04)
-
-
-def test_the_pan_as_a_band(scene):
-    variant = make_variant(scene, np.random.default_rng(5), Ways())
-    found = pan_band_variant(variant, 1)
-    psf, ratio = variant.statistics.psf, variant.statistics.ratio
-    assert torch.equal(found.gt[1], variant.pan[0])
-    torch.testing.assert_close(
-        found.ms[1], degrade(variant.pan[None], ratio, psf.sigma, psf.shift)[0, 0]
-    )
-    for band in (0, 2):
-        assert torch.equal(found.gt[band], variant.gt[band])
-        assert torch.equal(found.ms[band], variant.ms[band])
-    # The band is the PAN, so its details are PAN's.
-    torch.testing.assert_close(found.statistics.detail[1, 1], found.statistics.detail[-1, -1])
-    assert not torch.equal(variant.gt[1], variant.pan[0])
-
-
-def test_batches_with_the_pan_as_a_band(scene):
-    def batch(share):
-        batches = GenericBatches(
-            [scene], seed=1, batch_size=2, patch=24, variants=1, pan_band_share=share
-        )
-        return batches(0)
-
-    one, other = batch(1.0), batch(0.0)
-    assert one.scale.shape == (*one.x0.shape[:2], 1, 1)
-    # Where the band is the PAN, the truth of the residual is the PAN's own detail.
-    detail = one.condition.pan - one.condition.lms
-    wrong = (detail - one.scale * one.x0).abs().amax((0, 2, 3))
-    assert wrong.min() < 1e-3 * wrong.max()
-    wrong = (other.condition.pan - other.condition.lms - other.scale * other.x0).abs()
-    assert wrong.amax((0, 2, 3)).min() > 0.1
