@@ -368,6 +368,10 @@ TABLE = [
     Row("method and model", 2, "--method and --model exclude each other", plain(
         "--method", "gsa", "--model", "generic",
     )),
+    Row("softness of words", 2, "--softness is ms or a number", plain("--softness", "sharp")),
+    Row("softness too large", 2, "from 0.2 to 1, not '1.5'", plain("--softness", 1.5)),
+    Row("softness nan", 2, "from 0.2 to 1, not 'nan'", plain("--softness", "nan")),
+    Row("softness untaught", 5, "was not trained to be told", plain("--softness", "ms")),
     Row("method and steps", 2, "--method and --steps exclude each other", plain(
         "--method", "gsa", "--steps", 2,
     )),
