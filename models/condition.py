@@ -20,7 +20,9 @@ PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,7 @@ __all__ = [
     "SCENE_FEATURES",
     "condition_reach",
     "generic_condition",
+    "minds_softness",
 ]
 
 BAND_FEATURES = 7
@@ -73,6 +76,11 @@ def condition_reach(statistics: SceneStatistics) -> int:
     blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
     windows = 2 * (DETAIL_WINDOW // 2)  # details are local themselves, and regressed locally
     return UPSAMPLE_REACH + blur + max(windows, UPSAMPLE_REACH + blur)
+
+
+def minds_softness(network: Mapping[str, Any]) -> bool:
+    """Whether a network with such a config was trained to be told a softness."""
+    return network.get("scene_features") == SCENE_FEATURES
 
 
 def generic_condition(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoint import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from .classical import CLASSICAL_METHODS, classical_reach
-from .condition import SCENE_FEATURES, condition_reach, generic_condition
+from .condition import condition_reach, generic_condition, minds_softness
 from .diffusion import NoiseSchedule, ddim_sample
 from .errors import CheckpointError, ModelMismatch
 from .noise import position_noise
@@ -152,7 +152,7 @@ class _DiffusionSharpener:
         digest: str = "",
     ):
         self.name, self.card, self.bands = card.name, card, card.bands
-        self.minds_softness = card.config.get("scene_features") == SCENE_FEATURES
+        self.minds_softness = minds_softness(card.config)
         if softness is not None and not self.minds_softness:
             raise ModelMismatch(
                 f"model {card.name} was not trained to be told how soft its result is to be"

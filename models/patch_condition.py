@@ -7,17 +7,15 @@ its surroundings are mirrored, as at the borders of a scene.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from .condition import condition_reach, generic_condition
 from .pancollection import PanCollectionDataset, PatchBatch
-from .psf import Psf, Window, default_psf, estimate_psf, softness_beyond
+from .psf import Psf, Window, default_psf, estimate_psf
 from .resample import UPSAMPLE_REACH, mirrored, registration_offset
-from .statistics import SceneStatistics, scene_statistics
+from .statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from .types import Condition
 
 __all__ = ["PatchConditioner"]
@@ -34,18 +32,24 @@ class PatchConditioner:
             `PanCollectionDataset.sources`.
         samples: so many patches of each scene, evenly spread, make its statistics.
         residual_scale: what x0 is divided by besides the details' contrast, as on the card.
+        softness: of the results against the PAN, sigma in PAN pixels.
 
     Attributes:
-        statistics: of each scene, in units of full scale; their softness is the truth's, which
-            the nominal optics of the files' simulation leave, where there is a truth.
+        statistics: of each scene, in units of full scale.
         offset: PAN pixels by which MS samples lie beyond the nested centres.
         border: PAN pixels at a patch's edge whose lms has seen what was mirrored; leave them out
             of a loss.
     """
 
     def __init__(
-        self, dataset: PanCollectionDataset, *, samples: int = 256, residual_scale: float = 1.0
+        self,
+        dataset: PanCollectionDataset,
+        *,
+        samples: int = 256,
+        residual_scale: float = 1.0,
+        softness: float = USUAL_SOFTNESS,
     ):
+        self.softness = softness
         header = dataset.files[0].header
         self.ratio, self.residual_scale = header.ratio, residual_scale
         self.offset = registration_offset(header.registration, header.ratio)
@@ -61,10 +65,7 @@ class PatchConditioner:
         chosen = members[_spread(len(members), samples)]
         patches = [dataset[int(index)] for index in chosen]
         windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
-        found = scene_statistics(windows, self.ratio, self._psf(windows), soft=True)
-        if patches[0].gt is None or found.psf.correlation == 0:
-            return found
-        return replace(found, softness=softness_beyond(found.psf, self.ratio))
+        return scene_statistics(windows, self.ratio, self._psf(windows))
 
     def _psf(self, windows: list[Window]) -> Psf:
         few = [windows[i] for i in _spread(len(windows), PSF_PATCHES)]
@@ -131,7 +132,7 @@ class PatchConditioner:
             statistics,
             self.offset,
             margin,
-            statistics.softness_of_result,
+            self.softness,
         )
 
 

@@ -25,6 +25,7 @@ from .pancollection import PanCollectionDataset, PanCollectionFile, PatchBatch
 from .pansharpener import Sharpened
 from .patch_condition import PatchConditioner
 from .ssdiff import SSDiff
+from .statistics import USUAL_SOFTNESS
 from .student import FSAStudent
 from .student_lite import FSAStudentLite
 from .types import Condition, Denoised
@@ -64,6 +65,7 @@ class _Setting:
     steps: int
     seed: int
     device: str
+    softness: float
 
     def sample(self, model: nn.Module, condition: Condition) -> Denoised:
         """DDIM from noise that is the same for every image."""
@@ -90,6 +92,7 @@ def load_patch_sharpener(
     *,
     steps: int | None = None,
     seed: int = 0,
+    softness: float = USUAL_SOFTNESS,
     device: str = "cpu",
 ) -> PatchSharpener:
     """A checkpoint of any stage, ready for the images of a file.
@@ -100,6 +103,7 @@ def load_patch_sharpener(
         scale: full scale in DN that they are divided by.
         steps: network evaluations, if not as on the card; those of `ONE_PASS` take one.
         seed: of the noise, which is the same for every image.
+        softness: of the results, for networks that mind it; sigma in PAN pixels.
         device: where the network runs.
 
     Raises:
@@ -112,7 +116,7 @@ def load_patch_sharpener(
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     taken = card.steps if steps is None else steps
     taken = 1 if card.architecture in ONE_PASS else taken
-    setting = _Setting(card, file, scale, taken, seed, device)
+    setting = _Setting(card, file, scale, taken, seed, device, softness)
     _check(network, setting)
     NoiseSchedule.cosine(int(card.config.get("timesteps", 500))).respace(taken)
     return PatchSharpener(card, sha256(path), taken, _MAKERS[card.architecture](network, setting))
@@ -216,7 +220,12 @@ def _of_scenes(setting: _Setting) -> PatchConditioner:
     """With the statistics of the scenes that small patches were cut from."""
     dataset = PanCollectionDataset([setting.file], max_value=setting.scale)
     dataset.scales = [setting.scale]  # the file may say another
-    return PatchConditioner(dataset, residual_scale=setting.card.residual_scale)
+    return _conditioner(dataset, setting)
+
+
+def _conditioner(dataset: PanCollectionDataset, setting: _Setting) -> PatchConditioner:
+    scale = setting.card.residual_scale
+    return PatchConditioner(dataset, residual_scale=scale, softness=setting.softness)
 
 
 @dataclass(frozen=True)
@@ -236,7 +245,7 @@ class _Images:
 
 def _of_image(patches: PatchBatch, setting: _Setting) -> PatchConditioner:
     images = cast(PanCollectionDataset, _Images([setting.file], patches))
-    return PatchConditioner(images, residual_scale=setting.card.residual_scale)
+    return _conditioner(images, setting)
 
 
 def _here(patches: PatchBatch) -> Tensor:

@@ -23,7 +23,6 @@ __all__ = [
     "estimate_psf",
     "gain_to_sigma",
     "pan_on_ms_grid",
-    "softness_beyond",
     "softness_of_ms",
 ]
 
@@ -192,11 +191,3 @@ def softness_of_ms(
     reduced = [(pan_on_ms_grid(pan, ratio, shift), ms) for pan, ms in windows]
     found = estimate_psf(reduced, 1)
     return found.sigma if found.correlation > 0 else None
-
-
-def softness_beyond(psf: Psf, ratio: int, gain: float = 0.3) -> float:
-    """The blur that an MS has beyond that of optics of such a gain: sigma in PAN pixels.
-
-    Of a pair that was made with that gain (Wald's protocol) it is the softness of the truth.
-    """
-    return math.sqrt(max(psf.sigma**2 - gain_to_sigma(gain, ratio) ** 2, 0.0))

@@ -96,6 +96,15 @@ def evaluate(
         typer.Option("--steps", min=1, help="Network evaluations; default: the model's."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the initial noise.")] = 0,
+    softness: Annotated[
+        float | None,
+        typer.Option(
+            "--softness",
+            min=0.2,
+            max=1.0,
+            help="h5: of the results, for models that mind it, see `sharpen`; default 0.45.",
+        ),
+    ] = None,
     as_json: opt.JsonOption = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Also write the scores of every image.")
@@ -139,6 +148,7 @@ def evaluate(
             limit=limit,
             steps=steps,
             seed=seed,
+            softness=softness,
             pictures=pictures,
             device=device,
             overwrite=overwrite,
@@ -178,7 +188,17 @@ def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
     return max_value
 
 
-ONLY_H5 = ("model", "method", "baselines", "limit", "steps", "seed", "pictures", "device")
+ONLY_H5 = (
+    "model",
+    "method",
+    "baselines",
+    "limit",
+    "steps",
+    "seed",
+    "softness",
+    "pictures",
+    "device",
+)
 ONLY_PAIR = ("pan_bidx", "bidx", "registration")
 ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", *ONLY_PAIR)
 

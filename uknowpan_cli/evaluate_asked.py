@@ -46,6 +46,7 @@ class Asked:
     limit: int | None
     steps: int | None
     seed: int
+    softness: float | None
     pictures: Path | None
     device: str
     overwrite: bool

@@ -158,6 +158,7 @@ def _load(
 ) -> dict[str, PatchSharpener]:
     """Row -> sharpener."""
     from uknowpan_models.patch_sharpener import load_patch_sharpener
+    from uknowpan_models.statistics import USUAL_SOFTNESS
 
     from .opening import choose_device
 
@@ -166,7 +167,13 @@ def _load(
     for name in models:
         try:
             sharpener = load_patch_sharpener(
-                name, file, scale, steps=asked.steps, seed=asked.seed, device=device
+                name,
+                file,
+                scale,
+                steps=asked.steps,
+                seed=asked.seed,
+                softness=USUAL_SOFTNESS if asked.softness is None else asked.softness,
+                device=device,
             )
         except ValueError as error:
             if asked.steps is None:
@@ -311,6 +318,7 @@ def _said(
         "scored_size": list(size),
         "models": {
             name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": asked.seed}
+            | ({"softness": asked.softness} if asked.softness else {})
             for name, s in sharpeners.items()
         },
     }

@@ -112,6 +112,16 @@ def test_json_csv_latex_agree(uknowpan: Run, as_json, reduced, tiny_model, tmp_p
     assert as_json(reduced, "--cut", 0, "-m", tiny_model, "--limit", 1)["images"] == 1
 
 
+def test_softness_of_the_results(as_json, reduced) -> None:
+    def scores(*words: object) -> dict:
+        return as_json(reduced, "--cut", 0, "-m", "generic", "--limit", 1, *words)
+
+    usual, told, soft = scores(), scores("--softness", 0.45), scores("--softness", 0.8)
+    assert usual["scores"]["generic"] == told["scores"]["generic"] != soft["scores"]["generic"]
+    assert soft["models"]["generic"]["softness"] == 0.8
+    assert "softness" not in usual["models"]["generic"]
+
+
 def test_full_resolution_is_told_in_words(uknowpan: Run, full, tiny_model) -> None:
     outcome = uknowpan("evaluate", full, "-m", tiny_model)
     assert outcome.code == 0 and outcome.stderr == ""

@@ -5,12 +5,10 @@ import torch
 from textures import make_pair
 
 from uknowpan_models.psf import (
-    Psf,
     default_psf,
     estimate_psf,
     gain_to_sigma,
     pan_on_ms_grid,
-    softness_beyond,
     softness_of_ms,
 )
 from uknowpan_models.resample import degrade, upsample
@@ -119,9 +117,3 @@ def test_softness_of_ms_that_is_unlike_the_pan_is_unknown():
     generator = torch.manual_seed(0)
     pan, ms = torch.randn(1, 256, 256, generator=generator), torch.randn(2, 64, 64)
     assert softness_of_ms([(pan, ms)], 4, (0.0, 0.0)) is None
-
-
-def test_softness_beyond_the_optics():
-    sigma = gain_to_sigma(0.3, 4)
-    assert softness_beyond(Psf((sigma**2 + 0.49) ** 0.5, (0.0, 0.0), 0.9), 4) == pytest.approx(0.7)
-    assert softness_beyond(Psf(0.9 * sigma, (0.0, 0.0), 0.9), 4) == 0.0
