@@ -1,4 +1,4 @@
-"""How this process uses the CPU."""
+"""How this process uses CPU and GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 import torch
 
-__all__ = ["tune_cpu", "usable_cores"]
+__all__ = ["free_memory", "tune_cpu", "tune_gpu", "usable_cores"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -35,6 +35,20 @@ def tune_cpu(threads: int | None = None) -> int:
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
     return count
+
+
+def tune_gpu() -> None:
+    """Let cuDNN look for its fastest convolutions, all tiles being of one shape, and keep float32
+    what it says: by default convolutions round their inputs to 10 bits (TF32)."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a GPU; None: not a GPU."""
+    if not device.startswith("cuda"):
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def usable_cores() -> int:

@@ -32,10 +32,6 @@ from .pipeline import SharpenOptions, TilePlan, TileRow, plan_scene, sharpen_row
 
 __all__ = ["Forecast", "estimate"]
 
-FLOATS_PER_PIXEL = 110
-"""float32 values per band and pixel of a tile with its margin: features, activations and their
-copies. Measured with 4 bands and tiles of 512: a peak of 430 to 710 MB."""
-
 TILES_LOOKED_AT = 2000
 """Tiles of which it is counted how many hold data; of a larger scene every n-th."""
 
@@ -119,8 +115,7 @@ def estimate(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions) -> 
         notes.append(f"writing is not in the time: {error}")
     pixels = pair.grid.width * pair.grid.height
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
-    window = (height + 2 * plan.margin * pair.ratio) * (width + 2 * plan.margin * pair.ratio)
-    per_batch = window * pair.bands * FLOATS_PER_PIXEL * 4 * len(batch)
+    per_batch = plan.tile_bytes(pair) * len(batch)
     cache = pair.bytes_across(height // pair.ratio + 2 * plan.margin)
     strip = height * pair.grid.width * pair.bands * 4 * 4
     image = pixels * pair.bands * np.dtype(options.writing.dtype or pair.meta.dtype).itemsize

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from uknowpan_models.errors import ModelMismatch
-from uknowpan_models.pansharpener import HIGH_PERCENTILE, Sharpener
+from uknowpan_models.pansharpener import HIGH_PERCENTILE, Sharpened, Sharpener
 from uknowpan_models.psf import Psf, default_psf
 from uknowpan_models.statistics import SceneStatistics, scene_statistics
 from uknowpan_tiling import (
@@ -63,6 +63,10 @@ log = logging.getLogger("uknowpan")
 SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
 """Samples for the scene's statistics: how many, and PAN pixels along a side."""
 
+FLOATS_PER_PIXEL = 110
+"""float32 values per band and pixel of a tile with its margin: features, activations and their
+copies. Measured with 4 bands and tiles of 512: a peak of 430 to 710 MB."""
+
 SMALLEST_TILE = 64
 """PAN pixels; the back-off from memory shortage stops here."""
 
@@ -83,6 +87,9 @@ class SharpenOptions:
     resume: bool = False
     survey: Survey | None = None
     """Of this pair, for this sharpener and `max_value`, if it was made already."""
+    overlapped: bool = False
+    """Blend and keep rows of tiles in a thread, and fetch results one batch late: for devices that
+    compute while the CPU does other things. Costs the memory of a row and a batch more."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """More tags for the files, written as UKNOWPAN_*; they go with the file, all or nothing."""
 
@@ -131,6 +138,12 @@ class TilePlan:
     @property
     def count(self) -> int:
         return sum(len(row) for row in self.rows)
+
+    def tile_bytes(self, pair: ScenePair) -> int:
+        """What sharpening one tile takes, about."""
+        first, rim = self.rows[0][0], 2 * self.margin
+        window = (first.height + rim) * (first.width + rim) * pair.ratio**2
+        return window * pair.bands * FLOATS_PER_PIXEL * 4
 
 
 @dataclass(frozen=True)
@@ -348,6 +361,28 @@ def _prefetched(iterator: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Tiles that were read, ready for the device."""
+
+    items: list[tuple[int, TileArrays]]
+    """(number in the row, what was read)."""
+    pan: torch.Tensor
+    ms: torch.Tensor
+
+
+def _scaled(
+    batches: Iterator[list[tuple[int, TileArrays]]], scale: SceneScale, pinned: bool
+) -> Iterator[_Batch]:
+    """Tensors in the network's units; pinned ones are copied to a GPU while it computes."""
+    for items in batches:
+        pan = torch.from_numpy(np.stack([a.pan for _, a in items]) / np.float32(scale.pan))
+        ms = torch.from_numpy(np.stack([a.ms for _, a in items]) / np.float32(scale.ms))
+        if pinned:
+            pan, ms = pan.pin_memory(), ms.pin_memory()
+        yield _Batch(items, pan, ms)
+
+
 @dataclass
 class TileRow:
     """One row of tiles, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
@@ -369,28 +404,40 @@ def sharpen_row(
     """Read and sharpen one row of tiles in batches."""
     row = TileRow([None] * len(tiles), [None] * len(tiles), [None] * len(tiles))
     ratio, origin = pair.ratio, pair.origin
-    for batch in _prefetched(_batches(pair, tiles, margin, options.batch_size)):
-        pan = torch.from_numpy(np.stack([a.pan for _, a in batch]) / np.float32(found.scale.pan))
-        ms = torch.from_numpy(np.stack([a.ms for _, a in batch]) / np.float32(found.scale.ms))
-        places = [
-            ((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio)
-            for i, _ in batch
-        ]
-        done = sharpener.sharpen(pan, ms, found.statistics, places)
-        if not torch.isfinite(done.hrms).all():  # written, it would pass for nodata
+
+    def keep(batch: _Batch, done: Sharpened) -> None:
+        hrms = (done.hrms * found.scale.ms).float().cpu()
+        if not torch.isfinite(hrms).all():  # written, it would pass for nodata
             raise ModelMismatch(
                 f"{sharpener.name} gives values that are not finite for this scene; "
                 "use --dtype fp32 or another model."
             )
-        hrms = (done.hrms * found.scale.ms).float().cpu()
         if options.max_value is not None:
             hrms = hrms.clamp(max=options.max_value)
         sigma = None if done.sigma is None else (done.sigma * found.scale.ms).float().cpu()
-        for k, (i, arrays) in enumerate(batch):
+        for k, (i, arrays) in enumerate(batch.items):
             row.hrms[i] = hrms[k].numpy()
             row.valid[i] = _core(arrays.valid, margin * ratio)[None]
             row.sigma[i] = None if sigma is None else sigma[k].numpy()
-        on_tile(len(batch))
+        on_tile(len(batch.items))
+
+    read = _batches(pair, tiles, margin, options.batch_size)
+    pinned = getattr(sharpener, "device", "cpu").startswith("cuda")
+    late: tuple[_Batch, Sharpened] | None = None  # computed while the next one is launched
+    for batch in _prefetched(_scaled(read, found.scale, pinned)):
+        places = [
+            ((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio)
+            for i, _ in batch.items
+        ]
+        done = sharpener.sharpen(batch.pan, batch.ms, found.statistics, places)
+        if late is not None:
+            keep(*late)
+        late = (batch, done)
+        if not options.overlapped:
+            keep(*late)
+            late = None
+    if late is not None:
+        keep(*late)
     return row
 
 
@@ -533,6 +580,35 @@ def _stopping_well(store: StripStore) -> Iterator[None]:
         store.release()
 
 
+class _Behind:
+    """Does work in a thread, one piece behind, or at once; an error in it comes with the next."""
+
+    def __init__(self, threaded: bool):
+        self._pool = ThreadPoolExecutor(1) if threaded else None
+        self._last: Future[None] | None = None
+
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        if self._pool is None:
+            work(*arguments)
+            return
+        self._wait()
+        self._last = self._pool.submit(work, *arguments)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._pool is None:
+            return
+        self._pool.shutdown()  # what was computed is kept, whatever happened
+        if kind is None:
+            self._wait()
+
+
 def _make_strips(
     pair: ScenePair,
     sharpener: Sharpener,
@@ -551,19 +627,10 @@ def _make_strips(
     needed = tile_rows_needed(missing, plan.overlap)
     total, done, skipped = sum(len(plan.rows[i]) for i in needed), 0, 0
     on_progress(0, total)
-    for index in needed:
+
+    def finish(index: int, row: TileRow) -> None:
+        """Blend a row with those before it and keep the strip."""
         tiles = plan.rows[index]
-        before = done
-
-        def count(tiles_done: int, before: int = before) -> None:
-            nonlocal done
-            done += tiles_done
-            on_progress(done, total)
-
-        row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
-        skipped += sum(array is None for array in row.hrms)
-        done = before + len(tiles)
-        on_progress(done, total)
         _, valid = validity.add_row(tiles, row.valid)
         strips = {}
         for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
@@ -574,6 +641,22 @@ def _make_strips(
                 strips[name] = encode(cut_values, cut_valid[0], encodings[name])
         if index in missing:
             store.put(index, strips)
+
+    with _Behind(options.overlapped) as behind:
+        for index in needed:
+            tiles = plan.rows[index]
+            before = done
+
+            def count(tiles_done: int, before: int = before) -> None:
+                nonlocal done
+                done += tiles_done
+                on_progress(done, total)
+
+            row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
+            skipped += sum(array is None for array in row.hrms)
+            done = before + len(tiles)
+            on_progress(done, total)
+            behind.do(finish, index, row)
     return skipped
 
 

@@ -35,8 +35,10 @@ __all__ = [
 
 log = logging.getLogger("uknowpan")
 
-GPU_BATCH = 16
-"""Tiles at once on a GPU where nobody asks for a number."""
+LARGEST_BATCH = 64
+"""Tiles at once on a GPU where nobody asks for a number; larger ones bring nothing."""
+SHARE_OF_MEMORY = 0.6
+"""Of what is free on a GPU that a batch is to take."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class MethodRequest:
         import torch
 
         from uknowpan_models.pansharpener import load_sharpener
-        from uknowpan_models.runtime import tune_cpu
+        from uknowpan_models.runtime import tune_cpu, tune_gpu
 
         threads = tune_cpu(num_threads)
         chosen = choose_device(self.device)
+        if chosen != "cpu":
+            tune_gpu()
         try:
             sharpener = load_sharpener(
                 self.model,
@@ -104,10 +108,14 @@ class LoadedMethod:
     threads: int
     """CPU threads."""
 
-    @property
-    def batch_size(self) -> int:
-        """Tiles at once where nobody asks for a number."""
-        return 1 if self.device == "cpu" else GPU_BATCH
+    def batch_size(self, tile_bytes: int) -> int:
+        """Tiles at once where nobody asks for a number: as many as the GPU holds, 1 on a CPU."""
+        from uknowpan_models.runtime import free_memory
+
+        free = free_memory(self.device)
+        if free is None:
+            return 1
+        return min(max(int(SHARE_OF_MEMORY * free / tile_bytes), 1), LARGEST_BATCH)
 
 
 @dataclass(frozen=True)
@@ -251,6 +259,8 @@ def opened(
             log.warning(clipped)
         options = replace(_options(request, loaded), survey=found)
         plan = plan_scene(pair, sharpener, found.statistics, options)
+        if request.batch_size is None:
+            options = replace(options, batch_size=loaded.batch_size(plan.tile_bytes(pair)))
         if not sharpener.local and plan.count > 1:
             log.warning(
                 "the result of model %s depends on how the scene is cut, here into %d tiles "
@@ -271,7 +281,8 @@ def _options(request: SceneRequest, loaded: LoadedMethod) -> SharpenOptions:
         output=request.output,
         tile=request.tile,
         overlap=request.overlap,
-        batch_size=request.batch_size or loaded.batch_size,
+        batch_size=request.batch_size or 1,
+        overlapped=loaded.device != "cpu",
         max_value=request.max_value,
         writing=OutputOptions(
             format=request.format,

@@ -207,14 +207,16 @@ def alone(setting: dict[str, Any]) -> dict[str, Any]:
     """Mpx of PAN per second of a sharpener with batches that are in memory."""
     import torch
 
+    from uknowpan_cli.pipeline import FLOATS_PER_PIXEL
     from uknowpan_cli.scene_job import MethodRequest
     from uknowpan_models.statistics import scene_statistics
 
     loaded = MethodRequest(
         steps=setting["steps"], device=setting["device"], dtype=setting["dtype"]
     ).load(setting["threads"])
-    sharpener, batch = loaded.sharpener, setting["batch"] or loaded.batch_size
-    tile = setting["tile"] // RATIO * RATIO
+    sharpener, tile = loaded.sharpener, setting["tile"] // RATIO * RATIO
+    window = (tile + 200) ** 2  # with its margin, about
+    batch = setting["batch"] or loaded.batch_size(window * BANDS * FLOATS_PER_PIXEL * 4)
     generator = torch.Generator().manual_seed(0)
     pan = torch.rand(1, tile + 512, tile + 512, generator=generator)
     ms = torch.nn.functional.avg_pool2d(pan, RATIO).repeat(BANDS, 1, 1)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare
 
 from uknowpan_cli.pipeline import survey
-from uknowpan_models.checkpoint import Card, find_checkpoint, load_model
+from uknowpan_models.checkpoint import Card, find_checkpoint, load_model, read_card
 from uknowpan_models.classical import CLASSICAL_METHODS
+from uknowpan_models.condition import minds_softness
 from uknowpan_models.data import read_scenes
 from uknowpan_models.metrics import FullResolution, ergas, full_resolution, psnr
 from uknowpan_models.pansharpener import (
@@ -376,9 +377,10 @@ AS_SOFT = "student, --softness ms"
 def full(options: Options) -> None:
     """HQNR of pairs at full resolution, with the nominal and with the scene's own MTF gain."""
     methods = {name: load_sharpener(None, name) for name in CLASSICAL_METHODS}
+    told = minds_softness(read_card(find_checkpoint(options.model)).config)
     students = {
         "student": load_sharpener(options.model),
-        AS_SOFT: load_sharpener(options.model, softness=AS_MS),
+        **({AS_SOFT: load_sharpener(options.model, softness=AS_MS)} if told else {}),
         "student, --consistency 1": load_sharpener(options.model, consistency=1),
     }
     methods |= students

@@ -1,11 +1,12 @@
 """`uknowpan sharpen` from file to file."""
 
+import errno
 import json
 import os
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from rasterio.enums import ColorInterp
 from rasters import ORIGIN, write_raster
 from running import STOPPING, MakePair, Run, spawn
 
-from uknowpan_cli import estimate, pipeline
+from uknowpan_cli import estimate, pipeline, scene_job
 from uknowpan_cli.pipeline import TileRow
+from uknowpan_models import runtime
 from uknowpan_models.checkpoint import Card, save_checkpoint
 from uknowpan_models.student import FSAStudent, StudentConfig
 from uknowpan_tiling import Tile
@@ -559,6 +561,76 @@ def test_tiles_and_batches_do_not_show(
         results.append(read(output))
     for other in results[1:]:
         assert_equal_but_for_rounding(results[0], other)
+
+
+@pytest.fixture
+def overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: strips are made by a thread, results fetched a batch late."""
+    options = scene_job._options
+
+    def late(*arguments: object) -> pipeline.SharpenOptions:
+        return replace(options(*arguments), overlapped=True)
+
+    monkeypatch.setattr(scene_job, "_options", late)
+
+
+def test_overlapping_does_not_show(
+    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path, request
+) -> None:
+    pair = make_pair(ms_shape=(40, 36), noise=40)
+    common = (
+        *("sharpen", pair.pan, *pair.ms, "--model", tiny_model, "--tile", 32),
+        *("--batch-size", 2, "--json", "-o"),
+    )
+    plain = uknowpan(*common, tmp_path / "plain.tif")
+    request.getfixturevalue("overlapped")
+    late = uknowpan(*common, tmp_path / "late.tif", "--uncertainty", tmp_path / "sigma.tif")
+    assert (plain.code, late.code) == (0, 0), late.stderr
+    np.testing.assert_array_equal(read(tmp_path / "plain.tif"), read(tmp_path / "late.tif"))
+    assert np.isfinite(read(tmp_path / "sigma.tif")).all()
+    assert json.loads(plain.stdout)["tiles"] == json.loads(late.stdout)["tiles"] > 10
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_error_of_the_thread_beside(
+    row: int,
+    overlapped: None,
+    uknowpan: Run,
+    make_pair: MakePair,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also of the last row, after which nothing is sharpened."""
+    pair = make_pair(ms_shape=(40, 36))
+    put = pipeline.StripStore.put
+
+    def full(store: pipeline.StripStore, index: int, *rest: object) -> None:
+        if index == row:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(store, index, *rest)
+
+    monkeypatch.setattr(pipeline.StripStore, "put", full)
+    output = tmp_path / "out.tif"
+    words = ("sharpen", pair.pan, *pair.ms, "--model", tiny_model, "--tile", 32, "-o", output)
+    outcome = uknowpan(*words)
+    assert outcome.code != 0 and "No space left" in outcome.stderr
+    assert not output.exists()
+    monkeypatch.setattr(pipeline.StripStore, "put", put)
+    assert uknowpan(*words, "--resume").code == 0
+
+
+def test_batch_size_by_the_memory_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch(free: int | None, tile: int) -> int:
+        monkeypatch.setattr(runtime, "free_memory", lambda device: free)
+        return scene_job.LoadedMethod(None, "any", 1).batch_size(tile)
+
+    assert batch(None, 10**9) == 1  # no GPU
+    assert batch(10**11, 10**9) == 60
+    assert batch(10**12, 10**9) == 64
+    assert batch(10**8, 10**9) == 1
+    monkeypatch.undo()
+    assert runtime.free_memory("cpu") is None
 
 
 def test_order_of_tiles_does_not_show(
