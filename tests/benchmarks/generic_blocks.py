@@ -383,7 +383,7 @@ def compare(scenes_file: Path, init: Path, out: Path, only: str) -> None:
     for name, student in students.items():
         part = student.model.deep_blocks[0]  # type: ignore[union-attr, index]
         if isinstance(part, LocalFrequencies):
-            kept = 1 - DAMPING_SPEED * part.damping
+            kept = 1 - DAMPING_SPEED * part.damping.detach()
             print(f"\n{name}: s from {float(kept.min()):.2f} to {float(kept.max()):.2f}")
 
 
