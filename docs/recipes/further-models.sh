@@ -1,7 +1,7 @@
 #!/bin/sh
 # The trainings behind the table of docs/models-further.md: both further models on the data, the
 # steps, batch and seed of the U-Know student `student-alone`. Every run can be stopped and goes on
-# when this script is started again. About 15 and 35 minutes on one CPU core.
+# when this script is started again. About 20 minutes each on one CPU core.
 #   sh docs/recipes/three-stages/run.sh IMAGERY RUNS     # first: the data and `student-alone`
 #   sh docs/recipes/further-models.sh RUNS
 set -e

@@ -4,11 +4,15 @@
     python tests/benchmarks/further_models.py runs/scenes.h5 ../shared/imagery \\
         "U-Know student=runs/three-stages/student-alone/best.safetensors" \\
         "PAN-Crafter=runs/three-stages/pan-crafter/best.safetensors" \\
-        "SSDiff, 10 steps=runs/three-stages/ssdiff/best.safetensors@10" generic=generic \\
+        "SSDiff=runs/three-stages/ssdiff/best.safetensors" \\
+        "SSDiff, 10 steps=runs/three-stages/ssdiff/best.safetensors@10" \\
+        generic=generic "generic, told=generic@told" \\
         --patches runs/three-stages/pairs_valid.h5 --patches runs/three-stages/qb_valid.h5 \\
         --picture docs/models-further/shifts.png
 
-Models are NAME=CHECKPOINT or NAME=CHECKPOINT@STEPS. Scenes are those of the split "valid" that
+Models are NAME=CHECKPOINT, NAME=CHECKPOINT@STEPS or NAME=CHECKPOINT@told, which is told of each
+scene how soft its truth is, as validate.py tells (of a pair without truth: as soft as its MS;
+patches have no such number, it is left out there). Scenes are those of the split "valid" that
 neither the files of docs/recipes/three-stages nor other areas of theirs hold. --only-reduced leaves
 out full resolution, cost and shifts, for a quick look at more checkpoints. Prints Markdown.
 """
@@ -20,7 +24,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +38,7 @@ from misregistration import inside
 from three_stages import row as scores_row
 from three_stages import table as scores_table
 from torch import Tensor
-from validate import BORDER, geometric_mean, prepare
+from validate import BORDER, geometric_mean, prepare, softness_of, tell
 
 from uknowpan_cli.demo_scene import make_demo_scene
 from uknowpan_cli.pictures import Stretch, enlarge, panels, stretch_from, write_png
@@ -42,7 +46,7 @@ from uknowpan_models.classical import CLASSICAL_METHODS
 from uknowpan_models.data import Scene, read_scenes
 from uknowpan_models.metrics import ergas, psnr, q2n, sam
 from uknowpan_models.pancollection import PanCollectionDataset, PanCollectionFile, PatchBatch
-from uknowpan_models.pansharpener import Sharpened, Sharpener, load_sharpener, sharpen_array
+from uknowpan_models.pansharpener import AS_MS, Sharpened, Sharpener, load_sharpener, sharpen_array
 from uknowpan_models.patch_sharpener import load_patch_sharpener
 from uknowpan_models.runtime import tune_cpu
 from uknowpan_models.simulate import Degradation, degrade_truth
@@ -57,6 +61,7 @@ WINDOW, REPEATS = 512, 2
 COST = "--cost-of"
 """First word of a process that measures one method; `NOTHING` and `SCENE` are no methods."""
 NOTHING, SCENE = "nothing", "scene"
+TOLD = "told"
 
 PICTURED, RGB, PICTURE_SIDE = "quickbird_toulouse_7", (2, 1, 0), 256
 PICTURE_SHIFTS = (0.0, 1.0, 2.0, 3.0)
@@ -79,24 +84,37 @@ class Entry:
     """Checkpoint or bundled name, where it is no classical method."""
     steps: int | None = None
     """None: the model's own."""
+    told: bool = False
+    """How soft the result is to be."""
 
     @staticmethod
     def parsed(word: str) -> Entry:
-        """NAME=CHECKPOINT[@STEPS]."""
+        """NAME=CHECKPOINT[@STEPS or @told]."""
         label, _, rest = word.partition("=")
-        model, _, steps = rest.partition("@")
-        if not model:
-            raise argparse.ArgumentTypeError(f"{word} is not NAME=CHECKPOINT or =CHECKPOINT@STEPS")
-        return Entry(label, model=model, steps=int(steps) if steps else None)
+        model, _, how = rest.partition("@")
+        if not model or (how not in ("", TOLD) and not how.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{word} is not NAME=CHECKPOINT[@STEPS or @{TOLD}]")
+        steps = int(how) if how.isdecimal() else None
+        return Entry(label, model=model, steps=steps, told=how == TOLD)
 
     def sharpener(self) -> Sharpener:
+        """Told that a result is to be as soft as its MS, until `informed`."""
         if self.method is not None:
             return load_sharpener(None, self.method)
-        return load_sharpener(self.model, steps=self.steps)
+        softness = {"softness": AS_MS} if self.told else {}
+        return load_sharpener(self.model, steps=self.steps, **softness)
 
 
-Methods = dict[str, Sharpener]
+Methods = dict[str, tuple[Entry, Sharpener]]
 """By label."""
+
+
+def informed(methods: Methods, scene: Scene) -> Iterator[tuple[str, Sharpener]]:
+    """The methods, those to be told of the truth's softness told it."""
+    for label, (entry, sharpener) in methods.items():
+        if entry.told:
+            tell(sharpener, softness_of(scene, RATIO))
+        yield label, sharpener
 
 
 def degradations(bands: int) -> dict[str, Degradation]:
@@ -149,7 +167,7 @@ def reduced(
         gt, pan = prepare(scene, RATIO)
         for name, degradation in degradations(len(gt)).items():
             ms = degrade_truth(gt, degradation)
-            for label, sharpener in methods.items():
+            for label, sharpener in informed(methods, scene):
                 done = sharpen_array(sharpener, pan, ms, max_value=max_value)
                 found.setdefault(name, {}).setdefault(label, []).append(scored(done, gt))
     return found
@@ -206,7 +224,8 @@ def patches_of(entry: Entry, files: Sequence[PanCollectionFile]) -> Scores:
 
 def print_patches(entries: Sequence[Entry], paths: Sequence[Path]) -> None:
     files = [PanCollectionFile(path, needs_gt=True) for path in paths]
-    rows = [scores_row(entry.label, [patches_of(entry, files)]) for entry in entries]
+    untold = [entry for entry in entries if not entry.told]
+    rows = [scores_row(entry.label, [patches_of(entry, files)]) for entry in untold]
     scores_table(f"Means over {sum(map(len, files))} validation patches", rows)
 
 
@@ -218,7 +237,7 @@ def full(images: Path, methods: Methods, max_value: float | None) -> dict[str, t
     found: dict[str, list[list[float]]] = {}
     for pair in aligned_pairs(images, PAIRS):
         gains = (NOMINAL_GAIN, own_gain(pair))
-        for label, sharpener in methods.items():
+        for label, (_, sharpener) in methods.items():
             hrms = sharpen_array(sharpener, pair.pan, pair.ms, max_value=max_value).hrms
             values = [float(s.hqnr) for s in judged(pair, hrms, gains)]
             found.setdefault(label, []).append(values)
@@ -253,8 +272,8 @@ def cost_child(folder: Path, kind: str, name: str, steps: str) -> None:
         pan, ms = (torch.from_numpy(stored[k].astype(np.float32)) for k in ("pan", "ms"))
     if kind == NOTHING:
         return
-    options = {"method": name} if kind == "method" else {"model": name}
-    sharpener = Entry(name, **options, steps=int(steps) if steps else None).sharpener()
+    method, model = (name, None) if kind == "method" else (None, name)
+    sharpener = Entry(name, method, model, int(steps) if steps else None).sharpener()
     seconds = []
     for _ in range(REPEATS):
         began = time.process_time()
@@ -327,7 +346,7 @@ def shifted(
         gt, pan = prepare(scene, RATIO)
         for shift in SHIFTS:
             ms = displaced(gt, shift)
-            for label, sharpener in methods.items():
+            for label, sharpener in informed(methods, scene):
                 hrms = sharpen_array(sharpener, pan, ms, max_value=max_value).hrms
                 value = float(ergas(inside(hrms), inside(gt), RATIO))
                 found[label].setdefault(shift, []).append(value)
@@ -359,7 +378,7 @@ def picture(scenes: Path, entries: Sequence[Entry], target: Path) -> None:
     def cell(image: Tensor, stretch: Stretch) -> np.ndarray:
         return enlarge(stretch.apply(image.numpy()[:, *PICTURE_CROP]), ZOOM)
 
-    shown = [e for e in entries if e.method is None or e.method in PICTURE_METHODS]
+    shown = [e for e in entries if (e.model and not e.told) or e.method in PICTURE_METHODS]
     rows = []
     for shift in PICTURE_SHIFTS:
         ms = displaced(gt, shift)
@@ -374,7 +393,7 @@ def arguments_of(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenes", type=Path)
     parser.add_argument("images", type=Path)
-    parser.add_argument("models", nargs="+", type=Entry.parsed, help="NAME=CHECKPOINT[@STEPS]")
+    parser.add_argument("models", nargs="+", type=Entry.parsed, help="see above")
     parser.add_argument("--patches", action="append", default=[], type=Path, help="h5, repeated")
     parser.add_argument("--picture", type=Path, help="draw this PNG as well")
     parser.add_argument("--only-reduced", action="store_true", help="no HQNR, cost, shifts")
@@ -391,13 +410,14 @@ def main() -> None:
     entries = [*(Entry(m, method=m) for m in CLASSICAL_METHODS), *arguments.models]
     cost = {} if arguments.only_reduced else costs(entries)
     tune_cpu()
-    methods = {entry.label: entry.sharpener() for entry in entries}
+    methods = {entry.label: (entry, entry.sharpener()) for entry in entries}
     scenes, max_value = unseen_scenes(arguments.scenes), arguments.max_value
     means = print_reduced(reduced(scenes, methods, max_value), scenes)
     if arguments.patches:
         print_patches(entries, arguments.patches)
     if not arguments.only_reduced:
-        print_whole(means, full(arguments.images, methods, max_value), cost)
+        hqnr = full(arguments.images, {e.label: (e, e.sharpener()) for e in entries}, max_value)
+        print_whole(means, hqnr, cost)
         print_shifted(shifted(scenes, methods, max_value))
     if arguments.picture:
         picture(arguments.scenes, entries, arguments.picture)
