@@ -10,3 +10,6 @@ for model in pan-crafter ssdiff; do
     uknowpan train --model "$model" --data "$runs/pairs_train.h5" --data "$runs/qb_train.h5" \
         --out "$runs/$model" --resume -j 1
 done
+printf '[options]\npan_weight = 0.0\n' > "$runs/without-mars.toml"
+uknowpan train --model pan-crafter --data "$runs/pairs_train.h5" --data "$runs/qb_train.h5" \
+    --out "$runs/pan-crafter-alone" --config "$runs/without-mars.toml" --resume -j 1
