@@ -1,7 +1,10 @@
 """SSDiff: the network against formulas, its stage, and L-BAF."""
 
+import importlib
 import math
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,19 @@ from uknowpan_models.ssdiff import Apfm, SSDiff, SSDiffConfig, lowest_frequencie
 from uknowpan_models.ssdiff_stage import BRANCHES, LowRankBranches, SSDiffOptions, SSDiffStage
 from uknowpan_models.training import Interrupted, TrainConfig, train
 from uknowpan_models.types import Condition
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def _golden_script():
+    sys.path.insert(0, str(GOLDEN))  # it takes its weights from make_golden.py beside it
+    try:
+        return importlib.import_module("make_golden_ssdiff")
+    finally:
+        sys.path.remove(str(GOLDEN))
+
+
+make_golden = _golden_script()
 
 TINY = SSDiffConfig(4, width=8, head_width=4, time_width=4, grid=2, window=4, frequency_window=32)
 CONFIG = TrainConfig(
@@ -512,3 +528,10 @@ def test_options_that_make_no_sense_are_refused():
     for wrong in ({"lbaf_rank": -1}, {"lbaf_period": 0}):
         with pytest.raises(ValueError, match="lbaf"):
             SSDiffOptions(**wrong)
+
+
+@pytest.mark.parametrize("case", make_golden.CASES)
+def test_forward_equals_golden(case):
+    found = make_golden.answer(make_golden.CASES[case]).x0[:, :, ::4, ::4].numpy()
+    golden = np.load(GOLDEN / "ssdiff.npz")[case]
+    np.testing.assert_allclose(found, golden, rtol=1e-4, atol=1e-5 * golden.std())
