@@ -479,25 +479,6 @@ def test_the_uncertainty_does_not_bend_the_answer(make_stage):
     assert of_mean[rows:].abs().max() == 0 < of_mean[:rows].abs().max()
 
 
-@pytest.mark.parametrize("name", ["gradient", "angle"])
-def test_further_losses_are_weighed_and_bend_the_answer(make_stage, name):
-    losses = {}
-    for weight in (0.0, 0.5, 1.0):
-        stage = make_stage(options=GenericOptions(error="rms", **{f"{name}_weight": weight}))
-        torch.manual_seed(0)
-        model = stage.build()
-        with torch.no_grad():
-            model.out.bias.fill_(0.3)
-        parts = stage.losses(model, stage.batch(0), torch.Generator().manual_seed(0))
-        if weight:
-            (slope,) = torch.autograd.grad(parts[name], model.out.weight, retain_graph=True)
-            assert slope.abs().max() > 0
-        losses[weight] = {key: float(value.detach()) for key, value in parts.items()}
-    assert set(losses[0.0]) == {"rms", "variance"}
-    assert losses[1.0][name] == pytest.approx(2 * losses[0.5][name])
-    assert losses[1.0]["rms"] == losses[0.0]["rms"]
-
-
 def test_an_unknown_error_is_refused():
     with pytest.raises(ValueError, match="error is l1 or rms, not 'l2'"):
         GenericOptions(error="l2")
