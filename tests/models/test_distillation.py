@@ -1,5 +1,6 @@
 """The teacher's answers: on the fly, in a cache, after a stop and after a kill."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -298,6 +299,7 @@ def test_a_damaged_part_is_begun_anew(frozen, data, cache, tmp_path, monkeypatch
     write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=lambda: True)
     os.truncate(part_of(out), cut)
     monkeypatch.setattr(distillation.log, "propagate", True)
+    caplog.set_level(logging.WARNING, "uknowpan")  # a command with -q in this process lowered it
     write_cache(frozen, data, 2047.0, out, batch_size=3, resume=True)
     assert "is begun anew" in caplog.text
     equal_files(out, cache)
