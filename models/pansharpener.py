@@ -62,6 +62,8 @@ class Sharpener(Protocol):
     local: bool
     """True: a pixel's result depends on nothing beyond `margin`; tiles need no blending."""
     has_uncertainty: bool
+    wants_softness: bool
+    """The result goes by how soft the scene's MS is, which is to be measured."""
 
     def check(self, bands: int, ratio: int) -> None:
         """Raise `ModelMismatch` if this method does not serve such a scene."""
@@ -102,6 +104,7 @@ class ClassicalSharpener:
     multiple = 1
     local = True
     has_uncertainty = False
+    wants_softness = False
 
     def __init__(self, method: str):
         self.name = method
@@ -158,6 +161,7 @@ class _DiffusionSharpener:
                 f"model {card.name} was not trained to be told how soft its result is to be"
             )
         self.softness = softness
+        self.wants_softness = softness == AS_MS
         self.steps = card.steps if steps is None else steps
         self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -403,6 +407,7 @@ class ConsistentSharpener:
         self.inner, self.passes = inner, passes
         self.name, self.multiple, self.local = inner.name, inner.multiple, inner.local
         self.has_uncertainty = inner.has_uncertainty
+        self.wants_softness = inner.wants_softness
 
     def check(self, bands: int, ratio: int) -> None:
         self.inner.check(bands, ratio)
@@ -527,8 +532,8 @@ def sharpen_array(
     if max_value is not None:
         scale = (max_value, max_value)
     pan, ms = pan / scale[0], ms / scale[1]
-    assumed = sharpener.assumed_psf(ratio)
-    statistics = scene_statistics([(pan, ms)], ratio, assumed, soft=assumed is None)
+    assumed, soft = sharpener.assumed_psf(ratio), sharpener.wants_softness
+    statistics = scene_statistics([(pan, ms)], ratio, assumed, soft=soft)
     margin = sharpener.margin(statistics)
     whole = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
     rows, cols = (-(-n // whole) * whole for n in (h, w))

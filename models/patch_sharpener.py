@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Card, find_checkpoint, load_model, sha256
+from .condition import minds_softness
 from .diffusion import NoiseSchedule, ddim_sample
 from .distillation import FrozenTeacher
 from .errors import CheckpointError, ModelMismatch
@@ -49,6 +50,11 @@ class PatchSharpener:
     """Network evaluations per image."""
     sharpen: Callable[[PatchBatch], Sharpened]
     """Of patches divided by full scale; result and sigma in the same units, not clipped."""
+
+    @property
+    def minds_softness(self) -> bool:
+        """Whether it was told a softness."""
+        return minds_softness(self.card.config)
 
     def __call__(self, patches: PatchBatch) -> Tensor:
         """The sharpened patches (B, C, H, W) alone."""

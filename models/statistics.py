@@ -101,7 +101,9 @@ class SceneStatistics:
             k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")
         }
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data["softness"], **as_tensor)
+        return SceneStatistics(
+            ratio=data["ratio"], psf=psf, softness=data.get("softness"), **as_tensor
+        )
 
 
 def scene_statistics(

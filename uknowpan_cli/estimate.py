@@ -28,7 +28,7 @@ from uknowpan_tiling import (
     uncertainty_meta,
 )
 
-from .pipeline import SharpenOptions, TilePlan, TileRow, plan_scene, sharpen_row, survey
+from .pipeline import SharpenOptions, TilePlan, TileRow, plan_scene, sharpen_row, survey_for
 
 __all__ = ["Forecast", "estimate"]
 
@@ -95,8 +95,7 @@ def estimate(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions) -> 
     and extrapolate; tiles without data are counted and timed apart. What this process took to come
     here counts too, unless it is an old one: a run starts the same way."""
     seconds = _start_seconds(options)
-    assumed = sharpener.assumed_psf(pair.ratio)
-    found = options.survey or survey(pair, assumed, options.max_value)
+    found = options.survey or survey_for(pair, sharpener, options.max_value)
     plan = plan_scene(pair, sharpener, found.statistics, options)
     tile = _full_tile(pair, plan)
     batch = [tile] * min(options.batch_size, plan.count)

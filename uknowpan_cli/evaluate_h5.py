@@ -318,7 +318,7 @@ def _said(
         "scored_size": list(size),
         "models": {
             name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": asked.seed}
-            | ({"softness": asked.softness} if asked.softness else {})
+            | ({"softness": asked.softness} if asked.softness and s.minds_softness else {})
             for name, s in sharpeners.items()
         },
     }

@@ -73,7 +73,7 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
     from .pipeline import SharpenOptions, suited, survey
 
     sharpener = load_sharpener(model)
-    found = suited(survey(pair), sharpener)
+    found = suited(survey(pair, soft=True), sharpener)
     psf = found.measured
     facts: dict[str, Any] = {
         "width": pair.grid.width,

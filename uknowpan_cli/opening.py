@@ -117,10 +117,9 @@ def coregistered(
 
     Returns the pair to go on with, and its survey.
     """
-    from .pipeline import survey
+    from .pipeline import survey_for
 
-    assumed = sharpener.assumed_psf(pair.ratio)
-    found = survey(pair, assumed, max_value, measure=mode is not Coregister.off)
+    found = survey_for(pair, sharpener, max_value, measure=mode is not Coregister.off)
     if mode is Coregister.off:
         return pair, found
     if found.offset is None:
@@ -141,7 +140,7 @@ def coregistered(
         pair.close()
         log.info("%s off the PAN and is moved by %+.2f and %+.2f", lies, *moved.shift)
         try:
-            again = survey(moved, assumed, max_value)
+            again = survey_for(moved, sharpener, max_value)
         except BaseException:
             moved.close()
             raise

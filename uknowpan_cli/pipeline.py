@@ -203,6 +203,7 @@ def survey(
     max_value: float | None = None,
     *,
     measure: bool = False,
+    soft: bool = False,
 ) -> Survey:
     """First pass: samples spread over the whole scene give scale, moments, blur and shift.
 
@@ -211,6 +212,7 @@ def survey(
         psf: blur and shift, if they are to be assumed; else they are measured.
         max_value: full scale, if known.
         measure: measure blur and shift even where `psf` is assumed.
+        soft: measure the MS's softness too, where blur and shift are measured.
 
     Raises:
         IncompatiblePair: nothing in the scene is valid.
@@ -235,7 +237,7 @@ def survey(
                 valid.append(torch.from_numpy(whole[part]))
         measured = None
         if psf is None or measure:
-            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=psf is None)
+            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=soft)
             found = statistics.psf
             measured = None if found == default_psf(pair.ratio) else found
         if psf is not None:
@@ -243,6 +245,14 @@ def survey(
     except ValueError as error:
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
     return Survey(scale, statistics, measured, time.monotonic() - began)
+
+
+def survey_for(
+    pair: ScenePair, sharpener: Sharpener, max_value: float | None, *, measure: bool = False
+) -> Survey:
+    """What a sharpener wants to know, see `survey`."""
+    assumed, soft = sharpener.assumed_psf(pair.ratio), sharpener.wants_softness
+    return survey(pair, assumed, max_value, measure=measure, soft=soft)
 
 
 def suited(found: Survey, sharpener: Sharpener) -> Survey:
@@ -503,7 +513,7 @@ def _sharpen_scene(
     for path in outputs.values():
         check_output(path, pair.inputs, options.writing.overwrite)
 
-    found = options.survey or survey(pair, sharpener.assumed_psf(pair.ratio), options.max_value)
+    found = options.survey or survey_for(pair, sharpener, options.max_value)
     found = suited(found, sharpener)
     plan = plan_scene(pair, sharpener, found.statistics, options)
     encodings = {

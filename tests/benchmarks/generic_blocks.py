@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from grouped_bands import training_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from validate import Row, geometric_mean, measure, summary, unseen_degradations
 
-from uknowpan_cli.settings import read_config
-from uknowpan_cli.train_jobs import TrainRequest, make_job, resolve
+from uknowpan_cli.train_jobs import make_job, resolve
 from uknowpan_models.checkpoint import Card, find_checkpoint, load_model, read_card
 from uknowpan_models.classical import CLASSICAL_METHODS
 from uknowpan_models.condition import PAN_FEATURES
@@ -256,21 +256,7 @@ def stage_and_config(
     scenes: Path, init: Path, seed: int, steps: int
 ) -> tuple[VariantStage, TrainConfig]:
     """How all variants are trained: by the recipe, with the network of `init`."""
-    request = TrainRequest(
-        stage="fsa-s",
-        data=[scenes],
-        valid=[],
-        prior=None,
-        teacher=None,
-        cache=[],
-        teacher_steps=1,
-        max_value=None,
-        preset="lite",
-        config=read_config(RECIPE, ("lite",)),
-        init=init,
-        device="cpu",
-        command="",
-    )
+    request = training_of(scenes, RECIPE, init)
     recipe = resolve(request)
     config = replace(
         recipe.train,

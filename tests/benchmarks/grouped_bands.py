@@ -119,9 +119,9 @@ class GroupedStage(GenericStudentStage):
         return replace(super().card(name, step, scores), architecture="grouped")
 
 
-def trained(scenes: Path, recipe: Path, out: Path) -> StudentSharpener:
-    """The grouped network after its training, which goes on if there is some already."""
-    request = TrainRequest(
+def training_of(scenes: Path, recipe: Path, init: Path | None = None) -> TrainRequest:
+    """A student on a scenes file by a recipe, as the command line would ask for it."""
+    return TrainRequest(
         stage="fsa-s",
         data=[scenes],
         valid=[],
@@ -132,10 +132,15 @@ def trained(scenes: Path, recipe: Path, out: Path) -> StudentSharpener:
         max_value=None,
         preset="lite",
         config=read_config(recipe, ("lite",)),
-        init=None,
+        init=init,
         device="cpu",
         command="",
     )
+
+
+def trained(scenes: Path, recipe: Path, out: Path) -> StudentSharpener:
+    """The grouped network after its training, which goes on if there is some already."""
+    request = training_of(scenes, recipe)
     settings = resolve(request)
     job = make_job(request, settings)
     assert isinstance(job, GenericStudentStage)

@@ -232,7 +232,7 @@ def stamp(
     scores = {
         "against": "best of bicubic, weighted Brovey, GSA, MTF-GLP, case by case",
         "command": "python tests/benchmarks/validate.py runs/scenes.h5",
-        "softness": "told, as `uknowpan info` says of each original pair",
+        "softness": "told, each truth's own against its PAN",
         **summary(seen, model),
         "unseen_kernels": summary(unseen, model),
     }
