@@ -32,7 +32,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy uknowpan_cli models tiling
+	$(RUN)/mypy -p uknowpan
 
 bench: $(STAMP)
 	$(RUN)/python tests/benchmarks/bench.py

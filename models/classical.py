@@ -12,10 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .resample import UPSAMPLE_REACH, degrade, degrade_reach, upsample
-from .statistics import SceneStatistics
-
-__all__ = ["CLASSICAL_METHODS", "classical_reach"]
+from uknowpan.models.resample import UPSAMPLE_REACH, degrade, degrade_reach, upsample
+from uknowpan.models.statistics import SceneStatistics
 
 Method = Callable[[Tensor, Tensor, SceneStatistics], Tensor]
 
@@ -36,9 +34,7 @@ def _intensity_weights(statistics: SceneStatistics) -> tuple[Tensor, Tensor]:
     covariance, mean = statistics.covariance, statistics.mean
     ms = covariance[:-1, :-1]
     ridge = 1e-6 * ms.diagonal().mean().clamp_min(1e-30)
-    weights = torch.linalg.solve(
-        ms + ridge * torch.eye(len(ms), dtype=ms.dtype), covariance[:-1, -1]
-    )
+    weights = torch.linalg.solve(ms + ridge * torch.eye(len(ms), dtype=ms.dtype), covariance[:-1, -1])
     return weights, mean[-1] - weights @ mean[:-1]
 
 

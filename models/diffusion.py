@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .types import Condition, Denoised
-
-__all__ = ["Denoiser", "NoiseSchedule", "add_noise", "ddim_sample"]
+from uknowpan.models.types import Condition, Denoised
 
 Denoiser = Callable[[Tensor, Tensor, Condition], Denoised]
 

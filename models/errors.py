@@ -1,10 +1,8 @@
-"""What can go wrong with models and their data; every message is one sentence for the user."""
+"""Errors of models and their data. The text of each is one sentence for the user."""
+
+from uknowpan.errors import InputError, ModelError
 
 __all__ = ["CheckpointError", "DataError", "ModelError", "ModelMismatch"]
-
-
-class ModelError(Exception):
-    """Root of the errors of this package."""
 
 
 class CheckpointError(ModelError):
@@ -15,5 +13,5 @@ class ModelMismatch(ModelError):
     """The checkpoint does not serve this scene (bands, ratio)."""
 
 
-class DataError(ModelError):
+class DataError(InputError):
     """A training file is not what it should be."""

@@ -11,8 +11,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["position_noise"]
-
 _TABLE_BITS = 16
 
 

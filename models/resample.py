@@ -14,23 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "UPSAMPLE_REACH",
-    "Kernel",
-    "box",
-    "box_mean",
-    "crop",
-    "cubic",
-    "decimate",
-    "degrade",
-    "degrade_reach",
-    "gaussian",
-    "mirrored",
-    "registration_offset",
-    "upsample",
-    "upsample_small",
-]
-
 UPSAMPLE_REACH = 2
 """How many MS pixels around it an interpolated pixel depends on."""
 
@@ -140,9 +123,7 @@ def tent(width: float) -> Kernel:
 
 def lanczos(stretch: float) -> Kernel:
     """Lanczos of three lobes, stretched by `stretch` (the ratio: antialiased)."""
-    return lambda x: torch.where(
-        x.abs() < 3 * stretch, torch.sinc(x / stretch) * torch.sinc(x / (3 * stretch)), 0.0
-    )
+    return lambda x: torch.where(x.abs() < 3 * stretch, torch.sinc(x / stretch) * torch.sinc(x / (3 * stretch)), 0.0)
 
 
 def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Tensor:
@@ -151,9 +132,7 @@ def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Tensor:
     return (taps / taps.sum()).float()
 
 
-def decimate(
-    x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int
-) -> Tensor:
+def decimate(x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int) -> Tensor:
     """Filter by a separable kernel and sample at the MS pixels' centres.
 
     Args:
@@ -176,9 +155,7 @@ def decimate(
     return y.reshape(b, c, height // ratio, width // ratio)
 
 
-def degrade(
-    pan: Tensor, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)
-) -> Tensor:
+def degrade(pan: Tensor, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """`decimate` with a Gaussian of `sigma` PAN pixels: how a `Psf` acts on the PAN."""
     return decimate(pan, ratio, gaussian(sigma), shift, degrade_reach(sigma, shift, ratio))
 

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .psf import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
-from .resample import box_mean, degrade, degrade_reach
-
-__all__ = ["USUAL_SOFTNESS", "SceneStatistics", "scene_statistics"]
+from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
+from uknowpan.models.resample import box_mean, degrade, degrade_reach
 
 USUAL_SOFTNESS = 0.45
 """How soft a result is where nobody says: sigma in PAN pixels of a Gaussian that would make the PAN
@@ -97,13 +95,9 @@ class SceneStatistics:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> SceneStatistics:
         """The inverse of `as_dict`."""
-        as_tensor = {
-            k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")
-        }
+        as_tensor = {k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")}
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        return SceneStatistics(
-            ratio=data["ratio"], psf=psf, softness=data.get("softness"), **as_tensor
-        )
+        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data.get("softness"), **as_tensor)
 
 
 def scene_statistics(
@@ -145,9 +139,7 @@ def scene_statistics(
         details.append(detail[0][:, keep].double())
     value, detail = torch.cat(values, 1), torch.cat(details, 1)
     if value.shape[1] == 0:
-        raise ValueError(
-            "the samples of the scene hold no pixel where PAN and all MS bands are valid"
-        )
+        raise ValueError("the samples of the scene hold no pixel where PAN and all MS bands are valid")
     mean = value.mean(1)
     centred = value - mean[:, None]
     n = value.shape[1]

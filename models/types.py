@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Denoised"]
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -25,9 +23,9 @@ class Condition:
     self_cond: Tensor | None = None
     """(B, C, H, W) slot of self-conditioning, for networks that have one."""
     pan_features: Tensor | None = None
-    """(B, P, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
+    """(B, P, H, W) see `uknowpan.models.features`; networks of the `lite` form."""
     band_features: Tensor | None = None
-    """(B, C, F, H, W) see `uknowpan_models.condition`; networks of the `lite` form."""
+    """(B, C, F, H, W) see `uknowpan.models.features`; networks of the `lite` form."""
     scene: Tensor | None = None
     """(B, S) numbers of the whole scene: ratio, blur and shift."""
     prior_mean: Tensor | None = None
@@ -35,7 +33,7 @@ class Condition:
     prior_variance: Tensor | None = None
     """(B, C, H, W) PriorNet's variance, in their square; for the teacher."""
     wavelets: Tensor | None = None
-    """(B, C + 3, H, W) see `uknowpan_models.wavelets`; for the teacher, if it need not make them
+    """(B, C + 3, H, W) see `uknowpan.models.published.uknow.wavelets`; for the teacher, if it need not make them
     itself."""
     ms: Tensor | None = None
     """(B, C, h, w) MS on its own grid; for networks that want it beside lms."""
@@ -45,10 +43,7 @@ class Condition:
 
         def part(name: str, x: Tensor) -> Tensor:
             ratio = self.pan.shape[-1] // x.shape[-1] if name == "ms" else 1
-            own = [
-                slice(*(None if i is None else i // ratio for i in (s.start, s.stop)))
-                for s in (rows, cols)
-            ]
+            own = [slice(*(None if i is None else i // ratio for i in (s.start, s.stop))) for s in (rows, cols)]
             return x if name == "scene" else x[..., own[0], own[1]]
 
         return self._map(part)
@@ -65,9 +60,7 @@ class Condition:
 
     def _map(self, function: Any) -> Condition:
         changed = {
-            f.name: function(f.name, getattr(self, f.name))
-            for f in fields(self)
-            if getattr(self, f.name) is not None
+            f.name: function(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None
         }
         return replace(self, **changed)
 

@@ -64,9 +64,7 @@ def make_pair(tmp_path: Path) -> PairFactory:
             pan_shape = (round(ms_shape[0] * ratio), round(ms_shape[1] * ratio))
         corner = Affine.translation(*ORIGIN) * Affine.rotation(rotation)
         pan_transform = corner * Affine.scale(res, -res)
-        ms_transform = (
-            pan_transform * Affine.translation(offset[1], offset[0]) * Affine.scale(ratio)
-        )
+        ms_transform = pan_transform * Affine.translation(offset[1], offset[0]) * Affine.scale(ratio)
         if ms_crs:
             ms_transform = reproject_transform(ms_transform, crs, ms_crs, res * ratio)
         rng = np.random.default_rng(0)
@@ -96,15 +94,11 @@ def make_pair(tmp_path: Path) -> PairFactory:
 
         pan_place = pan_transform if georeferenced[0] else None
         ms_place = ms_transform if georeferenced[1] else None
-        pan_path = write_raster(
-            tmp_path / f"{name}_pan.tif", pan_values[None], pan_place, crs=crs, nodata=pan_nodata
-        )
+        pan_path = write_raster(tmp_path / f"{name}_pan.tif", pan_values[None], pan_place, crs=crs, nodata=pan_nodata)
         common = {"crs": ms_crs or crs, "nodata": nodata, "tags": tags, **creation}
         if separate:
             paths = [
-                write_raster(
-                    tmp_path / f"{name}_ms{b + 1}.tif", ms_values[b : b + 1], ms_place, **common
-                )
+                write_raster(tmp_path / f"{name}_ms{b + 1}.tif", ms_values[b : b + 1], ms_place, **common)
                 for b in range(bands)
             ]
         else:

@@ -83,8 +83,6 @@ def write_raster(
 def reproject_transform(transform: Affine, crs: str | None, to: str, res: float) -> Affine:
     """A north-up grid in another CRS with the same corner, pixels about as large."""
     step = 100 * res
-    xs, ys = transform_points(
-        crs, to, [transform.c, transform.c + step], [transform.f, transform.f]
-    )
+    xs, ys = transform_points(crs, to, [transform.c, transform.c + step], [transform.f, transform.f])
     size = np.hypot(xs[1] - xs[0], ys[1] - ys[0]) / 100
     return Affine.translation(xs[0], ys[0]) * Affine.scale(size, -size)

@@ -66,7 +66,7 @@ def child(code, *arguments):
 
 def test_the_commands_start_without_heavy_libraries():
     loaded = child(
-        "import json, sys, uknowpan_cli.main\n"
+        "import json, sys, uknowpan.commands.main\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     assert "uknowpan_cli" in loaded
@@ -94,7 +94,7 @@ def test_help_is_instant():
         "sys.argv = ['uknowpan', '--help']\n"
         "text = io.StringIO()\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):\n"
-        "    import uknowpan_cli.main as cli\n"
+        "    import uknowpan.commands.main as cli\n"
         "    cli.main()\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print(json.dumps([used.ru_utime + used.ru_stime, text.getvalue()]))"

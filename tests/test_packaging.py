@@ -71,12 +71,10 @@ def test_metadata(wheel):
         (metadata,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         (scripts,) = [n for n in names if n.endswith(".dist-info/entry_points.txt")]
         fields = Parser().parsestr(archive.read(metadata).decode())
-        assert "uknowpan = uknowpan_cli.main:main" in archive.read(scripts).decode()
+        assert "uknowpan = uknowpan.commands.main:main" in archive.read(scripts).decode()
     assert fields["Name"] == "uknowpan"
     assert fields["License-Expression"] == "MIT"
     assert any(n.endswith("/LICENSE") for n in names)
-    required = {
-        re.split("[<>=]", r)[0] for r in fields.get_all("Requires-Dist") if "extra ==" not in r
-    }
+    required = {re.split("[<>=]", r)[0] for r in fields.get_all("Requires-Dist") if "extra ==" not in r}
     assert {"torch", "rasterio", "numpy", "typer", "safetensors"} <= required
     assert not required & {"torchvision", "timm", "diffusers", "lightning", "dask"}

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uknowpan_models.pancollection import wald_ms
-from uknowpan_models.toolbox import interp23tap
+from uknowpan.models.metrics.toolbox import interp23tap
+from uknowpan.models.pancollection.file import wald_ms
 
 
 def draw_truth(seed: int, bands: int = 4, size: int = 64) -> Tensor:
@@ -18,8 +18,7 @@ def draw_truth(seed: int, bands: int = 4, size: int = 64) -> Tensor:
 
     def waves(count: int) -> np.ndarray:
         terms = [
-            np.sin(fy * y + fx * x + phase)
-            for fy, fx, phase in rng.uniform((-0.9, -0.9, 0), (0.9, 0.9, 6), (count, 3))
+            np.sin(fy * y + fx * x + phase) for fy, fx, phase in rng.uniform((-0.9, -0.9, 0), (0.9, 0.9, 6), (count, 3))
         ]
         return np.sum(terms, 0) / np.sqrt(count / 2)
 

@@ -1,7 +1,7 @@
 """Rasters to arrays and back: scene pairs, tiles, blending, GeoTIFF output. No torch in here."""
 
-from .blend import StripBlender, feather
-from .errors import (
+from uknowpan.tiling.blend import StripBlender, feather
+from uknowpan.tiling.errors import (
     IncompatiblePair,
     InputUnreadable,
     OutputError,
@@ -9,11 +9,8 @@ from .errors import (
     ResumeMismatch,
     TilingError,
 )
-from .plan import Tile, plan_tiles, strip_rows, tile_rows_needed
-from .read import FILL_REACH, TileArrays, output_valid
-from .scene import Grid, MsMeta, PanMeta, ScenePair, open_pair, parse_band_spec, sample_windows
-from .strips import StripStore
-from .write import (
+from uknowpan.tiling.fill import FILL_REACH, TileArrays, output_valid
+from uknowpan.tiling.output import (
     Encoding,
     OutputOptions,
     SceneWriter,
@@ -23,6 +20,9 @@ from .write import (
     sweep_temporary,
     uncertainty_meta,
 )
+from uknowpan.tiling.pair import Grid, MsMeta, PanMeta, ScenePair, open_pair, parse_band_spec, sample_windows
+from uknowpan.tiling.strips import StripStore
+from uknowpan.tiling.tiles import Tile, plan_tiles, strip_rows, tile_rows_needed
 
 __all__ = [
     "FILL_REACH",

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .plan import Tile, strip_rows
+from uknowpan.tiling.tiles import Tile, strip_rows
 
 
-def feather(
-    size: int, overlap: int, ratio: int, first: bool, last: bool
-) -> npt.NDArray[np.float32]:
+def feather(size: int, overlap: int, ratio: int, first: bool, last: bool) -> npt.NDArray[np.float32]:
     """Weights (size * ratio,) along one axis of a tile; size and overlap in MS pixels.
 
     A raised-cosine ramp over the overlap, complementary to the neighbour's: the two sum to 1.
@@ -55,9 +53,7 @@ class StripBlender:
         # Weighted lower edge of the last tile row: (its index, (C, overlap * ratio, W)).
         self._carry: tuple[int, npt.NDArray] | None = None
 
-    def add_row(
-        self, tiles: Sequence[Tile], arrays: Sequence[npt.NDArray | None]
-    ) -> tuple[int, npt.NDArray]:
+    def add_row(self, tiles: Sequence[Tile], arrays: Sequence[npt.NDArray | None]) -> tuple[int, npt.NDArray]:
         """Blend one tile row; arrays are (C, height * ratio, width * ratio), one for each tile;
         None for a tile that was skipped because nothing in it is valid (zeros).
 
@@ -80,9 +76,7 @@ class StripBlender:
             self._carry = (index, strip[:, n:height].copy())
         return first, strip[:, :n]
 
-    def _join(
-        self, tiles: Sequence[Tile], arrays: Sequence[npt.NDArray | None], index: int
-    ) -> npt.NDArray:
+    def _join(self, tiles: Sequence[Tile], arrays: Sequence[npt.NDArray | None], index: int) -> npt.NDArray:
         """One tile row, weighted, as (C, height * ratio, frame width * ratio)."""
         r = self._ratio
         width = self._frame[1] * r

@@ -1,8 +1,12 @@
-"""Errors of this package. `str(error)` is one sentence for the user, with the way out."""
+"""Errors of maps. The text of each is one sentence for the user, with the way out."""
+
+from uknowpan.errors import InputError, OutputExists
+
+__all__ = ["IncompatiblePair", "InputUnreadable", "OutputError", "OutputExists", "ResumeMismatch", "TilingError"]
 
 
-class TilingError(Exception):
-    """Base of all errors that are the input's or the user's, not ours."""
+class TilingError(InputError):
+    """Base of the errors of this package."""
 
 
 class InputUnreadable(TilingError):
@@ -11,10 +15,6 @@ class InputUnreadable(TilingError):
 
 class IncompatiblePair(TilingError):
     """The rasters open, but do not fit: CRS, overlap, ratio, bands, dtype, geotransform."""
-
-
-class OutputExists(TilingError):
-    """The output is there already and overwriting was not asked for."""
 
 
 class OutputError(TilingError):

@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import OutputError, ResumeMismatch
-from .write import SceneWriter
+from uknowpan.tiling.errors import OutputError, ResumeMismatch
+from uknowpan.tiling.output import SceneWriter
 
 try:
     import fcntl
@@ -143,8 +143,7 @@ class StripStore:
         if not ours:
             self.release()
             raise OutputError(
-                f"{self.folder} is in the way and does not come from an interrupted run; "
-                "move it or remove it."
+                f"{self.folder} is in the way and does not come from an interrupted run; move it or remove it."
             )
         if not resume:
             self._drop_all()
@@ -175,9 +174,7 @@ class StripStore:
             self._delete()
         except OSError as error:
             self.release()
-            raise OutputError(
-                f"{self.folder} cannot be removed ({error.strerror}); remove it yourself."
-            ) from error
+            raise OutputError(f"{self.folder} cannot be removed ({error.strerror}); remove it yourself.") from error
 
     def _delete(self) -> None:
         """Under the lock, and the state last: without it the folder would be refused."""
@@ -205,9 +202,7 @@ class StripStore:
             self.release()
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 return False
-            raise OutputError(
-                f"{self.folder} cannot be made ({error.strerror}); is the folder writable?"
-            ) from error
+            raise OutputError(f"{self.folder} cannot be made ({error.strerror}); is the folder writable?") from error
         finally:
             shutil.rmtree(temp, ignore_errors=True)
         return True

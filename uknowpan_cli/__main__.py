@@ -1,6 +1,5 @@
-"""python -m uknowpan_cli"""
+"""python -m uknowpan"""
 
-from .main import main
+from uknowpan.commands.main import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from . import exits
-from .options import fail
-
-__all__ = ["creation_options", "try_creation"]
+from uknowpan.errors import UsageError
 
 _OPEN_ARGUMENTS = {
     *("FP", "MODE", "DRIVER", "WIDTH", "HEIGHT", "COUNT"),
@@ -26,9 +23,9 @@ def creation_options(words: Sequence[str]) -> dict[str, str]:
     for word in (w for text in words for w in text.split(",")):
         key, equals, value = word.partition("=")
         if not equals or not key:
-            fail(f"--co takes KEY=VALUE, not {word!r}.", exits.USAGE)
+            raise UsageError(f"--co takes KEY=VALUE, not {word!r}.")
         if key.upper() in _OPEN_ARGUMENTS:
-            fail(f"--co {word}: {key} is no creation option of GDAL's GTiff or COG.", exits.USAGE)
+            raise UsageError(f"--co {word}: {key} is no creation option of GDAL's GTiff or COG.")
         found[key.upper()] = value
     return found
 
@@ -77,4 +74,4 @@ def try_creation(options: Mapping[str, str], format: str, dtype: str) -> None:
     if heard.messages:
         said = " ".join(heard.messages[0].split()).rstrip(".")
         words = " ".join(f"--co {key}={value}" for key, value in options.items())
-        fail(f"{words}: GDAL does not take it for {dtype} ({said}).", exits.USAGE)
+        raise UsageError(f"{words}: GDAL does not take it for {dtype} ({said}).")

@@ -10,22 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import exits
-from .options import Coregister, fail, numbers
+from uknowpan.errors import UsageError
+from uknowpan.options import Coregister, numbers
 
 if TYPE_CHECKING:
-    from uknowpan_models.pansharpener import Sharpener
-    from uknowpan_tiling import ScenePair
+    from uknowpan.models.sharpeners import Sharpener
+    from uknowpan.sharpening import Survey
+    from uknowpan.tiling import ScenePair
 
-    from .pipeline import Survey
-
-__all__ = [
-    "PairRequest",
-    "check_outputs",
-    "choose_device",
-    "coregistered",
-    "open_request",
-]
 
 log = logging.getLogger("uknowpan")
 
@@ -52,11 +44,11 @@ class PairRequest:
 
 def open_request(request: PairRequest, shift: tuple[float, float] = (0.0, 0.0)) -> ScenePair:
     """Open the pair; usage errors exit with 2."""
-    from uknowpan_tiling import open_pair
+    from uknowpan.tiling import open_pair
 
     bands = numbers(request.bidx, "--bidx")
     if bands is not None and any(b < 1 or b != int(b) for b in bands):
-        fail(f"--bidx takes band numbers from 1 on, not {request.bidx!r}.", exits.USAGE)
+        raise UsageError(f"--bidx takes band numbers from 1 on, not {request.bidx!r}.")
     bounds = numbers(request.bounds, "--bounds", 4)
     return open_pair(
         request.pan,
@@ -74,7 +66,7 @@ def open_request(request: PairRequest, shift: tuple[float, float] = (0.0, 0.0)) 
 def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool) -> None:
     """Refuse files (option -> path) that are inputs, exist, cannot be made, or are one and the
     same, before anything is computed."""
-    from uknowpan_tiling import check_output
+    from uknowpan.tiling import check_output
 
     inputs = [*inputs, *files_behind(inputs)]
     seen: dict[Path, str] = {}
@@ -84,7 +76,7 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
         check_output(path, inputs, overwrite)
         other = seen.setdefault(Path(path).resolve(), option)
         if other != option:
-            fail(f"{other} and {option} name the same file {path}.", exits.USAGE)
+            raise UsageError(f"{other} and {option} name the same file {path}.")
 
 
 def files_behind(inputs: Sequence[str]) -> list[str]:
@@ -117,7 +109,7 @@ def coregistered(
 
     Returns the pair to go on with, and its survey.
     """
-    from .pipeline import survey_for
+    from uknowpan.sharpening import survey_for
 
     found = survey_for(pair, sharpener, max_value, measure=mode is not Coregister.off)
     if mode is Coregister.off:
@@ -159,10 +151,10 @@ def choose_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        fail(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.", exits.USAGE)
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.") from None
     if device.type not in ("cpu", "cuda"):
-        fail(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.", exits.USAGE)
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        fail(f"--device {name}: PyTorch sees {found} CUDA devices here.", exits.USAGE)
+        raise UsageError(f"--device {name}: PyTorch sees {found} CUDA devices here.")
     return name

@@ -11,60 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from . import exits
-from .console import set_up_logging
-
-__all__ = [
-    "BatchSizeOption",
-    "BidxOption",
-    "BitDepthOption",
-    "BoundsOption",
-    "ConsistencyOption",
-    "Coregister",
-    "CoregisterOption",
-    "CreationOption",
-    "DeviceOption",
-    "DtypeOption",
-    "Failed",
-    "Format",
-    "FormatOption",
-    "JsonOption",
-    "LogJsonOption",
-    "MaxValueOption",
-    "Method",
-    "MethodOption",
-    "ModelOption",
-    "MsArgument",
-    "NodataOption",
-    "OutputDtype",
-    "OutputDtypeOption",
-    "OverlapOption",
-    "OverviewsOption",
-    "OverwriteOption",
-    "PanArgument",
-    "PanBidxOption",
-    "Precision",
-    "QuietOption",
-    "RatioOption",
-    "Resampling",
-    "ResamplingOption",
-    "SeedOption",
-    "SoftnessOption",
-    "StepsOption",
-    "ThreadsOption",
-    "TileOption",
-    "VerboseOption",
-    "bounded_gdal_cache",
-    "fail",
-    "guarded",
-    "is_typed",
-    "numbers",
-    "refuse_both",
-]
+from uknowpan import errors as exits
+from uknowpan.console import set_up_logging
+from uknowpan.errors import UsageError
 
 
 class Method(StrEnum):
@@ -122,13 +75,9 @@ MsArgument = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", envvar="UKNOWPAN_MODEL", help="Bundled model's name or a checkpoint file."
-    ),
+    typer.Option("--model", "-m", envvar="UKNOWPAN_MODEL", help="Bundled model's name or a checkpoint file."),
 ]
-MethodOption = Annotated[
-    Method | None, typer.Option("--method", help="A classical method instead of a model.")
-]
+MethodOption = Annotated[Method | None, typer.Option("--method", help="A classical method instead of a model.")]
 ConsistencyOption = Annotated[
     int,
     typer.Option(
@@ -147,15 +96,11 @@ SoftnessOption = Annotated[
         "can be) to 0.8; ms: as the MS is, pixel for pixel; default 0.45.",
     ),
 ]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")
-]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the initial noise.")]
 DtypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the network.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output if it exists.")
-]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 TileOption = Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")]
 OverlapOption = Annotated[
     int | None,
@@ -166,19 +111,13 @@ OverlapOption = Annotated[
         "model needs (0 for the bundled ones, whose tiles join without a seam).",
     ),
 ]
-BatchSizeOption = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")
-]
+BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")]
 BidxOption = Annotated[
     str | None,
     typer.Option("--bidx", "-b", help="MS bands to use, 1-based, in order: 3,2,1."),
 ]
-PanBidxOption = Annotated[
-    int | None, typer.Option("--pan-bidx", min=1, help="Band of PAN, if it has several.")
-]
-NodataOption = Annotated[
-    float | None, typer.Option("--nodata", help="Nodata value, instead of what the files say.")
-]
+PanBidxOption = Annotated[int | None, typer.Option("--pan-bidx", min=1, help="Band of PAN, if it has several.")]
+NodataOption = Annotated[float | None, typer.Option("--nodata", help="Nodata value, instead of what the files say.")]
 RatioOption = Annotated[
     int | None,
     typer.Option("--ratio", min=1, max=8, help="PAN pixels per MS pixel, if not as georeferenced."),
@@ -193,13 +132,9 @@ CoregisterOption = Annotated[
 ]
 MaxValueOption = Annotated[
     float | None,
-    typer.Option(
-        "--max-value", min=0, help="Full scale in digital numbers; the result is clipped at it."
-    ),
+    typer.Option("--max-value", min=0, help="Full scale in digital numbers; the result is clipped at it."),
 ]
-BitDepthOption = Annotated[
-    int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")
-]
+BitDepthOption = Annotated[int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")]
 OutputDtypeOption = Annotated[
     OutputDtype | None,
     typer.Option("--output-dtype", help="Instead of the MS's; values are clipped, not rescaled."),
@@ -221,13 +156,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", "-j", min=1, help="CPU threads; default: all cores.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-LogJsonOption = Annotated[
-    Path | None, typer.Option("--log-json", help="Write messages as JSON lines.")
-]
+LogJsonOption = Annotated[Path | None, typer.Option("--log-json", help="Write messages as JSON lines.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
-VerboseOption = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")
-]
+VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")]
 
 
 GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
@@ -266,37 +197,15 @@ def numbers(text: str | None, option: str, count: int | None = None) -> list[flo
     wrong_count = count is not None and len(values) != count
     if not values or wrong_count or not all(math.isfinite(v) for v in values):
         wanted = f"{count} numbers" if count else "numbers"
-        fail(f"{option} takes {wanted} separated by commas, not {text!r}.", exits.USAGE)
+        raise UsageError(f"{option} takes {wanted} separated by commas, not {text!r}.")
     return values
-
-
-class Failed(typer.Exit):
-    """The end of a command, or of one scene of many: a sentence and the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(code)
-        self.message = message
-        self._shown = False
-
-    def show(self) -> None:
-        """The sentence on stderr, once: one command may call another."""
-        if self._shown:
-            return
-        self._shown = True
-        logging.getLogger("uknowpan").debug("exit %d: %s", self.exit_code, self.message)
-        typer.echo(f"uknowpan: error: {self.message}", err=True)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """One sentence, which `guarded` shows, then the exit code."""
-    raise Failed(message, code)
 
 
 def refuse_both(ctx: typer.Context, method: Method | None) -> None:
     """A classical method and an option of models, both typed, are a usage error (exit 2)."""
     for name in ("model", "steps"):
         if method is not None and is_typed(ctx, name):
-            fail(f"--method and --{name} exclude each other.", exits.USAGE)
+            raise UsageError(f"--method and --{name} exclude each other.")
 
 
 @contextmanager
@@ -313,19 +222,15 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     try:
         set_up_logging(verbosity, log_json)
         yield
-    except Failed as failure:
-        failure.show()
-        raise
-    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        if isinstance(error, SystemExit | GeneratorExit):
-            raise
-        if verbosity >= 2:
+        if verbosity >= 2 and not isinstance(error, exits.UsageError):
             traceback.print_exc(file=sys.stderr)
-        end = Failed(exits.sentence(error), exits.exit_code(error))
-        end.show()
-        raise end from error
+        message, code = exits.sentence(error), exits.exit_code(error)
+        logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
+        typer.echo(f"uknowpan: error: {message}", err=True)
+        raise typer.Exit(code) from error
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

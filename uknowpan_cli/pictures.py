@@ -21,18 +21,6 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-__all__ = [
-    "Stretch",
-    "enlarge",
-    "error_map",
-    "label",
-    "panels",
-    "preview_png",
-    "rgb_bands",
-    "stretch_from",
-    "write_png",
-]
-
 BACKGROUND = (24, 26, 30)
 """Colour between panels."""
 INVALID = (58, 58, 62)
@@ -47,9 +35,7 @@ COLOURS = ("red", "green", "blue")
 OTHER_BAND_WORDS = frozenset({"edge", "coastal", "deep", "near", "infra", "ir"})
 
 
-def rgb_bands(
-    descriptions: Sequence[str | None], colorinterp_names: Sequence[str], count: int
-) -> tuple[int, int, int]:
+def rgb_bands(descriptions: Sequence[str | None], colorinterp_names: Sequence[str], count: int) -> tuple[int, int, int]:
     """Which bands to show as red, green and blue (0-based).
 
     Band descriptions decide ("Red", "B4 red"; not "red edge"), then colour interpretation. A
@@ -140,9 +126,7 @@ def stretch_from(
     return Stretch(shown, lows, highs, gamma)
 
 
-def _limits(
-    band: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float, float]
-) -> tuple[float, float]:
+def _limits(band: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float, float]) -> tuple[float, float]:
     counted = np.isfinite(band) if valid is None else np.isfinite(band) & valid
     values = band[counted]
     values = values[:: values.size // PERCENTILE_SAMPLES + 1]
@@ -344,15 +328,12 @@ def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[0] not in (1, 3, 4):
         raise ValueError(
-            f"a PNG needs uint8 of shape (1, 3 or 4, H, W), got {rgb.dtype} {rgb.shape}; "
-            "Stretch.apply makes one."
+            f"a PNG needs uint8 of shape (1, 3 or 4, H, W), got {rgb.dtype} {rgb.shape}; Stretch.apply makes one."
         )
     count, height, width = rgb.shape
     with warnings.catch_warnings(), MemoryFile(ext=".png") as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no place
-        with memory.open(
-            driver="PNG", width=width, height=height, count=count, dtype="uint8"
-        ) as png:
+        with memory.open(driver="PNG", width=width, height=height, count=count, dtype="uint8") as png:
             png.write(rgb)
         content = memory.read()
     target = Path(path)

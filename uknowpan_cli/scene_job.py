@@ -11,27 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import exits
-from .opening import PairRequest, check_outputs, choose_device, coregistered, open_request
-from .options import Coregister, fail
+from uknowpan.errors import UsageError
+from uknowpan.opening import PairRequest, check_outputs, choose_device, coregistered, open_request
+from uknowpan.options import Coregister
 
 if TYPE_CHECKING:
-    from uknowpan_models.pansharpener import Sharpener
-    from uknowpan_tiling import ScenePair
+    from uknowpan.forecast import Forecast
+    from uknowpan.models.sharpeners import Sharpener
+    from uknowpan.sharpening import SharpenOptions, SharpenReport
+    from uknowpan.tiling import ScenePair
 
-    from .estimate import Forecast
-    from .pipeline import SharpenOptions, SharpenReport
-
-__all__ = [
-    "LoadedMethod",
-    "MethodRequest",
-    "ReadyScene",
-    "SceneRequest",
-    "check_uncertainty",
-    "full_scale",
-    "opened",
-    "softness_of",
-]
 
 log = logging.getLogger("uknowpan")
 
@@ -61,8 +50,8 @@ class MethodRequest:
         """The sharpener on its device, with so many CPU threads; usage errors exit with 2."""
         import torch
 
-        from uknowpan_models.pansharpener import load_sharpener
-        from uknowpan_models.runtime import tune_cpu, tune_gpu
+        from uknowpan.models.devices import tune_cpu, tune_gpu
+        from uknowpan.models.sharpeners import load_sharpener
 
         threads = tune_cpu(num_threads)
         chosen = choose_device(self.device)
@@ -82,7 +71,7 @@ class MethodRequest:
         except ValueError as error:
             if self.steps is None:
                 raise
-            fail(f"--steps: {error}.", exits.USAGE)
+            raise UsageError(f"--steps: {error}.") from error
         self._warn_of_idle(chosen)
         return LoadedMethod(sharpener, chosen, threads)
 
@@ -110,7 +99,7 @@ class LoadedMethod:
 
     def batch_size(self, tile_bytes: int) -> int:
         """Tiles at once where nobody asks for a number: as many as the GPU holds, 1 on a CPU."""
-        from uknowpan_models.runtime import free_memory
+        from uknowpan.models.devices import free_memory
 
         free = free_memory(self.device)
         if free is None:
@@ -162,19 +151,17 @@ class ReadyScene:
 
     def estimate(self) -> Forecast:
         """What sharpening it would take."""
-        from .estimate import estimate
+        from uknowpan.forecast import estimate
 
         return estimate(self.pair, self.sharpener, self.options)
 
-    def sharpen(
-        self, on_progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> SharpenReport:
+    def sharpen(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> SharpenReport:
         """Write its outputs; errors as `sharpen_scene` raises them."""
-        from .pipeline import sharpen_scene
+        from uknowpan.sharpening import sharpen_scene
 
         report = sharpen_scene(self.pair, self.sharpener, self.options, on_progress)
         if self.preview is not None:
-            from .pictures import preview_png
+            from uknowpan.pictures import preview_png
 
             preview_png(self.options.output, Path(self.preview))
         return report
@@ -184,10 +171,10 @@ def full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
     """--max-value or --bit-depth as a digital number; usage errors exit with 2."""
     if bit_depth is not None:
         if max_value is not None:
-            fail("--max-value and --bit-depth exclude each other.", exits.USAGE)
+            raise UsageError("--max-value and --bit-depth exclude each other.")
         return float(2**bit_depth - 1)
     if max_value is not None and not 0 < max_value < math.inf:
-        fail(f"--max-value must be above 0 and finite, not {max_value:g}.", exits.USAGE)
+        raise UsageError(f"--max-value must be above 0 and finite, not {max_value:g}.")
     return max_value
 
 
@@ -200,17 +187,15 @@ def softness_of(text: str | None) -> float | str | None:
     except ValueError:
         value = math.nan
     if not 0.2 <= value <= 1:
-        fail(f"--softness is ms or a number from 0.2 to 1, not {text!r}.", exits.USAGE)
+        raise UsageError(f"--softness is ms or a number from 0.2 to 1, not {text!r}.")
     return value
 
 
 def check_uncertainty(sharpener: Sharpener) -> None:
     """Exit with 2 where --uncertainty is wanted of a method that has none."""
     if not sharpener.has_uncertainty:
-        fail(
-            f"--uncertainty: {sharpener.name} has none; use a model of the form "
-            "fsa-s-lite, like the bundled one.",
-            exits.USAGE,
+        raise UsageError(
+            f"--uncertainty: {sharpener.name} has none; use a model of the form fsa-s-lite, like the bundled one."
         )
 
 
@@ -233,25 +218,21 @@ def opened(
     Raises:
         TilingError, ModelError: see their classes. Usage errors exit with 2.
     """
-    from .creation import try_creation
+    from uknowpan.creation import try_creation
 
     pair = open_request(request.pair)
     try:
         used = [*pair.inputs, *([model] if model else [])]
         check_outputs(request.outputs, used, request.overwrite or dry_run)
-        try_creation(
-            dict(request.creation), request.format, request.output_dtype or pair.meta.dtype
-        )
+        try_creation(dict(request.creation), request.format, request.output_dtype or pair.meta.dtype)
         loaded = load()
         sharpener = loaded.sharpener
-        from .pipeline import clipping_warning, plan_scene  # not before: it imports torch
+        from uknowpan.sharpening import clipping_warning, plan_scene  # not before: it imports torch
 
         if request.uncertainty is not None:
             check_uncertainty(sharpener)
         sharpener.check(pair.bands, pair.ratio)
-        pair, found = coregistered(
-            request.pair, pair, request.coregister, sharpener, request.max_value
-        )
+        pair, found = coregistered(request.pair, pair, request.coregister, sharpener, request.max_value)
         for note in pair.notes:
             log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
         clipped = clipping_warning(pair.meta, found.scale, request.output_dtype)
@@ -273,9 +254,8 @@ def opened(
 
 
 def _options(request: SceneRequest, loaded: LoadedMethod) -> SharpenOptions:
-    from uknowpan_tiling import OutputOptions
-
-    from .pipeline import SharpenOptions
+    from uknowpan.sharpening import SharpenOptions
+    from uknowpan.tiling import OutputOptions
 
     return SharpenOptions(
         output=request.output,

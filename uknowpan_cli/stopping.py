@@ -6,18 +6,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["stop_requests"]
-
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """Signals that arrived: SIGTERM and Ctrl-C wait for the end of a step."""
     stopping: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [
-        signal.signal(number, lambda received, frame: stopping.append(received))
-        for number in numbers
-    ]
+    before = [signal.signal(number, lambda received, frame: stopping.append(received)) for number in numbers]
     try:
         yield stopping
     finally:

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from uknowpan_models.checkpoint import load_model, save_checkpoint
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+from uknowpan.models.checkpoints import load_model, save_checkpoint
+from uknowpan.models.network import FSAStudentLite, LiteConfig
 
 
 def main() -> None:
@@ -34,9 +34,7 @@ def main() -> None:
     card = loaded[0][1]
     others = [other.training for _, other in loaded[1:]]
     training = {**card.training, "averaged_with": others}
-    save_checkpoint(
-        arguments.output, network, replace(card, config=asdict(config), training=training)
-    )
+    save_checkpoint(arguments.output, network, replace(card, config=asdict(config), training=training))
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ def make_scene(
     """Write a pair and return its row of the manifest."""
     rng = np.random.default_rng(seed)
     fine = MS_SIDE * ratio
-    pan = (
-        level * 3 + rng.integers(0, level, (1, fine, fine)) if level else np.zeros((1, fine, fine))
-    )
+    pan = level * 3 + rng.integers(0, level, (1, fine, fine)) if level else np.zeros((1, fine, fine))
     ms = pan.reshape(1, MS_SIDE, ratio, MS_SIDE, ratio).mean((2, 4)) * np.ones((BANDS, 1, 1))
     coarse = GRID * Affine.translation(far, far) * Affine.scale(ratio)
     nodata = None if level else 0
@@ -90,7 +88,7 @@ def make_broken(folder: Path, output: Path) -> list[dict[str, object]]:
 
 
 def command(manifest: Path, output: Path, *more: str) -> list[str]:
-    start = [sys.executable, "-m", "uknowpan_cli", "batch", str(manifest), "-o", str(output)]
+    start = [sys.executable, "-m", "uknowpan", "batch", str(manifest), "-o", str(output)]
     return [*start, "-q", "--tile", "64", *more]
 
 
@@ -112,7 +110,7 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 def check_report(folder: Path) -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "uknowpan_cli", "batch", "--report", str(folder)],
+        [sys.executable, "-m", "uknowpan", "batch", "--report", str(folder)],
         capture_output=True,
         text=True,
     )
@@ -132,10 +130,7 @@ def killed(manifest: Path, output: Path, kills: int, expected: dict[str, bytes])
     chance = random.Random(0)
     shards = ["1/2", "2/2"]
     for _ in range(kills):
-        runs = [
-            subprocess.Popen(command(manifest, output, "--shard", k), stdout=subprocess.DEVNULL)
-            for k in shards
-        ]
+        runs = [subprocess.Popen(command(manifest, output, "--shard", k), stdout=subprocess.DEVNULL) for k in shards]
         time.sleep(chance.uniform(5, 40))
         for process in runs:
             process.kill()

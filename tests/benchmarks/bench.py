@@ -31,7 +31,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from uknowpan_cli.demo_scene import make_demo_scene
+from uknowpan.datasets.demo_scene import make_demo_scene
 
 TORCH_ONLY = "import torch, rasterio, numpy; torch.ones(8).sum()"
 
@@ -83,9 +83,7 @@ def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
 
 INSIDE = Path(__file__).with_name("bench_inside.py")
 STUDENT = "student"
-CUDA_THERE = (
-    "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-)
+CUDA_THERE = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
 HEADER = """\
 | PAN rows x columns | method | device | dtype | tile | batch | steps | seconds | Mpx/s | \
 alone, Mpx/s | peak MB beyond torch | device MB |
@@ -179,9 +177,7 @@ class Bench:
             self._alone[setting] = told["mpx_per_second"]
         return self._alone[setting]
 
-    def measure(
-        self, size: str, pair: tuple[Path, Path], setting: Setting, output: Path
-    ) -> Measured:
+    def measure(self, size: str, pair: tuple[Path, Path], setting: Setting, output: Path) -> Measured:
         rows, cols = shape_of(size)
         seconds, peak, told = self.sharpen("run", pair, setting, output)
         return Measured(
@@ -207,9 +203,7 @@ def settings_of(arguments: argparse.Namespace, devices: Sequence[str]) -> list[S
         *(arguments.tiles, arguments.batches, arguments.steps),
     )
     settings = [Setting(*line) for line in table]
-    settings = [
-        replace(s, device="cpu", dtype="fp32", steps=0) if s.classical else s for s in settings
-    ]
+    settings = [replace(s, device="cpu", dtype="fp32", steps=0) if s.classical else s for s in settings]
     return list(dict.fromkeys(settings))
 
 
@@ -268,9 +262,7 @@ def difference(size: str, setting: Setting, reference: Setting, counts: np.ndarr
 # Tables -------------------------------------------------------------------------------------------
 
 
-def measured_size(
-    bench: Bench, size: str, settings: Sequence[Setting]
-) -> Iterator[Measured | Difference]:
+def measured_size(bench: Bench, size: str, settings: Sequence[Setting]) -> Iterator[Measured | Difference]:
     """All settings on a scene of one size, then how far their outputs lie apart."""
     pair = write_scene(bench.folder, *shape_of(size))
     outputs = {setting: bench.folder / f"out_{i}.tif" for i, setting in enumerate(settings)}
@@ -317,9 +309,7 @@ def profiles(bench: Bench, size: str, settings: Sequence[Setting]) -> list[dict[
 
 
 def arguments_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["2048x2048", "4096x4096"])
     parser.add_argument("--methods", nargs="+", default=[STUDENT, "brovey"])
     parser.add_argument("--devices", nargs="+", help="default: cpu, and cuda where there is one")

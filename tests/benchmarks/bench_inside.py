@@ -53,7 +53,7 @@ def synchronise() -> None:
 
 def sharpen(words: list[str]) -> None:
     """The command line, in this process; failing, it exits as that does."""
-    from uknowpan_cli.main import main
+    from uknowpan.commands.main import main
 
     sys.argv = ["uknowpan", *words]
     try:
@@ -165,9 +165,9 @@ def profile_run(words: list[str], began: float) -> dict[str, Any]:
 
     import torch  # noqa: F401 - its import is part of the start
 
-    from uknowpan_cli import pipeline
-    from uknowpan_models import pansharpener
-    from uknowpan_tiling import ScenePair, SceneWriter, StripBlender, StripStore
+    from uknowpan import sharpening as pipeline
+    from uknowpan.models import sharpeners as pansharpener
+    from uknowpan.tiling import ScenePair, SceneWriter, StripBlender, StripStore
 
     clock, operators = Clock(), Operators()
     started = time.time() - began
@@ -207,13 +207,13 @@ def alone(setting: dict[str, Any]) -> dict[str, Any]:
     """Mpx of PAN per second of a sharpener with batches that are in memory."""
     import torch
 
-    from uknowpan_cli.pipeline import FLOATS_PER_PIXEL
-    from uknowpan_cli.scene_job import MethodRequest
-    from uknowpan_models.statistics import scene_statistics
+    from uknowpan.models.statistics import scene_statistics
+    from uknowpan.scene_job import MethodRequest
+    from uknowpan.sharpening import FLOATS_PER_PIXEL
 
-    loaded = MethodRequest(
-        steps=setting["steps"], device=setting["device"], dtype=setting["dtype"]
-    ).load(setting["threads"])
+    loaded = MethodRequest(steps=setting["steps"], device=setting["device"], dtype=setting["dtype"]).load(
+        setting["threads"]
+    )
     sharpener, tile = loaded.sharpener, setting["tile"] // RATIO * RATIO
     window = (tile + 200) ** 2  # with its margin, about
     batch = setting["batch"] or loaded.batch_size(window * BANDS * FLOATS_PER_PIXEL * 4)

@@ -21,21 +21,13 @@ import numpy as np
 import torch
 from validate import COARSE_PAN, Score, degradations, prepare, score, softness_of, tell
 
-from uknowpan_cli.pictures import (
-    BACKGROUND,
-    enlarge,
-    error_map,
-    label,
-    panels,
-    stretch_from,
-    write_png,
-)
-from uknowpan_models.checkpoint import Card, find_checkpoint, load_model
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.pansharpener import Sharpener, load_sharpener, sharpen_array
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import Degradation, degrade_truth
+from uknowpan.models.checkpoints import Card, find_checkpoint, load_model
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+from uknowpan.models.training.scenes import Scene, read_scenes
+from uknowpan.pictures import BACKGROUND, enlarge, error_map, label, panels, stretch_from, write_png
 
 SIDE, ZOOM, CAPTION_HEIGHT = 92, 2, 26
 LOW, HIGH = 2, 98
@@ -189,9 +181,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
     yield ""
 
 
-def licence_rows(
-    by_licence: Mapping[str, set[str]], packed: Mapping[str, Scene]
-) -> Iterator[list[object]]:
+def licence_rows(by_licence: Mapping[str, set[str]], packed: Mapping[str, Scene]) -> Iterator[list[object]]:
     """Licence, sensor, number of scenes, and their share of what is drawn."""
     total = sum(packed[n].weight for names in by_licence.values() for n in names if n in packed)
     for licence, names in sorted(by_licence.items()):
@@ -211,9 +201,7 @@ def card_lines(model: str, packed: Mapping[str, Scene]) -> Iterator[str]:
     path = find_checkpoint(model)
     network, card = load_model(path)
     yield f"### `{card.name}`\n"
-    yield from table(
-        ("", ""), list(facts(card, path, sum(p.numel() for p in network.parameters())))
-    )
+    yield from table(("", ""), list(facts(card, path, sum(p.numel() for p in network.parameters()))))
     runs = lineage(card.training)
     yield from table(
         ("run", "iterations", "seed", "command"),
@@ -332,9 +320,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_cpu()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    packed = {
-        s.name: s for split in ("train", "valid") for s in read_scenes(arguments.scenes, split)
-    }
+    packed = {s.name: s for split in ("train", "valid") for s in read_scenes(arguments.scenes, split)}
     lines = []
     for line in report(arguments.model, packed, arguments.out):
         print(line, flush=True)

@@ -21,11 +21,11 @@ import h5py
 import numpy as np
 import torch
 
-from uknowpan_models.evaluation import evaluate_file
-from uknowpan_models.metrics import crop_border, ergas, psnr, q2n, q_index, sam, scc, ssim
-from uknowpan_models.pancollection import PanCollectionFile
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.sensors import find_sensor
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.metrics.evaluation import evaluate_file
+from uknowpan.models.metrics.indices import crop_border, ergas, psnr, q2n, q_index, sam, scc, ssim
+from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.pancollection.file import PanCollectionFile
 
 BANDS, PEAK = 8, 2047.0
 ALONE = {
@@ -75,10 +75,7 @@ def whole(images: int, size: int, gt: bool) -> Seconds:
 def single(images: int) -> dict[str, Seconds]:
     """Of each index of reduced resolution for so many images."""
     generator = torch.Generator().manual_seed(0)
-    fused, gt = (
-        crop_border(torch.randint(1, 2047, (BANDS, 256, 256), generator=generator).double())
-        for _ in range(2)
-    )
+    fused, gt = (crop_border(torch.randint(1, 2047, (BANDS, 256, 256), generator=generator).double()) for _ in range(2))
     seconds = {}
     for name, index in ALONE.items():
         began = now()

@@ -25,29 +25,18 @@ import torch
 from torch import Tensor, nn
 from validate import BORDER, COARSE_PAN, degradations, geometric_mean, prepare
 
-from uknowpan_cli.pipeline import survey
-from uknowpan_models.checkpoint import Card, find_checkpoint, load_model, read_card
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.condition import minds_softness
-from uknowpan_models.data import read_scenes
-from uknowpan_models.metrics import FullResolution, ergas, full_resolution, psnr
-from uknowpan_models.pansharpener import (
-    AS_MS,
-    Sharpener,
-    StudentSharpener,
-    load_sharpener,
-    sharpen_array,
-)
-from uknowpan_models.psf import (
-    Psf,
-    default_psf,
-    estimate_psf,
-    gain_to_sigma,
-)
-from uknowpan_models.resample import upsample
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import Degradation, degrade_truth
-from uknowpan_tiling import open_pair
+from uknowpan.models.blur import Psf, default_psf, estimate_psf, gain_to_sigma
+from uknowpan.models.checkpoints import Card, find_checkpoint, load_model, read_card
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.features import minds_softness
+from uknowpan.models.metrics.indices import FullResolution, ergas, full_resolution, psnr
+from uknowpan.models.resample import upsample
+from uknowpan.models.sharpeners import AS_MS, Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+from uknowpan.models.training.scenes import read_scenes
+from uknowpan.sharpening import survey
+from uknowpan.tiling import open_pair
 
 SIDE = 256
 ONE_EACH = (
@@ -132,9 +121,7 @@ def header(*cells: str) -> None:
     print("|---" * len(cells) + "|")
 
 
-def cases(
-    options: Options, side: int, scenes: Sequence[str] = (), names: Sequence[str] = ()
-) -> Iterator[Case]:
+def cases(options: Options, side: int, scenes: Sequence[str] = (), names: Sequence[str] = ()) -> Iterator[Case]:
     """Validation scenes, cropped, in the degradations called `names`; none named: all.
 
     `scenes` are taken where the command line names none.
@@ -254,9 +241,7 @@ def flips(options: Options) -> None:
         between = time.process_time()
         turns = torch.stack([turned(Variation(network, card), case, k) for k in range(8)]).mean(0)
         seconds = [seconds[0] + between - began, seconds[1] + time.process_time() - between]
-        seeds = torch.stack(
-            [sharpened(Variation(network, card, seed=seed), case) for seed in range(8)]
-        ).mean(0)
+        seeds = torch.stack([sharpened(Variation(network, card, seed=seed), case) for seed in range(8)]).mean(0)
         base = scores(plain, case)
         for kept, hrms in zip(found, (turns, seeds), strict=True):
             kept.append(over(scores(hrms, case), base))
@@ -338,9 +323,7 @@ class Pair:
 
 
 def aligned_pairs(images: Path, only: Sequence[str]) -> Iterator[Pair]:
-    files = {
-        name: (f"{images}/pairs/{name}_pan.tif", f"{images}/pairs/{name}_ms.tif") for name in PAIRS
-    }
+    files = {name: (f"{images}/pairs/{name}_pan.tif", f"{images}/pairs/{name}_ms.tif") for name in PAIRS}
     files["henan"] = (f"{images}/{HENAN}/pan.tif", f"{images}/{HENAN}/ms.tif")
     for name, (pan_file, ms_file) in files.items():
         if only and name not in only:
@@ -389,9 +372,7 @@ def full(options: Options) -> None:
     for pair in aligned_pairs(options.data, options.only):
         own[pair.name] = own_gain(pair)
         found[pair.name] = {
-            name: judged(
-                pair, sharpen_array(m, pair.pan, pair.ms).hrms, (NOMINAL_GAIN, own[pair.name])
-            )
+            name: judged(pair, sharpen_array(m, pair.pan, pair.ms).hrms, (NOMINAL_GAIN, own[pair.name]))
             for name, m in methods.items()
         }
     filters = (f"gain {NOMINAL_GAIN:.2f}", "the scene's own gain")

@@ -40,17 +40,17 @@ from three_stages import table as scores_table
 from torch import Tensor
 from validate import BORDER, geometric_mean, prepare, softness_of, tell
 
-from uknowpan_cli.demo_scene import make_demo_scene
-from uknowpan_cli.pictures import Stretch, enlarge, panels, stretch_from, write_png
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.metrics import ergas, psnr, q2n, sam
-from uknowpan_models.pancollection import PanCollectionDataset, PanCollectionFile, PatchBatch
-from uknowpan_models.pansharpener import AS_MS, Sharpened, Sharpener, load_sharpener, sharpen_array
-from uknowpan_models.patch_sharpener import load_patch_sharpener
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import Degradation, degrade_truth
-from uknowpan_models.stages import patch_scores, validation_patches
+from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
+from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.sharpener import load_patch_sharpener
+from uknowpan.models.published.stages import patch_scores, validation_patches
+from uknowpan.models.sharpeners import AS_MS, Sharpened, Sharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+from uknowpan.models.training.scenes import Scene, read_scenes
+from uknowpan.pictures import Stretch, enlarge, panels, stretch_from, write_png
 
 RATIO, GAIN = 4, 0.30
 SCENES = ("gf2_4", "quickbird_0", "rotterdam_1", "rotterdam_2", "rotterdam_3")
@@ -158,9 +158,7 @@ def mean_of(found: Sequence[Scores]) -> Scores:
     }
 
 
-def reduced(
-    scenes: Sequence[Scene], methods: Methods, max_value: float | None
-) -> dict[str, dict[str, list[Scores]]]:
+def reduced(scenes: Sequence[Scene], methods: Methods, max_value: float | None) -> dict[str, dict[str, list[Scores]]]:
     """Degradation -> method -> scores, one per scene."""
     found: dict[str, dict[str, list[Scores]]] = {}
     for scene in scenes:
@@ -173,14 +171,9 @@ def reduced(
     return found
 
 
-def print_reduced(
-    found: dict[str, dict[str, list[Scores]]], scenes: Sequence[Scene]
-) -> dict[str, Scores]:
+def print_reduced(found: dict[str, dict[str, list[Scores]]], scenes: Sequence[Scene]) -> dict[str, Scores]:
     """All tables; returns the means of the first degradation."""
-    means = {
-        name: {label: mean_of(each) for label, each in by_method.items()}
-        for name, by_method in found.items()
-    }
+    means = {name: {label: mean_of(each) for label, each in by_method.items()} for name, by_method in found.items()}
     for name, by_method in means.items():
         rows = [scores_row(label, [scores]) for label, scores in by_method.items()]
         scores_table(f"Means over {len(scenes)} scenes, {name}", rows)
@@ -308,9 +301,7 @@ def costs(entries: Sequence[Entry]) -> dict[str, Cost]:
     return found
 
 
-def print_whole(
-    means: dict[str, Scores], hqnr: dict[str, tuple[float, float]], cost: dict[str, Cost]
-) -> None:
+def print_whole(means: dict[str, Scores], hqnr: dict[str, tuple[float, float]], cost: dict[str, Cost]) -> None:
     """The one table."""
     print(f"\n### Reduced resolution ({next(iter(degradations(0)))}), full resolution, cost\n")
     header(
@@ -337,9 +328,7 @@ def displaced(gt: Tensor, shift: float) -> Tensor:
     return degrade_truth(gt, Degradation(RATIO, "gaussian", (GAIN,) * len(gt), (shift, shift)))
 
 
-def shifted(
-    scenes: Sequence[Scene], methods: Methods, max_value: float | None
-) -> dict[str, dict[float, list[float]]]:
+def shifted(scenes: Sequence[Scene], methods: Methods, max_value: float | None) -> dict[str, dict[float, list[float]]]:
     """Method -> shift -> ERGAS against the truth, one per scene; the truth lies on the PAN."""
     found: dict[str, dict[float, list[float]]] = {label: {} for label in methods}
     for scene in scenes:

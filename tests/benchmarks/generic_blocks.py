@@ -28,28 +28,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from validate import Row, geometric_mean, measure, summary, unseen_degradations
 
-from uknowpan_cli.train_jobs import make_job, resolve
-from uknowpan_models.checkpoint import Card, find_checkpoint, load_model, read_card
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.condition import PAN_FEATURES
-from uknowpan_models.data import TrainBatch, read_scenes
-from uknowpan_models.pan_crafter import NeighbourhoodAttention
-from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener
-from uknowpan_models.resample import box_mean
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.stages import channels_last
-from uknowpan_models.statistics import scene_statistics
-from uknowpan_models.student_lite import (
-    BandBlock,
-    FSAStudentLite,
-    LiteConfig,
-    PixelNorm,
-    _add_shared,
-    _compress,
-)
-from uknowpan_models.student_stages import GenericStudentStage
-from uknowpan_models.training import TrainConfig, train
-from uknowpan_models.types import Condition, Denoised
+from uknowpan.models.checkpoints import Card, find_checkpoint, load_model, read_card
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.features import PAN_FEATURES
+from uknowpan.models.network import BandBlock, FSAStudentLite, LiteConfig, PixelNorm, _add_shared, _compress
+from uknowpan.models.published.pan_crafter.network import NeighbourhoodAttention
+from uknowpan.models.published.stages import channels_last
+from uknowpan.models.published.uknow.student_stage import GenericStudentStage
+from uknowpan.models.resample import box_mean
+from uknowpan.models.sharpeners import Sharpener, StudentSharpener, load_sharpener
+from uknowpan.models.statistics import scene_statistics
+from uknowpan.models.training.loop import TrainConfig, train
+from uknowpan.models.training.scenes import TrainBatch, read_scenes
+from uknowpan.models.types import Condition, Denoised
+from uknowpan.training.jobs import make_job, resolve
 
 RECIPE = Path(__file__).parents[2] / "docs/recipes/generic-softness.toml"
 STEPS, LEARNING_RATE, WARMUP = 800, 4e-4, 50
@@ -58,9 +51,7 @@ AVERAGING = 0.99
 SEED = 31
 DEGRADATIONS = 6
 """Of each scene, half of the usual: most of the time of 800 steps went into making them."""
-SCENES = (
-    "rotterdam_2,henan,pleiades_urban,spot6_cropland,landsat8_float,landsat7_39,quickbird_0,gf2_4"
-)
+SCENES = "rotterdam_2,henan,pleiades_urban,spot6_cropland,landsat8_float,landsat7_39,quickbird_0,gf2_4"
 CELL = 4
 """PAN pixels per pixel of the grid that parts are added on."""
 HEADS, HEAD_WIDTH = 1, 16
@@ -126,7 +117,7 @@ class Wide(Added):
 class CrossModality(nn.Module):
     """CM3A for one band: each cell asks its 3 x 3 neighbours in its own lms and in the PAN.
 
-    As `uknowpan_models.pan_crafter` builds it, with these differences: `HEADS` heads, not as many
+    As `uknowpan.models.published.pan_crafter.network` builds it, with these differences: `HEADS` heads, not as many
     as the channels hold; gates by the embedding of timestep and scene in place of the mode;
     convolutions of 1 x 1, PAN-Crafter's of the coarsest scale; no MLP, as the deep blocks follow.
     """
@@ -181,9 +172,7 @@ class Cm3a(Added):
     def part(self, channels: int, embedding: int) -> nn.Module:
         return CrossModality(channels, embedding)
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False
-    ) -> Denoised:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False) -> Denoised:
         part = self.deep_blocks[0]
         assert isinstance(part, CrossModality)
         part.see(condition)
@@ -252,9 +241,7 @@ class VariantStage(GenericStudentStage):
         return replace(super().card(name, step, scores), architecture=self.variant)
 
 
-def stage_and_config(
-    scenes: Path, init: Path, seed: int, steps: int
-) -> tuple[VariantStage, TrainConfig]:
+def stage_and_config(scenes: Path, init: Path, seed: int, steps: int) -> tuple[VariantStage, TrainConfig]:
     """How all variants are trained: by the recipe, with the network of `init`."""
     request = training_of(scenes, RECIPE, init)
     recipe = resolve(request)
@@ -271,9 +258,7 @@ def stage_and_config(
     job = make_job(request, settings)
     assert isinstance(job, GenericStudentStage)
     job.train_data.variants = DEGRADATIONS
-    stage = VariantStage(
-        settings.network, job.train_data, job.valid_data, options=job.options, notes=job.notes
-    )
+    stage = VariantStage(settings.network, job.train_data, job.valid_data, options=job.options, notes=job.notes)
     return stage, config
 
 
@@ -340,8 +325,7 @@ def print_against(rows: Sequence[Row], names: Sequence[str], base: str) -> None:
     print("|---" * (len(scenes) + 3) + "|")
     for name in names:
         ratios = {
-            scene: [r.scores[name].ergas / r.scores[base].ergas for r in rows if r.scene == scene]
-            for scene in scenes
+            scene: [r.scores[name].ergas / r.scores[base].ergas for r in rows if r.scene == scene] for scene in scenes
         }
         every = [v for values in ratios.values() for v in values]
         cells = [f"{geometric_mean(values):.3f}" for values in ratios.values()]

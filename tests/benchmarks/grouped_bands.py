@@ -22,34 +22,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from validate import COARSE_PAN, Row, degradations, geometric_mean, measure, prepare, summary
 
-from uknowpan_cli.settings import read_config
-from uknowpan_cli.train_jobs import TrainRequest, make_job, resolve
-from uknowpan_models.checkpoint import Card, load_model, read_card
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.condition import (
-    BACK_PROJECTION,
-    BAND_FEATURES,
-    INJECTIONS,
-    PAN_FEATURES,
-    SCENE_FEATURES,
-)
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.metrics import ergas
-from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import degrade_truth
-from uknowpan_models.stages import channels_last
-from uknowpan_models.student_lite import (
-    FSAStudentLite,
-    LiteConfig,
-    _add_shared,
-    _compress,
-    _time_features,
-    _to_grid,
-)
-from uknowpan_models.student_stages import GenericStudentStage
-from uknowpan_models.training import train
-from uknowpan_models.types import Condition, Denoised
+from uknowpan.models.checkpoints import Card, load_model, read_card
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, SCENE_FEATURES
+from uknowpan.models.metrics.indices import ergas
+from uknowpan.models.network import FSAStudentLite, LiteConfig, _add_shared, _compress, _time_features, _to_grid
+from uknowpan.models.published.stages import channels_last
+from uknowpan.models.published.uknow.student_stage import GenericStudentStage
+from uknowpan.models.sharpeners import Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import degrade_truth
+from uknowpan.models.training.loop import train
+from uknowpan.models.training.scenes import Scene, read_scenes
+from uknowpan.models.types import Condition, Denoised
+from uknowpan.training.jobs import TrainRequest, make_job, resolve
+from uknowpan.training.settings import read_config
 
 GROUP = 4
 """Bands side by side."""
@@ -77,9 +64,7 @@ class GroupedStudent(FSAStudentLite):
         bias[:, 1] = 1.0  # untrained: the local injection, as band by band
         self.out.bias = nn.Parameter(bias.flatten())
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False
-    ) -> Denoised:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False) -> Denoised:
         """As `FSAStudentLite.forward`, without features."""
         batch, bands, height, width = x_t.shape
         band, pan, scene = condition.band_features, condition.pan_features, condition.scene

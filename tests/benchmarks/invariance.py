@@ -21,7 +21,7 @@ import rasterio
 
 
 def command(pan: str, ms: str, target: Path, *options: str) -> list[str]:
-    base = [sys.executable, "-m", "uknowpan_cli", "sharpen", pan, ms, "-o", str(target), "-q"]
+    base = [sys.executable, "-m", "uknowpan", "sharpen", pan, ms, "-o", str(target), "-q"]
     return [*base, *options]
 
 

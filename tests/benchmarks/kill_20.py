@@ -173,17 +173,10 @@ def workers_of(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").glob("*"):
         try:
             children = [int(word) for word in (task / "children").read_text().split()]
-            commands = {
-                child: Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                for child in children
-            }
+            commands = {child: Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0") for child in children}
         except OSError:
             continue
-        found += [
-            child
-            for child, words in commands.items()
-            if any(b"spawn_main" in word for word in words)
-        ]
+        found += [child for child, words in commands.items() if any(b"spawn_main" in word for word in words)]
     return sorted(found)
 
 
@@ -214,9 +207,7 @@ def kill_workers(trial: Trial, kills: int, chance: random.Random) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -247,8 +238,7 @@ def main() -> None:
         (kill_workers if arguments.dask else kill_processes)(trial, arguments.kills, chance)
     print(
         f"\n{arguments.kills} kills of {'a worker' if arguments.dask else 'the batch'}; after the "
-        "rerun: "
-        + ("\n".join(trial.bad) or "all files complete and equal to the bit, nothing left over.")
+        "rerun: " + ("\n".join(trial.bad) or "all files complete and equal to the bit, nothing left over.")
     )
     sys.exit(1 if trial.bad else 0)
 

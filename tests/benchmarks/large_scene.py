@@ -30,7 +30,7 @@ from bench import TORCH_ONLY, run, write_scene
 from rasterio import Affine
 from rasterio.windows import Window
 
-from uknowpan_cli.demo_scene import make_demo_scene
+from uknowpan.datasets.demo_scene import make_demo_scene
 
 RATIO, BLOCK = 4, 512
 METRES, LEFT, TOP = 0.5, 4e5, 5e6
@@ -42,10 +42,7 @@ WIDTH_ROWS = 1024
 Area = tuple[int, int, int, int]
 """Row, column, rows and columns of the PAN."""
 Pair = tuple[Path, Path]
-HEADER = (
-    "| what | method | seconds | Mpx/s | peak MB beyond torch | `--dry-run` said |\n"
-    "|---|---|---|---|---|---|"
-)
+HEADER = "| what | method | seconds | Mpx/s | peak MB beyond torch | `--dry-run` said |\n|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class Bench:
         forecast: bool = False,
     ) -> tuple[Measured, dict[str, float]]:
         """A command and what it reported; with `forecast` it is asked for first."""
-        command = [sys.executable, "-m", "uknowpan_cli", "sharpen", *map(str, pair)]
+        command = [sys.executable, "-m", "uknowpan", "sharpen", *map(str, pair)]
         command += ["-o", str(self.target), "--overwrite", "-q", "--json", "-j", str(self.threads)]
         command += [] if method == "student" else ["--method", method]
         command += words
@@ -165,9 +162,7 @@ def parts(bench: Bench, pair: Pair, size: int, data: Area, method: str) -> Itera
         yield bench.sharpen(what, pair, method, *words, pixels=pixels, forecast=True)[0]
 
 
-def measure_sparse(
-    bench: Bench, folder: Path, size: int, data: Area, methods: Sequence[str], whole: bool
-) -> None:
+def measure_sparse(bench: Bench, folder: Path, size: int, data: Area, methods: Sequence[str], whole: bool) -> None:
     """Print the table of the sparse scene."""
     pair = write_sparse(folder, size, data)
     on_disk = sum(path.stat().st_blocks * 512 for path in pair) / 1e6
@@ -232,9 +227,7 @@ def measure_heights(
 
 
 def arguments_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for scenes and outputs")
     parser.add_argument("--size", type=int, default=60000, help="PAN pixels along a side")
     parser.add_argument(
@@ -243,9 +236,7 @@ def arguments_of() -> argparse.Namespace:
         help="default: 4096 x 8192 in the middle; 3072,5632,4096,4096 of 60000 is met by no sample",
     )
     parser.add_argument("--whole", action="store_true", help="run all of it, instead of parts")
-    parser.add_argument(
-        "--heights", type=int, nargs="+", help="PAN rows, instead of a sparse scene"
-    )
+    parser.add_argument("--heights", type=int, nargs="+", help="PAN rows, instead of a sparse scene")
     parser.add_argument("--repeats", type=int, default=3, help="of every run, with --heights")
     parser.add_argument("--width", type=int, default=2048, help="PAN columns, with --heights")
     parser.add_argument("--methods", nargs="+", default=["brovey", "student"])

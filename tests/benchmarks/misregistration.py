@@ -27,25 +27,23 @@ from rasterio.crs import CRS
 from torch import Tensor
 from validate import COARSE_PAN, geometric_mean, prepare
 
-from uknowpan_cli.demo_scene import DemoScene, make_demo_scene, write_demo_scene
-from uknowpan_cli.opening import PairRequest, coregistered, open_request
-from uknowpan_cli.options import Coregister
-from uknowpan_cli.pictures import Stretch, enlarge, panels, stretch_from, write_png
-from uknowpan_cli.pipeline import SharpenOptions, sharpen_scene
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.metrics import ergas
-from uknowpan_models.pansharpener import Sharpener, load_sharpener
-from uknowpan_models.resample import box_mean, crop, cubic, decimate
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import Degradation, degrade_truth
-from uknowpan_tiling import OutputOptions
+from uknowpan.datasets.demo_scene import DemoScene, make_demo_scene, write_demo_scene
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.metrics.indices import ergas
+from uknowpan.models.resample import box_mean, crop, cubic, decimate
+from uknowpan.models.sharpeners import Sharpener, load_sharpener
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+from uknowpan.models.training.scenes import Scene, read_scenes
+from uknowpan.opening import PairRequest, coregistered, open_request
+from uknowpan.options import Coregister
+from uknowpan.pictures import Stretch, enlarge, panels, stretch_from, write_png
+from uknowpan.sharpening import SharpenOptions, sharpen_scene
+from uknowpan.tiling import OutputOptions
 
 Shift = tuple[float, float]
 
-SHIFTS: tuple[Shift, ...] = (
-    *((0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.4, -1.4), (2.0, 2.0), (-2.0, 1.0), (3.0, 3.0)),
-)
+SHIFTS: tuple[Shift, ...] = (*((0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.4, -1.4), (2.0, 2.0), (-2.0, 1.0), (3.0, 3.0)),)
 """(dy, dx) in PAN pixels: an MS pixel shows what PAN shows so far down and right of its place."""
 PLACED: Shift = (2.0, 2.0)
 """The one of them at which it is looked where brightness and colours lie."""
@@ -80,9 +78,7 @@ DEMO_KINDS: tuple[Variant, ...] = (
     *(("gsa", "off"), ("gsa", "shift"), ("gsa", WHOLE)),
     *(("brovey", "off"), ("brovey", "shift"), ("bicubic", "off")),
 )
-PICTURE_KINDS: tuple[Variant, ...] = (
-    *(("brovey", "off"), ("gsa", "off"), ("student", "off"), ("student", "shift")),
-)
+PICTURE_KINDS: tuple[Variant, ...] = (*(("brovey", "off"), ("gsa", "off"), ("student", "off"), ("student", "shift")),)
 
 
 @dataclass(frozen=True)
@@ -286,9 +282,7 @@ def mean_tables(tables: Mapping[str, Table]) -> Iterator[str]:
     yield "\nERGAS between the result and that without shift, mean of the scenes:\n"
     yield heading("method", columns[1:])
     for kind in KINDS:
-        cells = [
-            float(np.mean([t[s][kind].unshifted for t in tables.values()])) for s in SHIFTS[1:]
-        ]
+        cells = [float(np.mean([t[s][kind].unshifted for t in tables.values()])) for s in SHIFTS[1:]]
         yield f"| {title(kind)} | {' | '.join(f'{c:.2f}' for c in cells)} |"
     yield f"\nShare of a shift of {name_of(PLACED)} that is left, mean of the scenes:\n"
     yield heading("method", ["brightness", "colours"])
@@ -353,9 +347,7 @@ def main() -> None:
         return
     if arguments.scenes:
         tables = {}
-        print(
-            heading("scene | student", [name_of(s) for s in SHIFTS]).replace("|---", "|---|---", 1)
-        )
+        print(heading("scene | student", [name_of(s) for s in SHIFTS]).replace("|---", "|---|---", 1))
         for scene in read_scenes(arguments.scenes, "valid"):
             wanted = not arguments.only or scene.name in arguments.only.split(",")
             if wanted and measurable(scene):

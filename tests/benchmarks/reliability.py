@@ -30,12 +30,12 @@ from validate import (
     tell,
 )
 
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.pansharpener import Sharpener, load_sharpener, sharpen_array
-from uknowpan_models.psf import DETAIL_WINDOW
-from uknowpan_models.resample import box_mean
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.simulate import degrade_truth
+from uknowpan.models.blur import DETAIL_WINDOW
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.resample import box_mean
+from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import degrade_truth
+from uknowpan.models.training.scenes import Scene, read_scenes
 
 ONE_SIGMA = 0.683
 """As `validate.py --stamp` has it."""
@@ -117,10 +117,7 @@ def report(scene: Scene, sharpener: Sharpener) -> SceneReport:
             raise SystemExit(f"{sharpener.name} predicts no sigma")
         errors.append((done.hrms - gt).abs()[:, keep])
         sigmas.append(done.sigma[:, keep])
-    factors = [
-        float((e / s).flatten()[::7].quantile(ONE_SIGMA))
-        for e, s in zip(errors, sigmas, strict=True)
-    ]
+    factors = [float((e / s).flatten()[::7].quantile(ONE_SIGMA)) for e, s in zip(errors, sigmas, strict=True)]
     error, sigma = torch.cat(errors, 1), torch.cat(sigmas, 1)
     detail = gt - box_mean(gt[None], DETAIL_WINDOW * ratio // 2 * 2 + 1)[0]
     unit = detail[:, keep].std(1, keepdim=True)
@@ -234,9 +231,7 @@ def print_shape(reports: Sequence[SceneReport]) -> None:
     rows = [[s, *(f"{100 * column[s]:.1f}" for column in held)] for s in held[0]]
     rows.append(["mean of the sensors", *(f"{100 * fmean(c.values()):.1f}" for c in held)])
     table(("sensor: held, %, by nominal", *(f"{p:.1%}" for p in SHARES)), rows)
-    wide = [
-        fmean(per_sensor(reports, partial(SceneReport.needed, share=p)).values()) for p in SHARES
-    ]
+    wide = [fmean(per_sensor(reports, partial(SceneReport.needed, share=p)).values()) for p in SHARES]
     table(
         ("share of the pixels", *(f"{p:.1%}" for p in SHARES)),
         [

@@ -18,7 +18,7 @@ import rasterio
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from uknowpan_cli.pictures import enlarge, panels, stretch_from, write_png
+from uknowpan.pictures import enlarge, panels, stretch_from, write_png
 
 SIDE, ZOOM = 240, 2
 
@@ -80,7 +80,7 @@ def main() -> None:
         results = {}
         for name, option in (("uknowpan", "--model"), ("brovey", "--method")):
             target = arguments.out / f"{case.folder}_{case.pan}_{name}.tif"
-            command = [sys.executable, "-m", "uknowpan_cli", "sharpen", *map(str, files)]
+            command = [sys.executable, "-m", "uknowpan", "sharpen", *map(str, files)]
             command += ["-o", str(target), "--overwrite", "--coregister", "off", "-v"]
             chosen = arguments.model if name == "uknowpan" else name
             subprocess.run([*command, option, chosen], check=True)

@@ -15,23 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uknowpan_models.checkpoint import load_model
-from uknowpan_models.pancollection import (
-    PanCollectionDataset,
-    PanCollectionFile,
-    PatchBatches,
-    PatchSampler,
-)
-from uknowpan_models.presets import preset
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.stages import (
-    PatchData,
-    PriorStage,
-    TeacherStage,
-    patch_scores,
-    validation_patches,
-)
-from uknowpan_models.student_stages import StudentStage
+from uknowpan.models.checkpoints import load_model
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatches, PatchSampler
+from uknowpan.models.published.stages import PatchData, PriorStage, TeacherStage, patch_scores, validation_patches
+from uknowpan.models.published.uknow.student_stage import StudentStage
+from uknowpan.models.training.presets import preset
 
 FILES = ("pairs", "qb")
 COLUMNS = {"sam": "SAM", "ergas": "ERGAS", "psnr": "PSNR", "q2n": "Q4"}
@@ -131,10 +120,7 @@ def main() -> None:
     )
     table(
         "Ablations",
-        [
-            row(label, [scores_of(best(f"{name}-{seed}"), data) for seed in (0, 1)])
-            for label, name in ABLATIONS
-        ],
+        [row(label, [scores_of(best(f"{name}-{seed}"), data) for seed in (0, 1)]) for label, name in ABLATIONS],
     )
 
 

@@ -72,9 +72,7 @@ def write_file(path: Path, count: int) -> None:
     packed = [{k: zlib.compress(v.tobytes(), 4) for k, v in patch.items()} for patch in patches]
     with h5py.File(path, "w", libver="latest") as file:
         for name, shape in SHAPES.items():
-            stored = file.create_dataset(
-                name, (count, *shape), np.float64, chunks=(1, *shape), compression="gzip"
-            )
+            stored = file.create_dataset(name, (count, *shape), np.float64, chunks=(1, *shape), compression="gzip")
             for i in range(count):
                 stored.id.write_direct_chunk((i, 0, 0, 0), packed[i % len(packed)][name])
 
@@ -123,16 +121,13 @@ def watch(command: list[str], log: Path, interval: float = 0.2) -> Peak:
     return Peak(size, processes, time.monotonic() - began)
 
 
-def run_stage(
-    folder: Path, stage: str, steps: int, batch: int, workers: int, threads: int | None
-) -> Peak:
+def run_stage(folder: Path, stage: str, steps: int, batch: int, workers: int, threads: int | None) -> Peak:
     """Train a stage of the preset `lite` on the file in the folder; validates once, at the end."""
     config = folder / f"{stage}.toml"
     config.write_text(
-        f"[train]\niterations = {steps}\nbatch_size = {batch}\nworkers = {workers}\n"
-        f"validate_every = {steps}\n"
+        f"[train]\niterations = {steps}\nbatch_size = {batch}\nworkers = {workers}\nvalidate_every = {steps}\n"
     )
-    command = [sys.executable, "-m", "uknowpan_cli", "train", "--stage", stage, "-q"]
+    command = [sys.executable, "-m", "uknowpan", "train", "--stage", stage, "-q"]
     command += ["--preset", "lite", "--config", str(config), "--device", "cpu"]
     command += ["--data", str(folder / "train.h5"), "--max-value", "2047"]
     command += ["--out", str(folder / f"run-{stage}")]
@@ -141,15 +136,11 @@ def run_stage(
 
 
 def arguments_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=12.0, help="10^9 bytes, unpacked")
     parser.add_argument("--limit", type=float, default=4.0, help="10^9 bytes of memory")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--stages", nargs="+", choices=("prior", "fsa-s"), default=["prior", "fsa-s"]
-    )
+    parser.add_argument("--stages", nargs="+", choices=("prior", "fsa-s"), default=["prior", "fsa-s"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, help="default: one epoch")
     parser.add_argument("--threads", type=int, help="of the training process")
@@ -168,9 +159,7 @@ def main() -> None:
         write_file(folder / "train.h5", count)
         write_file(folder / "valid.h5", VALIDATION_SAMPLES)
         for stage in arguments.stages:
-            peak = run_stage(
-                folder, stage, steps, arguments.batch, arguments.workers, arguments.threads
-            )
+            peak = run_stage(folder, stage, steps, arguments.batch, arguments.workers, arguments.threads)
             above |= peak.size > arguments.limit * 1e9
             print(
                 f"{stage}, lite, batch {arguments.batch}, {arguments.workers} workers: file of "

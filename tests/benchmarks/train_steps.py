@@ -36,9 +36,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uknowpan_models.checkpoint import save_checkpoint
-from uknowpan_models.distillation import CachedDataset, CacheFile, FrozenTeacher, write_cache
-from uknowpan_models.pancollection import (
+from uknowpan.models.checkpoints import save_checkpoint
+from uknowpan.models.devices import tune_cpu
+from uknowpan.models.pancollection.file import (
     PanCollectionDataset,
     PanCollectionFile,
     PanCollectionWriter,
@@ -46,12 +46,12 @@ from uknowpan_models.pancollection import (
     PatchBatches,
     PatchSampler,
 )
-from uknowpan_models.presets import Settings, preset
-from uknowpan_models.runtime import tune_cpu
-from uknowpan_models.stages import PatchData, PriorStage, TeacherStage
-from uknowpan_models.student_stages import StudentStage
-from uknowpan_models.training import _Run
-from uknowpan_models.types import Condition, Denoised
+from uknowpan.models.published.stages import PatchData, PriorStage, TeacherStage
+from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile, FrozenTeacher, write_cache
+from uknowpan.models.published.uknow.student_stage import StudentStage
+from uknowpan.models.training.loop import _Run
+from uknowpan.models.training.presets import Settings, preset
+from uknowpan.models.types import Condition, Denoised
 
 SIZE, RATIO, FULL_SCALE = 64, 4, 2047.0
 
@@ -300,9 +300,7 @@ def digits(seconds: float | None) -> str:
 
 
 def arguments_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int, default=5, help="measured steps of either kind")
@@ -346,8 +344,7 @@ def main() -> None:
                 rows.append(row)
                 times = " | ".join(map(digits, (row.seconds, row.plain, row.conditioned)))
                 print(
-                    f"| {row.name} | {row.bands} | {row.parameters:,} | {times} | "
-                    f"{row.memory_mb:.0f} |",
+                    f"| {row.name} | {row.bands} | {row.parameters:,} | {times} | {row.memory_mb:.0f} |",
                     flush=True,
                 )
     if arguments.json:

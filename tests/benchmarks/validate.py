@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from uknowpan_models.checkpoint import find_checkpoint, load_model, save_checkpoint
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.data import Scene, read_scenes
-from uknowpan_models.metrics import ergas, psnr, sam
-from uknowpan_models.pansharpener import Sharpener, StudentSharpener, load_sharpener, sharpen_array
-from uknowpan_models.psf import estimate_psf
-from uknowpan_models.simulate import Degradation, degrade_truth
+from uknowpan.models.blur import estimate_psf
+from uknowpan.models.checkpoints import find_checkpoint, load_model, save_checkpoint
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.metrics.indices import ergas, psnr, sam
+from uknowpan.models.sharpeners import Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+from uknowpan.models.training.scenes import Scene, read_scenes
 
 COARSE_PAN = ("Landsat", "Sentinel")
 """Sensors whose MS pixel is two PAN pixels."""
@@ -90,9 +90,7 @@ def prepare(scene: Scene, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
     return gt, pan
 
 
-def score(
-    sharpener: Sharpener, pan: torch.Tensor, ms: torch.Tensor, gt: torch.Tensor, ratio: int
-) -> Score:
+def score(sharpener: Sharpener, pan: torch.Tensor, ms: torch.Tensor, gt: torch.Tensor, ratio: int) -> Score:
     """Sharpen and compare, the border left out."""
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     done = sharpen_array(sharpener, pan, ms)
@@ -121,9 +119,7 @@ def softness_of(scene: Scene, ratio: int) -> float:
     return estimate_psf([(pan, gt)], 1).sigma
 
 
-def measure(
-    scenes: Sequence[Scene], methods: dict[str, Sharpener], softness: str = "own"
-) -> Iterator[Row]:
+def measure(scenes: Sequence[Scene], methods: dict[str, Sharpener], softness: str = "own") -> Iterator[Row]:
     """Every scene, every degradation, every method."""
     for scene in scenes:
         ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
@@ -208,9 +204,7 @@ def main() -> None:
         stamp(models[0], arguments.stamp, seen, unseen, scenes)
 
 
-def stamp(
-    model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], scenes: Sequence[Scene]
-) -> None:
+def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], scenes: Sequence[Scene]) -> None:
     """Write the model with its scores; 1-sigma is rescaled so that 68 % of the pixels are within.
 
     The scale is a quantile over the very validation scenes, so the coverage printed for them

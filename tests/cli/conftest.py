@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import Outcome, Run, write_tiny_model
 
-from uknowpan_cli.main import app
+from uknowpan.commands.main import app
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from rasters import RasterPair
 
-from uknowpan_models.checkpoint import Card, save_checkpoint
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.network import FSAStudentLite, LiteConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_tiny_model(path: Path, bands: int | None = None, **changes: object) ->
 
 STOPPING = """
 import os, signal
-from uknowpan_tiling import StripStore
+from uknowpan.tiling import StripStore
 put, done = StripStore.put, []
 def stopping(self, index, rows):
     put(self, index, rows)
@@ -80,7 +80,7 @@ def spawn(
 
     done = subprocess.run(
         [
-            *(sys.executable, "-c", f"{before}\nfrom uknowpan_cli.main import main\nmain()"),
+            *(sys.executable, "-c", f"{before}\nfrom uknowpan.commands.main import main\nmain()"),
             *map(str, arguments),
         ],
         capture_output=True,

@@ -16,7 +16,7 @@ import pytest
 import rasterio
 from running import MakePair, Run
 
-from uknowpan_cli.batch_report import merged_report
+from uknowpan.archive.report import merged_report
 
 PAGE = Path(__file__).parents[2] / "docs" / "archives.md"
 RECIPES = PAGE.parent / "recipes" / "archives"
@@ -135,9 +135,7 @@ def check_shards(folder: Path, count: int, expected: Mapping[str, bytes]) -> Non
     names = {path.name for path in folder.glob("report*.jsonl")}
     assert names <= {f"report-{k}-of-{count}.jsonl" for k in range(1, count + 1)}
     assert len(names) > 1
-    lines = [
-        json.loads(line) for name in names for line in (folder / name).read_text().splitlines()
-    ]
+    lines = [json.loads(line) for name in names for line in (folder / name).read_text().splitlines()]
     assert sorted((line["id"], line["status"]) for line in lines) == [(n, "done") for n in SCENES]
     assert results(folder) == expected
 
@@ -151,9 +149,7 @@ def test_plain(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path:
     assert results(tmp_path / "out") == expected
 
 
-def test_xargs(
-    shell: Shell, make_pair: MakePair, scenes: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_xargs(shell: Shell, make_pair: MakePair, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """For real, on two scenes, one of them with a name that shells stumble over; what is there is
     not made again."""
     source, output = tmp_path / "in put", tmp_path / "out put"
@@ -161,7 +157,7 @@ def test_xargs(
     for name, copied in (("s0", "s0"), ("s1", "s 1'")):
         for kind in ("pan", "ms"):
             shutil.copy(tmp_path / f"{name}_{kind}.tif", source / f"{copied}_{kind}.tif")
-    shell.real("uknowpan", "uknowpan_cli")
+    shell.real("uknowpan", "uknowpan")
     command = ("bash", RECIPES / "xargs.sh", source, output, *OPTIONS)
     shell.run(*command, JOBS="2")
     assert results(output) == {
@@ -249,11 +245,9 @@ def test_torchrun(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_pa
     importlib.util.find_spec("distributed") is None,
     reason="distributed is not installed (uknowpan[dask])",
 )
-def test_dask_scheduler(
-    shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_dask_scheduler(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """For real, with one worker; nothing of it stays."""
-    shell.real("uknowpan", "uknowpan_cli")
+    shell.real("uknowpan", "uknowpan")
     shell.real("dask", "dask")
     output = tmp_path / "out"
     shell.run(
@@ -291,7 +285,7 @@ def test_dask_local(shell: Shell, scenes: Path, tmp_path: Path) -> None:
 def test_snakemake(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     if shutil.which("snakemake") is None:
         pytest.skip("Snakemake is not installed")
-    shell.real("uknowpan", "uknowpan_cli")
+    shell.real("uknowpan", "uknowpan")
     config = (f"in={tmp_path}", f"out={tmp_path / 'out'}", f"options={' '.join(OPTIONS)}")
     shell.run(
         *("snakemake", "-s", RECIPES / "Snakefile", "--cores", 2, "-d", tmp_path / "work"),

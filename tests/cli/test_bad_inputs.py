@@ -20,9 +20,9 @@ from rasters import ORIGIN, RasterPair, write_raster
 from running import MakePair, Outcome, Run, spawn, write_tiny_model
 from torch import Tensor
 
-from uknowpan_cli import pipeline
-from uknowpan_models.pansharpener import StudentSharpener
-from uknowpan_tiling import SceneWriter, StripStore
+from uknowpan import sharpening as pipeline
+from uknowpan.models.sharpeners import StudentSharpener
+from uknowpan.tiling import SceneWriter, StripStore
 
 Arguments = Sequence[object]
 
@@ -266,9 +266,7 @@ def plain(*more: object, **options: object) -> Callable[[Bench], Arguments]:
     return lambda bench: bench.typed(*more, **options)
 
 
-def spoiled(
-    which: str, change: Callable[[Path], None], **options: object
-) -> Callable[[Bench], Arguments]:
+def spoiled(which: str, change: Callable[[Path], None], **options: object) -> Callable[[Bench], Arguments]:
     return lambda bench: bench.replaced(which, change, **options)
 
 
@@ -527,9 +525,7 @@ def test_disk_full_while_strips_are_kept(make_pair: MakePair, tmp_path: Path) ->
     assert listing(tmp_path) == before
 
 
-def test_disk_full_while_the_file_is_written(
-    uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_disk_full_while_the_file_is_written(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     """The strips survive it, so that `--resume` has only to write."""
     pair = make_pair(noise=50)
     output = tmp_path / "out.tif"
@@ -657,9 +653,7 @@ def test_interrupted_before_the_first_strip(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(StripStore, "put", interrupted)
-    outcome = uknowpan(
-        "sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model
-    )
+    outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model)
     assert outcome.code == 130
     only_sentence(outcome, "Interrupted before")
     assert listing(tmp_path) == before
@@ -738,9 +732,7 @@ def test_memory_shortage_backs_off(
 # What looks bad and must work ----------------------------------------------------------------
 
 
-def test_some_nan_and_inf(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_some_nan_and_inf(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(dtype="float32")
     for path, values in ((pair.pan, (np.nan, np.inf)), (pair.ms[0], (-np.inf, np.nan))):
         with rasterio.open(path, "r+") as dataset:
@@ -760,9 +752,7 @@ def test_some_nan_and_inf(
     assert np.isfinite(values[:, ~holes]).all()
 
 
-def test_ratio_four_and_a_half(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_ratio_four_and_a_half(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """Worked on at ratio 4, the MS resampled, and said so."""
     pair = make_pair(ratio=4.5)
     output = tmp_path / "out.tif"
@@ -772,9 +762,7 @@ def test_ratio_four_and_a_half(
     assert read(output).shape == (4, *pair.pan_values.shape)
 
 
-def test_names_with_blanks_and_letters(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_names_with_blanks_and_letters(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(name="Sète, été 2024 (сцена) 场景")
     output = tmp_path / "Ergebnis für Köln.tif"
     outcome = uknowpan(
@@ -797,16 +785,12 @@ def test_relative_paths_and_dashes(
 ) -> None:
     make_pair(name="-x")
     monkeypatch.chdir(tmp_path)
-    outcome = uknowpan(
-        "sharpen", "-o", "out.tif", "--model", tiny_model, "--", "-x_pan.tif", "-x_ms.tif"
-    )
+    outcome = uknowpan("sharpen", "-o", "out.tif", "--model", tiny_model, "--", "-x_pan.tif", "-x_ms.tif")
     assert outcome.code == 0, outcome.stderr
     assert outcome.stdout == "out.tif\n"
 
 
-def test_gdal_debugging_spares_stdout(
-    make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_gdal_debugging_spares_stdout(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """CPL_DEBUG of the user's must not get into what a script reads."""
     pair = make_pair()
     outcome = spawn(

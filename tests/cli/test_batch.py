@@ -16,12 +16,13 @@ import torch
 from rasters import RasterPair
 from running import STOPPING, MakePair, Outcome, Run, spawn
 
-from uknowpan_cli import batch_run, pipeline
-from uknowpan_cli.batch_report import append_line, merged_report
-from uknowpan_cli.batch_scenes import Scene, Shard
-from uknowpan_cli.opening import PairRequest
-from uknowpan_cli.scene_job import MethodRequest, SceneRequest
-from uknowpan_tiling import OutputError, StripStore
+from uknowpan import sharpening as pipeline
+from uknowpan.archive import run as batch_run
+from uknowpan.archive.manifest import Scene, Shard
+from uknowpan.archive.report import append_line, merged_report
+from uknowpan.opening import PairRequest
+from uknowpan.scene_job import MethodRequest, SceneRequest
+from uknowpan.tiling import OutputError, StripStore
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +78,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def lines(folder: Path) -> list[dict]:
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob("report*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
+    return [json.loads(line) for path in sorted(folder.glob("report*.jsonl")) for line in path.read_text().splitlines()]
 
 
 def names(folder: Path) -> list[str]:
@@ -97,9 +94,7 @@ def touch_again(path: str) -> None:
 # Good scenes --------------------------------------------------------------------------------------
 
 
-def test_patterns_from_file_to_file(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_patterns_from_file_to_file(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """What `sharpen` makes of each scene, with sigma, tags and sidecar; stdout is the paths."""
     for name in ("a", "b"):
         make_pair(name=name, separate=name == "b", noise=20)
@@ -151,9 +146,7 @@ def test_shards_make_what_one_process_makes(archive: Archive, tiny_model: Path) 
     assert len(set(results(whole).values())) == 10
     assert {p.name for p in parts.glob("*.jsonl")} == {f"report-{k}-of-2.jsonl" for k in (1, 2)}
     assert lines(parts) == sorted(printed, key=lambda line: Shard(1, 2).has(line["id"]) is False)
-    assert archive.uknowpan(*words, "-o", whole, "--shard", "2/2").stdout.count("\n") in range(
-        1, 10
-    )
+    assert archive.uknowpan(*words, "-o", whole, "--shard", "2/2").stdout.count("\n") in range(1, 10)
 
 
 def test_line_of_the_report(archive: Archive) -> None:
@@ -385,8 +378,7 @@ def test_other_inputs_or_options(words: Sequence[object] | str, archive: Archive
     (line,) = [line for line in lines(output) if line["status"] == "failed"]
     assert line["code"] == 4
     assert line["message"] == (
-        f"{output}/a_sharp.tif was made from other inputs or options ({changed}); "
-        "--overwrite replaces it."
+        f"{output}/a_sharp.tif was made from other inputs or options ({changed}); --overwrite replaces it."
     )
     assert (output / "a_sharp.tif").read_bytes() == before
     assert archive.run(output, *words, "--dry-run").code == 7
@@ -402,9 +394,7 @@ def test_sidecar_is_not_needed(archive: Archive) -> None:
     assert archive.run(output).code == 0
     (output / "a_sharp.tif.json").unlink()
     assert archive.run(output, "--method", "gsa").code == 7
-    assert lines(output)[-1]["message"].endswith(
-        "other inputs or options; --overwrite replaces it."
-    )
+    assert lines(output)[-1]["message"].endswith("other inputs or options; --overwrite replaces it.")
 
 
 def test_threads_and_batches_do_not_matter(archive: Archive) -> None:
@@ -412,9 +402,7 @@ def test_threads_and_batches_do_not_matter(archive: Archive) -> None:
     output = archive.folder / "out"
     assert archive.run(output).code == 0
     batch_run.load_method.cache_clear()
-    assert (
-        archive.run(output, "--batch-size", 3, "--num-threads", torch.get_num_threads()).code == 0
-    )
+    assert archive.run(output, "--batch-size", 3, "--num-threads", torch.get_num_threads()).code == 0
     assert [line["status"] for line in lines(output)] == ["done", "skipped"]
 
 
@@ -445,9 +433,7 @@ def test_interrupted(archive: Archive, tiny_model: Path, monkeypatch: pytest.Mon
     assert archive.uknowpan(*common, undisturbed).code == 0
     stopped = spawn(*common, output, before=STOPPING.format(strips=5, name="SIGTERM"))
     assert stopped.code == 130
-    assert stopped.stderr.endswith(
-        "error: Interrupted after 1 of 3 scenes; the same command goes on from there.\n"
-    )
+    assert stopped.stderr.endswith("error: Interrupted after 1 of 3 scenes; the same command goes on from there.\n")
     assert len(list((output / "b_sharp.tif.part").glob("image-*.npy"))) == 2
     put, made = StripStore.put, []
 
@@ -490,9 +476,7 @@ def test_dry_run(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("batch", manifest, "--method", "gsa", "-o", output)
     outcome = archive.uknowpan(*words, "--dry-run")
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert outcome.stdout == (
-        f"a: to do: {output}/a_sharp.tif\nb: to do: {output}/deep/down/b.tif\n"
-    )
+    assert outcome.stdout == (f"a: to do: {output}/a_sharp.tif\nb: to do: {output}/deep/down/b.tif\n")
     assert names(archive.folder) == before
     monkeypatch.undo()
     assert archive.uknowpan(*words, "--shard", "none").code == 0
@@ -581,7 +565,7 @@ def test_scene_without_a_command(archive: Archive) -> None:
 
 
 def test_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    from uknowpan_cli.batch import _own_device
+    from uknowpan.commands.batch import _own_device
 
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

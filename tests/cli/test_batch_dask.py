@@ -16,9 +16,11 @@ import rasterio
 import torch
 from running import MakePair, Run
 
-from uknowpan_cli import batch, batch_dask, batch_run
-from uknowpan_cli.batch_report import append_line, merged_report
-from uknowpan_cli.scene_job import MethodRequest
+from uknowpan.archive import cluster as batch_dask
+from uknowpan.archive import run as batch_run
+from uknowpan.archive.report import append_line, merged_report
+from uknowpan.commands import batch
+from uknowpan.scene_job import MethodRequest
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None,
@@ -61,7 +63,7 @@ def names(folder: Path) -> list[str]:
 
 DEADLY = """
 import os, signal
-from uknowpan_tiling import StripStore
+from uknowpan.tiling import StripStore
 put = getattr(StripStore.put, "before", StripStore.put)
 def deadly(self, index, rows):
     if "deadly" in self.folder.name:
@@ -73,9 +75,7 @@ StripStore.put = deadly
 
 
 @needs_dask
-def test_local_cluster(
-    words: tuple[object, ...], uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     """Two processes make the same bits as one; a scene that cannot be opened and one that kills
     its worker have failed, the others do not mind."""
     import dask
@@ -104,9 +104,7 @@ def test_local_cluster(
     assert (last["broken"]["code"], last["deadly"]["code"]) == (3, 1)
     assert "broken_ms.tif cannot be opened as a raster" in last["broken"]["message"]
     assert re.match("Attempted to run task .*deadly", last["deadly"]["message"])
-    assert re.search(
-        r"^\d/8 [a-f]: done in [\d.]+ s, [\d.e-]+ Mpx/s, \d+ MB$", outcome.stderr, re.M
-    )
+    assert re.search(r"^\d/8 [a-f]: done in [\d.]+ s, [\d.e-]+ Mpx/s, \d+ MB$", outcome.stderr, re.M)
     assert re.search("INFO: f: .*cubic", outcome.stderr)  # what a worker says comes here
 
 
@@ -114,7 +112,7 @@ def test_local_cluster(
 
 MORTAL = """
 import os, signal, time
-from uknowpan_tiling import StripStore
+from uknowpan.tiling import StripStore
 put = getattr(StripStore.put, "before", StripStore.put)
 def mortal(self, index, rows):
     put(self, index, rows)
@@ -236,8 +234,7 @@ def test_deaths(
     outcome = uknowpan(*words, other, "--dask", cluster.address)
     assert outcome.code == 3
     assert outcome.stderr.splitlines()[-1] == (
-        "uknowpan: error: The Dask scheduler is gone, or has dropped this batch; the same command "
-        "goes on."
+        "uknowpan: error: The Dask scheduler is gone, or has dropped this batch; the same command goes on."
     )
     assert "Traceback" not in outcome.stderr
 

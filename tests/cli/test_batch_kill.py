@@ -10,12 +10,12 @@ import pytest
 import rasterio
 from running import MakePair, Run, spawn
 
-from uknowpan_cli.batch_report import merged_report
+from uknowpan.archive.report import merged_report
 
 COUNTING = """
 import os, signal, sys
-OURS = ("uknowpan_cli.batch", "uknowpan_cli.pipeline", "uknowpan_tiling.strips",
-        "uknowpan_tiling.write")
+OURS = ("uknowpan.commands.batch", "uknowpan.sharpening", "uknowpan.tiling.strips",
+        "uknowpan.tiling.output")
 calls = 0
 def count(frame, event, argument):
     global calls
@@ -43,9 +43,7 @@ def pixels(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["gtiff", "cog"])
-def test_killed_at_random(
-    format: str, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_killed_at_random(format: str, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """Whatever a kill leaves, outputs are whole or not there, and the same command makes them
     all, without a trace of what went before."""
     for name in "abc":

@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uknowpan_cli.batch_scenes import (
-    Entry,
-    Scene,
-    Shard,
-    by_patterns,
-    choose_shard,
-    read_manifest,
-    scenes_of,
-)
-from uknowpan_cli.options import Failed
+from uknowpan.archive.manifest import Entry, Scene, Shard, by_patterns, choose_shard, read_manifest, scenes_of
+from uknowpan.errors import UsageError
 
 
 @pytest.fixture
@@ -59,17 +51,13 @@ def test_csv(tmp_path: Path) -> None:
         ',/vsis3/bucket/m.tif,/abs/p.tif,2024/x.tif,\n,"sub/m.tif,band=2",q.tif\n'
     )
     first, second, third = read_manifest(written(tmp_path, text))
-    assert first == Entry(
-        f"{tmp_path}/a,b_pan.tif", (f"{tmp_path}/m1.tif", f"{tmp_path}/m2.tif"), "a_b_pan", "7"
-    )
+    assert first == Entry(f"{tmp_path}/a,b_pan.tif", (f"{tmp_path}/m1.tif", f"{tmp_path}/m2.tif"), "a_b_pan", "7")
     assert second == Entry("/abs/p.tif", ("/vsis3/bucket/m.tif",), "p", None, "2024/x.tif")
     assert third == Entry(f"{tmp_path}/q.tif", (f"{tmp_path}/sub/m.tif,band=2",), "q")
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    text = (
-        '{"pan": "p.tif", "ms": ["a;1.tif", "b.tif"], "id": 5}\n\n{"ms": "m.tif", "pan": "q.tif"}'
-    )
+    text = '{"pan": "p.tif", "ms": ["a;1.tif", "b.tif"], "id": 5}\n\n{"ms": "m.tif", "pan": "q.tif"}'
     first, second = read_manifest(written(tmp_path, text))
     assert (first.id, first.ms) == ("5", (f"{tmp_path}/a;1.tif", f"{tmp_path}/b.tif"))
     assert second == Entry(f"{tmp_path}/q.tif", (f"{tmp_path}/m.tif",), "q")
@@ -105,11 +93,11 @@ def test_stdin(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_bad_manifests(text: str | bytes, says: str, tmp_path: Path) -> None:
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(UsageError) as failure:
         read_manifest(written(tmp_path, text))
     assert failure.value.exit_code == 2
-    assert re.search(says, failure.value.message), failure.value.message
-    assert "\n" not in failure.value.message
+    assert re.search(says, str(failure.value)), str(failure.value)
+    assert "\n" not in str(failure.value)
 
 
 def test_incomplete_rows_may_be_left_out(tmp_path: Path, told: list[str]) -> None:
@@ -157,11 +145,10 @@ def test_folders(tmp_path: Path) -> None:
 def test_scenes_without_partner(tmp_path: Path) -> None:
     touched(tmp_path, "a_pan.tif", "a_ms.tif", "b_pan.tif", "c_ms.tif")
     patterns = (f"{tmp_path}/*_pan.tif", f"{tmp_path}/*_ms.tif")
-    with pytest.raises(Failed, match="2") as failure:
+    with pytest.raises(UsageError, match="2") as failure:
         by_patterns(*patterns)
-    assert failure.value.message == (
-        f"2 scenes have no partner: {tmp_path}/b_pan.tif, {tmp_path}/c_ms.tif; "
-        "--skip-missing goes on without."
+    assert str(failure.value) == (
+        f"2 scenes have no partner: {tmp_path}/b_pan.tif, {tmp_path}/c_ms.tif; --skip-missing goes on without."
     )
     assert keys(tmp_path, "*_pan.tif", "*_ms.tif", skip_missing=True) == {"a": ["a_ms.tif"]}
 
@@ -176,10 +163,10 @@ def test_scenes_without_partner(tmp_path: Path) -> None:
 )
 def test_bad_patterns(pan: str, ms: str, says: str, tmp_path: Path) -> None:
     touched(tmp_path, "a_pan.tif", "a_pam.tif", "a_ms.tif")
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(UsageError) as failure:
         by_patterns(f"{tmp_path}/{pan}", f"{tmp_path}/{ms}")
     assert failure.value.exit_code == 2
-    assert re.search(says, failure.value.message), failure.value.message
+    assert re.search(says, str(failure.value)), str(failure.value)
 
 
 # Outputs ------------------------------------------------------------------------------------------
@@ -192,9 +179,7 @@ def test_outputs(tmp_path: Path) -> None:
         Entry("/in/r", ("/in/m",), "d", output="2024/d.tif"),
     ]
     scenes = scenes_of(entries, tmp_path, "_ps")
-    assert scenes[0] == Scene(
-        "a", "/in/p", ("/in/m",), f"{tmp_path}/a_ps.tif", f"{tmp_path}/a_sigma.tif"
-    )
+    assert scenes[0] == Scene("a", "/in/p", ("/in/m",), f"{tmp_path}/a_ps.tif", f"{tmp_path}/a_sigma.tif")
     assert (scenes[1].id, scenes[1].output) == ("../b c", f"{tmp_path}/_b_c_ps.tif")
     assert scenes[2].output == f"{tmp_path}/2024/d.tif"
     assert scenes[2].sigma == f"{tmp_path}/2024/d_sigma.tif"
@@ -212,13 +197,12 @@ def test_outputs(tmp_path: Path) -> None:
 )
 def test_clashes(entries: list[Entry], suffix: str, says: str, tmp_path: Path) -> None:
     entries = [
-        Entry(e.pan, tuple(m.replace("OUT", str(tmp_path)) for m in e.ms), e.key, e.id, e.output)
-        for e in entries
+        Entry(e.pan, tuple(m.replace("OUT", str(tmp_path)) for m in e.ms), e.key, e.id, e.output) for e in entries
     ]
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(UsageError) as failure:
         scenes_of(entries, tmp_path, suffix, uncertainty=True)
     assert failure.value.exit_code == 2
-    assert re.search(says, failure.value.message), failure.value.message
+    assert re.search(says, str(failure.value)), str(failure.value)
 
 
 # Shards -------------------------------------------------------------------------------------------
@@ -256,18 +240,12 @@ SCHEDULERS = ["slurm", "slurm without count", "aws", "kubernetes", "torchrun"]
     low=st.integers(0, 50),
     step=st.integers(1, 7),
 )
-def test_every_scene_is_in_one_shard(
-    ids: list[str], scheduler: str, count: int, low: int, step: int
-) -> None:
+def test_every_scene_is_in_one_shard(ids: list[str], scheduler: str, count: int, low: int, step: int) -> None:
     if scheduler == "--shard":
         shards = [choose_shard(f"{k}/{count}", {"RANK": "x"}) for k in range(1, count + 1)]
     else:
-        shards = [
-            choose_shard("auto", environment(scheduler, k, count, low, step)) for k in range(count)
-        ]
-    assert [(shard.index, shard.count) for shard in shards] == [
-        (k, count) for k in range(1, count + 1)
-    ]
+        shards = [choose_shard("auto", environment(scheduler, k, count, low, step)) for k in range(count)]
+    assert [(shard.index, shard.count) for shard in shards] == [(k, count) for k in range(1, count + 1)]
     assert [sum(shard.has(name) for shard in shards) for name in ids] == [1] * len(ids)
     names = {shard.suffix for shard in shards}
     assert names == ({""} if count == 1 else {f"-{k}-of-{count}" for k in range(1, count + 1)})
@@ -303,10 +281,10 @@ def test_shards_stay_what_they_are() -> None:
     ],
 )
 def test_bad_shards(text: str, found: Mapping[str, str], says: str) -> None:
-    with pytest.raises(Failed) as failure:
+    with pytest.raises(UsageError) as failure:
         choose_shard(text, found)
     assert failure.value.exit_code == 2
-    assert re.search(says, failure.value.message), failure.value.message
+    assert re.search(says, str(failure.value)), str(failure.value)
 
 
 def test_who_wins(told: list[str]) -> None:

@@ -15,8 +15,8 @@ from rasters import write_raster
 from running import MakePair, Run
 from safetensors.numpy import load_file
 
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
-from uknowpan_models.student_stages import GenericStudentStage
+from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.published.uknow.student_stage import GenericStudentStage
 
 COMMANDS = ["sharpen", "info", "demo", "train", "pack", "models"]
 MODEL_COMMANDS = ["list", "show", "verify"]
@@ -118,9 +118,7 @@ def test_info_json_has_no_nan(uknowpan: Run, make_pair: MakePair, tiny_model: Pa
     assert facts["may_have_invalid"] is True
 
 
-def test_info_of_a_pair_no_model_serves(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path
-) -> None:
+def test_info_of_a_pair_no_model_serves(uknowpan: Run, make_pair: MakePair, tiny_model: Path) -> None:
     pair = make_pair(ratio=8, ms_shape=(12, 12))
     outcome = uknowpan("info", pair.pan, *pair.ms, "--model", tiny_model)
     assert outcome.code == 0
@@ -255,9 +253,7 @@ def test_train_dry_run(uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
         (None, "cannot be read"),
     ],
 )
-def test_train_refuses_configs(
-    text: str | None, says: str, uknowpan: Run, tmp_path: Path, scenes: Path
-) -> None:
+def test_train_refuses_configs(text: str | None, says: str, uknowpan: Run, tmp_path: Path, scenes: Path) -> None:
     path = tmp_path / "config.toml"
     if text is not None:
         path.write_text(text)
@@ -307,9 +303,7 @@ def test_train_interrupted_and_resumed(
         outcome = uknowpan(*common, "--out", broken)
     assert outcome.code == 130
     assert outcome.stdout == ""
-    assert re.fullmatch(
-        r"uknowpan: error: stopped after step 1; --resume goes on from there\n", outcome.stderr
-    )
+    assert re.fullmatch(r"uknowpan: error: stopped after step 1; --resume goes on from there\n", outcome.stderr)
     assert not (broken / "best.safetensors").exists()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
@@ -329,9 +323,7 @@ def test_train_interrupted_and_resumed(
     assert uknowpan("models", "verify", broken / "best.safetensors").code == 0
 
 
-def test_train_goes_on_only_as_configured(
-    uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
-) -> None:
+def test_train_goes_on_only_as_configured(uknowpan: Run, tmp_path: Path, config: Path, scenes: Path) -> None:
     out = tmp_path / "my model"
     common = ("train", "--data", scenes, "--out", out, "-q", "-j", 1, "--config", config)
     assert uknowpan(*common, "--device", "cpu").code == 0
@@ -347,22 +339,16 @@ def test_train_goes_on_only_as_configured(
     assert card["name"] == "my model"
     training = card["training"]
     assert training["seed"] == 0
-    assert training["command"] == (
-        "uknowpan train --stage fsa-s --data scenes.h5 --out 'my model' --config tiny.toml"
-    )
+    assert training["command"] == ("uknowpan train --stage fsa-s --data scenes.h5 --out 'my model' --config tiny.toml")
     assert training["scenes_by_licence"] == {"none": ["scene-train"]}
     assert training["validation_scenes_by_licence"] == {"none": ["scene-valid"]}
     assert training["code_version"] in uknowpan("--version").stdout
     assert str(tmp_path) not in json.dumps(card)
 
 
-def test_train_from_other_weights(
-    uknowpan: Run, tmp_path: Path, config: Path, scenes: Path, tiny_model: Path
-) -> None:
+def test_train_from_other_weights(uknowpan: Run, tmp_path: Path, config: Path, scenes: Path, tiny_model: Path) -> None:
     out = tmp_path / "run"
-    outcome = uknowpan(
-        *("train", "--data", scenes, "--out", out, "--config", config, "--init", tiny_model)
-    )
+    outcome = uknowpan(*("train", "--data", scenes, "--out", out, "--config", config, "--init", tiny_model))
     assert outcome.code == 5
     assert re.fullmatch(
         r"uknowpan: error: the weights of .* deep_width 8 \(here 4\)\) do not fit.*\n",
@@ -371,9 +357,7 @@ def test_train_from_other_weights(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("device", "says"), [("tpu", "takes auto, cpu, cuda"), ("cuda:99", "PyTorch sees")]
-)
+@pytest.mark.parametrize(("device", "says"), [("tpu", "takes auto, cpu, cuda"), ("cuda:99", "PyTorch sees")])
 def test_train_refuses_devices(
     device: str, says: str, uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
 ) -> None:
@@ -392,7 +376,7 @@ HEADER = "name,kind,pan,ms,sensor,licence,split,weight\n"
 
 
 def test_pack_makes_what_train_reads(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
-    from uknowpan_models.data import read_scenes
+    from uknowpan.models.training.scenes import read_scenes
 
     make_pair(ms_shape=(48, 40))
     recipe, output = tmp_path / "recipe.csv", tmp_path / "scenes.h5"
@@ -429,9 +413,7 @@ def test_pack_makes_what_train_reads(uknowpan: Run, make_pair: MakePair, tmp_pat
         (b"\xff\xfe\x00", "is no recipe"),
     ],
 )
-def test_pack_refuses(
-    text: str | bytes, says: str, uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_pack_refuses(text: str | bytes, says: str, uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     make_pair()
     recipe = tmp_path / "recipe.csv"
     recipe.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -463,9 +445,7 @@ def pack_one(uknowpan: Run, tmp_path: Path) -> PackOne:
 
 
 @pytest.mark.parametrize("offset", [(32, 24), (-32, -24), (30, -25), (-3, 7)])
-def test_pack_where_the_pan_sticks_out(
-    offset: tuple[int, int], pack_one: PackOne, make_pair: MakePair
-) -> None:
+def test_pack_where_the_pan_sticks_out(offset: tuple[int, int], pack_one: PackOne, make_pair: MakePair) -> None:
     """On every side, MS pixels that the PAN covers wholly are the truth, and PAN lies on them."""
     pair = make_pair(ms_shape=(48, 40), pan_shape=(192, 160), offset=offset)
     gt, pan, _ = pack_one("pair", "scene_pan.tif", "scene_ms.tif")
@@ -481,9 +461,7 @@ def test_pack_where_the_pan_sticks_out(
 
 @pytest.mark.parametrize("mask", [None, "mask", "alpha"])
 @pytest.mark.parametrize("kind", ["pair", "ms"])
-def test_pack_leaves_invalid_pixels_out(
-    kind: str, mask: str | None, pack_one: PackOne, make_pair: MakePair
-) -> None:
+def test_pack_leaves_invalid_pixels_out(kind: str, mask: str | None, pack_one: PackOne, make_pair: MakePair) -> None:
     holes = np.zeros((48, 40), bool)
     holes[20, 3] = holes[:, 38:] = True
     pan_holes = np.zeros((192, 160), bool)
@@ -500,9 +478,7 @@ def test_pack_leaves_invalid_pixels_out(
     assert (pan is None) == (kind == "ms")
 
 
-def test_pack_with_a_nodata_value_that_the_files_do_not_say(
-    uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_pack_with_a_nodata_value_that_the_files_do_not_say(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     holes = np.zeros((48, 40), bool)
     holes[40:] = True
     pair = make_pair(ms_shape=(48, 40), holes=holes, nodata=0)
@@ -522,9 +498,7 @@ def test_pack_with_a_nodata_value_that_the_files_do_not_say(
 
 
 @pytest.mark.parametrize("kind", ["reduced", "ms"])
-def test_pack_takes_bands_in_files_of_their_own(
-    kind: str, pack_one: PackOne, make_pair: MakePair
-) -> None:
+def test_pack_takes_bands_in_files_of_their_own(kind: str, pack_one: PackOne, make_pair: MakePair) -> None:
     holes = np.zeros((40, 32), bool)
     holes[:5] = True
     pair = make_pair(ratio=1, ms_shape=(40, 32), bands=3, separate=True, holes=holes, nodata=0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from uknowpan_cli import demo_scene
-from uknowpan_cli.demo_scene import BANDS, COVER, DemoScene, make_demo_scene, write_demo_scene
+from uknowpan.datasets import demo_scene
+from uknowpan.datasets.demo_scene import BANDS, COVER, DemoScene, make_demo_scene, write_demo_scene
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from running import spawn
 
-from uknowpan_cli.stopping import stop_requests
-from uknowpan_models import prior, teacher
-from uknowpan_models.checkpoint import Card, save_checkpoint, sha256
-from uknowpan_models.distillation import CacheFile, FrozenTeacher, part_of
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.pancollection import PanCollectionFile
+from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
+from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.published.uknow import prior, teacher
+from uknowpan.models.published.uknow.distillation import CacheFile, FrozenTeacher, part_of
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.stopping import stop_requests
 
 
 @pytest.fixture(scope="module")

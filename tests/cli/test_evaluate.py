@@ -14,12 +14,12 @@ from rasters import write_raster
 from running import Run, spawn, write_tiny_model
 from testfiles import draw_truth, write_images
 
-from uknowpan_cli import evaluate_h5
-from uknowpan_cli.evaluate_pictures import evaluation_sheet
-from uknowpan_cli.evaluate_report import index_label, known_exp, latex_text, plain_words
-from uknowpan_models.evaluation import FULL_INDICES, Results, Scored
-from uknowpan_models.pancollection import PatchBatch
-from uknowpan_models.sensors import SENSORS
+from uknowpan.evaluation import h5 as evaluate_h5
+from uknowpan.evaluation.pictures import evaluation_sheet
+from uknowpan.evaluation.report import index_label, known_exp, latex_text, plain_words
+from uknowpan.models.metrics.evaluation import FULL_INDICES, Results, Scored
+from uknowpan.models.metrics.sensors import SENSORS
+from uknowpan.models.pancollection.file import PatchBatch
 
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
 KNOWN = {"max_value": 2047.0, "sensor": "generic"}
@@ -54,8 +54,7 @@ def results(rows, images=2):
     """Method -> index -> mean; the values lie 0.1 on either side."""
     scores = {
         method: {
-            index: torch.tensor([mean - 0.1, mean + 0.1][:images], dtype=torch.float64)
-            for index, mean in own.items()
+            index: torch.tensor([mean - 0.1, mean + 0.1][:images], dtype=torch.float64) for index, mean in own.items()
         }
         for method, own in rows.items()
     }
@@ -76,9 +75,7 @@ def test_a_table_with_exp_first(uknowpan: Run, reduced, tiny_model) -> None:
     outcome = uknowpan("evaluate", reduced, "--cut", 0, "--model", tiny_model, "--baselines")
     assert outcome.code == 0 and outcome.stderr == ""
     lines = outcome.stdout.splitlines()
-    assert lines[0] == (
-        "reduced.h5, reduced resolution: 2 images of 4 x 64 x 64, border 0 cut, full scale 2047"
-    )
+    assert lines[0] == ("reduced.h5, reduced resolution: 2 images of 4 x 64 x 64, border 0 cut, full scale 2047")
     rows = [line.split() for line in lines if "±" in line and not line.startswith("mean")]
     methods = ["EXP", "Brovey", "GSA", "MTF-GLP-FS", "MTF-GLP-HPM-R", "BDSD-PC", "tiny"]
     assert [row[0] for row in rows] == methods
@@ -127,9 +124,7 @@ def test_full_resolution_is_told_in_words(uknowpan: Run, full, tiny_model) -> No
     assert outcome.code == 0 and outcome.stderr == ""
     assert "full resolution: 2 images of 4 x 64 x 64, generic MTF" in outcome.stdout
     *_, colour, detail, both, exp, last = outcome.stdout.strip().splitlines()
-    assert re.match(
-        r"D_lambda_K \d\.\d{3}: how far the colours, .* usual, this is \w+ that", colour
-    )
+    assert re.match(r"D_lambda_K \d\.\d{3}: how far the colours, .* usual, this is \w+ that", colour)
     assert detail.startswith("D_s ") and both.startswith("HQNR ")
     assert exp.startswith("The MS merely enlarged (EXP) has ")
     assert "No truth stands behind these numbers" in last
@@ -312,10 +307,7 @@ def test_words_are_about_the_best_and_compare_with_exp() -> None:
     ],
 )
 def test_exp_tells_which_file_it_is(exp, images, sensor, said) -> None:
-    row = {
-        index: torch.full((images,), value, dtype=torch.float64)
-        for index, value in full_scores(*exp).items()
-    }
+    row = {index: torch.full((images,), value, dtype=torch.float64) for index, value in full_scores(*exp).items()}
     found = known_exp(Results("full", images, {"EXP": row}), sensor)
     assert found is None if said is None else said in found
 
@@ -350,9 +342,7 @@ def test_exp_tells_which_file_it_is(exp, images, sensor, said) -> None:
         (["{reduced}", "--csv", "a.x", "--latex", "a.x"], 2, "name the same file"),
     ],
 )
-def test_what_is_refused(
-    uknowpan: Run, reduced, full, tmp_path, monkeypatch, arguments, code, sentence
-) -> None:
+def test_what_is_refused(uknowpan: Run, reduced, full, tmp_path, monkeypatch, arguments, code, sentence) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = uknowpan("evaluate", *(a.format(reduced=reduced, full=full) for a in arguments))
     assert outcome.stdout == ""
@@ -370,9 +360,7 @@ def test_what_is_refused(
         ({"max_value": 2047.0, "sensor": "Hubble"}, 4, "no sensor is called 'Hubble'"),
     ],
 )
-def test_a_file_that_does_not_say_enough(
-    uknowpan: Run, tmp_path, tiny_model, attributes, bands, sentence
-) -> None:
+def test_a_file_that_does_not_say_enough(uknowpan: Run, tmp_path, tiny_model, attributes, bands, sentence) -> None:
     path = write_images(tmp_path / "t.h5", count=1, bands=bands, gt=False, **attributes)
     outcome = uknowpan("evaluate", path, "-m", tiny_model)
     assert outcome.code == 3 and sentence in outcome.stderr
@@ -413,9 +401,7 @@ def test_full_memory_is_one_sentence(uknowpan: Run, reduced, tiny_model, monkeyp
 
 
 @pytest.mark.parametrize("gains", [0.2, "odd", np.full(3, 0.2), np.full((1, 4), 0.2)])
-def test_gains_that_are_not_one_number_per_band(
-    uknowpan: Run, reduced, tmp_path, tiny_model, gains
-) -> None:
+def test_gains_that_are_not_one_number_per_band(uknowpan: Run, reduced, tmp_path, tiny_model, gains) -> None:
     path = write_images(tmp_path / "t.h5", count=1, mtf_gains=gains, **KNOWN)
     outcome = uknowpan("evaluate", path, "--cut", 0, "-m", tiny_model, "--json")
     assert outcome.code == 0, outcome.stderr

@@ -11,15 +11,15 @@ import torch
 from affine import Affine
 from rasters import ORIGIN, UTM, write_raster
 
-from uknowpan_cli import evaluate_rasters
-from uknowpan_cli.evaluate_rasters import METHOD, evaluate_against, evaluate_without
-from uknowpan_models import metrics as m
-from uknowpan_models.resample import upsample
-from uknowpan_models.scene_scores import regions
-from uknowpan_models.sensors import find_sensor
-from uknowpan_models.toolbox import imresize, interp23tap
-from uknowpan_models.windows import window_quality
-from uknowpan_tiling import IncompatiblePair, InputUnreadable
+from uknowpan.evaluation import rasters as evaluate_rasters
+from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
+from uknowpan.models.metrics import indices as m
+from uknowpan.models.metrics.regions import regions
+from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.metrics.toolbox import imresize, interp23tap
+from uknowpan.models.metrics.windows import window_quality
+from uknowpan.models.resample import upsample
+from uknowpan.tiling import IncompatiblePair, InputUnreadable
 
 GRID = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
 GAINS = (0.34, 0.32, 0.30, 0.22)
@@ -102,9 +102,7 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
     holes[40:43, 200:230] = 0
     (result, reference), arrays = _pair(tmp_path, holes=holes)
     seen = []
-    results = evaluate_against(
-        result, reference, ratio=4, max_value=2047, cut=5, on_progress=lambda *n: seen.append(n)
-    )
+    results = evaluate_against(result, reference, ratio=4, max_value=2047, cut=5, on_progress=lambda *n: seen.append(n))
     mask = torch.from_numpy(holes == 0)
     mask[90:95, 100:108] = True
     fused, gt, mask = (m.crop_border(x, 5) for x in (*arrays, mask))
@@ -112,9 +110,7 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
     assert results.kind == "reduced"
     assert list(results.scores[METHOD]) == ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
     for index in results.scores[METHOD]:
-        assert _value(results, index) == pytest.approx(float(getattr(expected, index)), rel=1e-9), (
-            index
-        )
+        assert _value(results, index) == pytest.approx(float(getattr(expected, index)), rel=1e-9), index
     assert seen == [(n, 6) for n in range(1, 7)]
 
 
@@ -149,10 +145,7 @@ def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, said):
 
 def test_full_scale_of_reflectances_is_one(tmp_path, said):
     gt = _texture(4, 70, 70) / np.float32(3000)
-    paths = [
-        write_raster(tmp_path / f"{i}.tif", x.astype("float32"), GRID)
-        for i, x in enumerate((gt + 0.1, gt))
-    ]
+    paths = [write_raster(tmp_path / f"{i}.tif", x.astype("float32"), GRID) for i, x in enumerate((gt + 0.1, gt))]
     assert _value(evaluate_against(*paths, cut=0), "psnr") == pytest.approx(20, abs=1e-4)
     assert "take 1 for full scale" in said.text
 
@@ -162,15 +155,11 @@ def test_full_scale_of_reflectances_is_one(tmp_path, said):
 
 def test_the_toolbox_s_numbers_of_a_scene(tmp_path):
     paths, x = _scene(tmp_path)
-    results = evaluate_without(
-        paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection"
-    )
+    results = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection")
     expected = m.full_resolution(x["result"], interp23tap(x["ms"]), x["pan"], GAINS)
     assert results.kind == "full" and tuple(results.scores[METHOD]) == FULL
     for index in FULL:
-        assert _value(results, index) == pytest.approx(float(getattr(expected, index)), rel=1e-9), (
-            index
-        )
+        assert _value(results, index) == pytest.approx(float(getattr(expected, index)), rel=1e-9), index
 
 
 def _by_area(fused, lms, pan, low):
@@ -200,17 +189,13 @@ def test_a_scene_is_measured_where_its_ms_lies(tmp_path, offset):
     # PAN, reflected, in cells that nest in the MS's pixels.
     before = [20 + o % 4 for o in (-offset[0], -offset[1])]
     after = [-(n + b) % 4 + 20 for n, b in zip((128, 160), before, strict=True)]
-    wide = np.pad(
-        x["pan"], ((0, 0), (before[0], after[0]), (before[1], after[1])), mode="symmetric"
-    )
+    wide = np.pad(x["pan"], ((0, 0), (before[0], after[0]), (before[1], after[1])), mode="symmetric")
     low = upsample(imresize(torch.from_numpy(wide))[None], 4)[0]
     low = low[:, before[0] : before[0] + 128, before[1] : before[1] + 160]
     khan, spatial = _by_area(x["result"], lms, x["pan"], low)
     assert _value(results, "d_lambda_k") == pytest.approx(khan, rel=1e-9)
     assert _value(results, "d_s") == pytest.approx(spatial, rel=1e-9)
-    assert _value(results, "d_lambda") == pytest.approx(
-        float(m.d_lambda(x["result"], lms)), rel=1e-9
-    )
+    assert _value(results, "d_lambda") == pytest.approx(float(m.d_lambda(x["result"], lms)), rel=1e-9)
 
 
 def test_the_scene_s_own_extent_loses_no_tile_at_its_border(tmp_path, said):
@@ -341,9 +326,7 @@ def test_other_bad_input(tmp_path):
 def test_the_toolbox_s_enlargement_needs_a_common_corner(tmp_path):
     paths, _ = _scene(tmp_path, offset=(2, 2), around=4)
     with pytest.raises(IncompatiblePair, match="begins at the PAN's corner"):
-        evaluate_without(
-            paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection"
-        )
+        evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection")
 
 
 def test_gains_are_the_sensor_s(tmp_path):

@@ -11,8 +11,8 @@ import rasterio
 from rasters import RasterPair
 from running import MakePair, Run
 
-from uknowpan_cli import estimate
-from uknowpan_cli.pipeline import SharpenOptions
+from uknowpan import forecast as estimate
+from uknowpan.sharpening import SharpenOptions
 
 SIDE, RATIO, TILE = 96, 4, 32
 """MS pixels; tiles of 8 x 8 of them, 12 x 12 tiles."""

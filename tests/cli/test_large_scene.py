@@ -11,8 +11,8 @@ from affine import Affine
 from rasters import ORIGIN, UTM
 from running import Run
 
-from uknowpan_cli.demo_scene import make_demo_scene
-from uknowpan_tiling import open_pair, sample_windows
+from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.tiling import open_pair, sample_windows
 
 SIZE, RATIO, SIDE = 60_000, 4, 256
 """Of the PAN, and PAN pixels of the demo scene that is repeated."""
@@ -85,9 +85,7 @@ def test_data_are_found_where_no_lattice_meets_them(uknowpan: Run, tmp_path: Pat
     assert answer(uknowpan, *paths, "-o", tmp_path / "out.tif", "--dry-run")["tiles_with_data"] >= 6
 
 
-def test_plan_counts_only_tiles_with_data(
-    uknowpan: Run, sparse: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_plan_counts_only_tiles_with_data(uknowpan: Run, sparse: tuple[Path, Path], tmp_path: Path) -> None:
     said = answer(uknowpan, *sparse, "-o", tmp_path / "out.tif", "--dry-run")
     assert (said["width"], said["height"]) == (SIZE, SIZE)
     assert said["tiles"] == 118**2
@@ -97,18 +95,14 @@ def test_plan_counts_only_tiles_with_data(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_part_is_sharpened_as_if_it_were_all(
-    uknowpan: Run, sparse: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_part_is_sharpened_as_if_it_were_all(uknowpan: Run, sparse: tuple[Path, Path], tmp_path: Path) -> None:
     """Two rows of tiles over the edge of the data: what is valid there comes out, no more."""
     area = (DATA[0] + 1536, DATA[1] + 3584, 1024, 1024)
     target = tmp_path / "out.tif"
     report = answer(uknowpan, *sparse, "-o", target, "--bounds", bounds_of(area))
     assert report["skipped_tiles"] > 0
     with rasterio.open(target) as dataset:
-        assert dataset.bounds == pytest.approx(
-            [float(n) for n in bounds_of(area).split(",")], abs=1e-6
-        )
+        assert dataset.bounds == pytest.approx([float(n) for n in bounds_of(area).split(",")], abs=1e-6)
         values = dataset.read()
         assert dataset.nodata == 0
     inside = np.zeros(values.shape[1:], bool)

@@ -12,8 +12,8 @@ from affine import Affine
 from rasterio.windows import Window
 from running import Run
 
-from uknowpan_cli.demo_scene import make_demo_scene, write_demo_scene
-from uknowpan_models.metrics import ergas
+from uknowpan.datasets.demo_scene import make_demo_scene, write_demo_scene
+from uknowpan.models.metrics.indices import ergas
 
 OFF = 2
 """PAN pixels down and right, half an MS pixel: the worst place to interpolate at."""
@@ -71,9 +71,7 @@ def test_coregistration_regains_most_of_it(uknowpan: Run, pairs: tuple[Pair, Pai
     assert regained < min(REGAINED * whole, 0.95 * lost)
 
 
-def test_the_student_bears_it_better_than_classical_methods(
-    uknowpan: Run, pairs: tuple[Pair, Pair]
-) -> None:
+def test_the_student_bears_it_better_than_classical_methods(uknowpan: Run, pairs: tuple[Pair, Pair]) -> None:
     """In ERGAS, and in what the shift adds to it."""
     good, bad = pairs
     grown = {}

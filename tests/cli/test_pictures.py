@@ -8,17 +8,8 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from uknowpan_cli import pictures
-from uknowpan_cli.pictures import (
-    enlarge,
-    error_map,
-    label,
-    panels,
-    preview_png,
-    rgb_bands,
-    stretch_from,
-    write_png,
-)
+from uknowpan import pictures
+from uknowpan.pictures import enlarge, error_map, label, panels, preview_png, rgb_bands, stretch_from, write_png
 
 RNG = np.random.default_rng(3)
 

@@ -19,12 +19,14 @@ from rasterio.enums import ColorInterp
 from rasters import ORIGIN, write_raster
 from running import STOPPING, MakePair, Run, spawn
 
-from uknowpan_cli import estimate, pipeline, scene_job
-from uknowpan_cli.pipeline import TileRow
-from uknowpan_models import runtime
-from uknowpan_models.checkpoint import Card, save_checkpoint
-from uknowpan_models.student import FSAStudent, StudentConfig
-from uknowpan_tiling import Tile
+from uknowpan import forecast as estimate
+from uknowpan import scene_job
+from uknowpan import sharpening as pipeline
+from uknowpan.models import devices as runtime
+from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.sharpening import TileRow
+from uknowpan.tiling import Tile
 
 
 def read(path: Path | str) -> np.ndarray:
@@ -50,9 +52,7 @@ def textured(size: int, seed: int = 3) -> np.ndarray:
     return 600 + 60 * scene
 
 
-def observed(
-    truth: np.ndarray, ratio: int, folder: Path, shift: tuple[int, int] = (0, 0)
-) -> tuple[str, str]:
+def observed(truth: np.ndarray, ratio: int, folder: Path, shift: tuple[int, int] = (0, 0)) -> tuple[str, str]:
     """Write PAN and MS of a truth; the MS content lies `shift` PAN pixels down and right of
     where it belongs."""
     pan = truth.mean(0, keepdims=True)
@@ -61,26 +61,18 @@ def observed(
     ms = moved.reshape(-1, h, ratio, w, ratio).mean((2, 4))
     corner = Affine.translation(*ORIGIN)
     return (
-        write_raster(
-            folder / "t_pan.tif", pan.round().astype("uint16"), corner @ Affine.scale(1, -1)
-        ),
-        write_raster(
-            folder / "t_ms.tif", ms.round().astype("uint16"), corner @ Affine.scale(ratio, -ratio)
-        ),
+        write_raster(folder / "t_pan.tif", pan.round().astype("uint16"), corner @ Affine.scale(1, -1)),
+        write_raster(folder / "t_ms.tif", ms.round().astype("uint16"), corner @ Affine.scale(ratio, -ratio)),
     )
 
 
 # The file that comes out ----------------------------------------------------------------------
 
 
-def test_grid_metadata_and_tags(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_grid_metadata_and_tags(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     names = ["blue", "green", "red", "nir"]
     colours = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
-    pair = make_pair(
-        nodata=0, descriptions=names, colorinterp=colours, tags={"ACQUIRED": "2024-06-01"}
-    )
+    pair = make_pair(nodata=0, descriptions=names, colorinterp=colours, tags={"ACQUIRED": "2024-06-01"})
     with rasterio.open(pair.ms[0], "r+") as dataset:
         dataset.scales, dataset.offsets = (0.0001,) * 4, (-0.1,) * 4
         dataset.units = ["reflectance"] * 4
@@ -132,9 +124,7 @@ def test_json_report(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_p
     assert report["uncertainty"] is None
 
 
-def test_dry_run_writes_nothing(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_dry_run_writes_nothing(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     arguments = (
         *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model),
@@ -151,9 +141,7 @@ def test_dry_run_writes_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_uncertainty_and_preview(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_uncertainty_and_preview(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     holes = np.zeros((24, 20), bool)
     holes[:6, :5] = True
     pair = make_pair(nodata=0, holes=holes, descriptions=["b", "g", "r", "n"])
@@ -203,9 +191,7 @@ def test_uncertainty_scales_with_digital_numbers(
 def test_every_method(method: str, uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     pair = make_pair()
     output = tmp_path / "out.tif"
-    outcome = uknowpan(
-        *("sharpen", pair.pan, *pair.ms, "-o", output, "--method", method, "--tile", 64)
-    )
+    outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--method", method, "--tile", 64))
     assert outcome.code == 0, outcome.stderr
     with rasterio.open(output) as dataset:
         values, tags = dataset.read().astype(float), dataset.tags()
@@ -229,16 +215,10 @@ def test_dtypes(
     holes[8:12, 3:9] = True
     pan_holes = np.zeros((96, 80), bool)
     pan_holes[90:, 70:] = True
-    options = (
-        {"nodata": nodata, "holes": holes, "pan_nodata": nodata, "pan_holes": pan_holes}
-        if with_nodata
-        else {}
-    )
+    options = {"nodata": nodata, "holes": holes, "pan_nodata": nodata, "pan_holes": pan_holes} if with_nodata else {}
     pair = make_pair(dtype=dtype, **options)
     output = tmp_path / "out.tif"
-    outcome = uknowpan(
-        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
-    )
+    outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64))
     assert outcome.code == 0, outcome.stderr
     with rasterio.open(output) as dataset:
         assert dataset.dtypes == (dtype,) * 4
@@ -256,27 +236,19 @@ def test_dtypes(
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4, 8])
-def test_band_counts(
-    bands: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_band_counts(bands: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(bands=bands)
     output = tmp_path / "out.tif"
-    outcome = uknowpan(
-        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
-    )
+    outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64))
     assert outcome.code == 0, outcome.stderr
     assert read(output).shape == (bands, 96, 80)
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6])
-def test_ratios(
-    ratio: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_ratios(ratio: int, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(ratio=ratio, ms_shape=(17, 13))
     output = tmp_path / "out.tif"
-    outcome = uknowpan(
-        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64)
-    )
+    outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--tile", 64))
     assert outcome.code == 0, outcome.stderr
     values = read(output).astype(float)
     assert values.shape == (4, 17 * ratio, 13 * ratio)
@@ -284,9 +256,7 @@ def test_ratios(
     assert np.abs(means / pair.ms_values - 1).max() < 0.25
 
 
-def test_separate_files_and_band_choice(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_separate_files_and_band_choice(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """Bands in separate files, a stack, and a stack with --bidx give the same pixels."""
     stack, files = make_pair(name="a"), make_pair(name="b", separate=True)
     common = ("--model", tiny_model, "--tile", 64)
@@ -306,9 +276,7 @@ def test_separate_files_and_band_choice(
     assert (results["bidx"] == results["files"]).all()
 
 
-def test_output_options(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_output_options(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     output = tmp_path / "out.tif"
     outcome = uknowpan(
@@ -324,9 +292,7 @@ def test_output_options(
         assert (dataset.read() % 1 > 0).any()
 
 
-def test_max_value_clips(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_max_value_clips(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     for words in (("--max-value", 1023), ("--bit-depth", 10)):
         output = tmp_path / "out.tif"
@@ -338,9 +304,7 @@ def test_max_value_clips(
         assert read(output).max() == 1023
 
 
-def test_max_value_keeps_negative_data(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_max_value_keeps_negative_data(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """Reflectance over water is below 0 after atmospheric correction."""
     pair = make_pair(dtype="float32")
     with rasterio.open(pair.ms[0], "r+") as dataset:
@@ -481,9 +445,7 @@ def forecast_of(uknowpan: Run, *words: object) -> dict:
     return json.loads(outcome.stdout)
 
 
-def test_forecast_follows_the_options(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_forecast_follows_the_options(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(ms_shape=(64, 64))
     words = (
         *(pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--model", tiny_model, "--tile", 64),
@@ -546,9 +508,7 @@ def assert_equal_but_for_rounding(a: np.ndarray, b: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_tiles_and_batches_do_not_show(
-    steps: int, uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_tiles_and_batches_do_not_show(steps: int, uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     """With the bundled model."""
     pair = make_pair(ms_shape=(33, 31), noise=40)
     results = []
@@ -654,9 +614,7 @@ def test_order_of_tiles_does_not_show(
     def shuffled(items: Iterable) -> list:
         return chance.sample(list(items), k=len(list(items)))
 
-    def permuted(
-        pair: object, sharpener: object, found: object, tiles: Sequence[Tile], *more: object
-    ) -> TileRow:
+    def permuted(pair: object, sharpener: object, found: object, tiles: Sequence[Tile], *more: object) -> TileRow:
         order = shuffled(range(len(tiles)))
         seen.extend(tiles[i] for i in order)
         row = sharpen_row(pair, sharpener, found, [tiles[i] for i in order], *more)
@@ -698,9 +656,7 @@ def test_bounds_give_a_part_of_the_whole(
 # Interruptions ----------------------------------------------------------------------------------
 
 
-def test_killed_again_and_again(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_killed_again_and_again(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """kill -9 after one strip, and after two more; the rest of the run gives the same bytes."""
     pair = make_pair(ms_shape=(40, 20), noise=40)
     arguments = (
@@ -796,13 +752,9 @@ def test_coregistration_moves_the_ms(uknowpan: Run, tiny_model: Path, tmp_path: 
     errors = {}
     for mode in ("off", "check", "shift"):
         output = tmp_path / f"{mode}.tif"
-        outcome = uknowpan(
-            *("sharpen", pan, ms, "-o", output, "--coregister", mode, "--method", "mtf-glp")
-        )
+        outcome = uknowpan(*("sharpen", pan, ms, "-o", output, "--coregister", mode, "--method", "mtf-glp"))
         assert outcome.code == 0, outcome.stderr
-        warned = re.search(
-            r"lies \+3\.\d+ rows and -[12]\.\d+ columns.*--coregister shift", outcome.stderr
-        )
+        warned = re.search(r"lies \+3\.\d+ rows and -[12]\.\d+ columns.*--coregister shift", outcome.stderr)
         assert (warned is not None) == (mode == "check")
         errors[mode] = np.abs(read(output).astype(float) - truth)[inner].mean()
         with rasterio.open(output) as dataset:
@@ -853,9 +805,7 @@ def test_one_sign_in_all_reports(uknowpan: Run, tiny_model: Path, tmp_path: Path
     assert report["applied_shift"] == [round(-v) for v in report["shift"]]
 
 
-def test_shift_that_nothing_tells(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_shift_that_nothing_tells(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair(ms_shape=(8, 8))
     arguments = (*("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif"), "--json")
     outcome = uknowpan(*arguments, "--model", tiny_model)
@@ -904,9 +854,7 @@ def test_registered_pair_is_left_alone(uknowpan: Run, tmp_path: Path) -> None:
 # Streams and settings ---------------------------------------------------------------------------
 
 
-def test_stdout_is_the_path(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_stdout_is_the_path(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     output = tmp_path / "out.tif"
     common = ("sharpen", pair.pan, *pair.ms, "-o", output, "--model", tiny_model, "--overwrite")
@@ -925,7 +873,7 @@ def test_progress_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Plain lines, not a bar, and none with -q."""
-    from uknowpan_cli import console
+    from uknowpan import console
 
     monkeypatch.setattr(console._plain_lines, "__defaults__", (0.0,))
     pair = make_pair()
@@ -989,9 +937,7 @@ def test_model_from_the_environment(
         assert dataset.tags()["UKNOWPAN_MODEL"] == "generic"
 
 
-def test_seed_changes_only_the_noise(
-    uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_seed_changes_only_the_noise(uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     pair = make_pair()
     results = []
     for seed in (0, 0, 2**63 + 7, -1):
@@ -1027,9 +973,7 @@ def test_paper_form_from_file_to_file(uknowpan: Run, make_pair: MakePair, tmp_pa
     """Several tiles, odd sizes, nodata in both: as for the local model, and one warning."""
     holes, pan_holes = np.zeros((35, 27), bool), np.zeros((140, 108), bool)
     holes[8:12, 3:9] = pan_holes[130:, 90:] = True
-    pair = make_pair(
-        ms_shape=(35, 27), noise=40, nodata=0, holes=holes, pan_nodata=0, pan_holes=pan_holes
-    )
+    pair = make_pair(ms_shape=(35, 27), noise=40, nodata=0, holes=holes, pan_nodata=0, pan_holes=pan_holes)
     model = write_paper_model(tmp_path / "paper.safetensors", 4, residual_std=[1e-3] * 4)
     output = tmp_path / "out.tif"
     outcome = uknowpan(
@@ -1110,9 +1054,7 @@ def test_paper_form_on_tiny_scenes(
     model = write_paper_model(tmp_path / "paper.safetensors", 4)
     output = tmp_path / "out.tif"
     for words in ((), ("--tile", 16)):
-        outcome = uknowpan(
-            *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--overwrite"), *words
-        )
+        outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--overwrite"), *words)
         assert outcome.code == 0, outcome.stderr
         assert read(output).shape == (4, 4 * ms_shape[0], 4 * ms_shape[1])
 
@@ -1137,9 +1079,7 @@ def test_paper_form_has_a_full_scale(
     pair = make_pair(dtype=dtype, photometric="MINISBLACK")
     model = write_paper_model(tmp_path / "paper.safetensors", 4, max_value=4095.0)
     output = tmp_path / "out.tif"
-    outcome = uknowpan(
-        *("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--json", *words)
-    )
+    outcome = uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", output, "--model", model, "--json", *words))
     assert outcome.code == 0, outcome.stderr
     scale = json.loads(outcome.stdout)["scale"]
     assert scale | expected == scale
@@ -1154,9 +1094,7 @@ def test_paper_form_has_a_full_scale(
         assert json.loads(facts.stdout)["scale"] == scale
 
 
-def test_paper_form_in_the_other_commands(
-    uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_paper_form_in_the_other_commands(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     pair = make_pair()
     model = write_paper_model(tmp_path / "paper.safetensors", 4)
     words = (pair.pan, *pair.ms, "--model", model)
@@ -1169,9 +1107,7 @@ def test_paper_form_in_the_other_commands(
     forecast = uknowpan("sharpen", *words, "-o", tmp_path / "out.tif", "--dry-run")
     assert forecast.code == 0, forecast.stderr
     assert "1 of 96 x 80 PAN pixels, 40 pixels of context" in forecast.stdout
-    outcome = uknowpan(
-        "sharpen", *words, "-o", tmp_path / "out.tif", "--uncertainty", tmp_path / "sigma.tif"
-    )
+    outcome = uknowpan("sharpen", *words, "-o", tmp_path / "out.tif", "--uncertainty", tmp_path / "sigma.tif")
     assert outcome.code == 2
     assert "--uncertainty: paper has none; use a model of the form fsa-s-lite" in outcome.stderr
     outcome = uknowpan("sharpen", *words, "-o", tmp_path / "out.tif", "--bidx", "3,2,1")

@@ -16,9 +16,10 @@ from hypothesis.extra.numpy import arrays
 from rasters import write_raster
 from running import spawn
 
-from uknowpan_cli import __version__, simulate_h5
-from uknowpan_cli.simulate_command import simulate
-from uknowpan_cli.simulate_h5 import (
+from uknowpan import __version__
+from uknowpan.commands.simulate import simulate
+from uknowpan.datasets import simulate as simulate_h5
+from uknowpan.datasets.simulate import (
     SPLITS,
     SceneFiles,
     SimulationOptions,
@@ -27,8 +28,10 @@ from uknowpan_cli.simulate_h5 import (
     split_cells,
     split_paths,
 )
-from uknowpan_models.errors import DataError
-from uknowpan_models.pancollection import (
+from uknowpan.models.errors import DataError
+from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.metrics.toolbox import imresize
+from uknowpan.models.pancollection.file import (
     PanCollectionDataset,
     PanCollectionFile,
     PatchBatches,
@@ -36,8 +39,6 @@ from uknowpan_models.pancollection import (
     wald_lms,
     wald_ms,
 )
-from uknowpan_models.sensors import find_sensor
-from uknowpan_models.toolbox import imresize
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 GENERIC = find_sensor("generic")
@@ -88,18 +89,14 @@ def test_reduction_of_a_pair_equals_the_toolbox(tmp_path):
     stored, attributes = read(tmp_path / "train.h5")
     np.testing.assert_array_equal(stored["gt"][0], golden["gt"])
     np.testing.assert_allclose(stored["ms"][0], golden["expected_ms_lr"], rtol=1e-7)
-    np.testing.assert_allclose(
-        stored["pan"][0], golden["expected_pan_lr"].reshape(1, 64, 64), rtol=1e-7
-    )
+    np.testing.assert_allclose(stored["pan"][0], golden["expected_pan_lr"].reshape(1, 64, 64), rtol=1e-7)
     assert attributes["registration"] == "pancollection" and attributes["sensor"] == "WV3"
     assert attributes["code_version"] == __version__ and attributes["max_value"] == 65535
     assert json.loads(attributes["sources"]) == [str(scene)]
     np.testing.assert_array_equal(attributes["mtf_gains"], find_sensor("WV3").mtf_ms)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "registration"), [(2, "pancollection"), (3, "area"), (4, "pancollection")]
-)
+@pytest.mark.parametrize(("ratio", "registration"), [(2, "pancollection"), (3, "area"), (4, "pancollection")])
 def test_patches_are_cut_from_the_reduced_scene(tmp_path, make_pair, ratio, registration):
     pair = make_pair(ratio=ratio, ms_shape=(84, 60), noise=40)
     options = SimulationOptions(GENERIC, patch=12, stride=12, test_patch=12)
@@ -136,9 +133,7 @@ def test_how_a_scene_is_cut_into_blocks_does_not_matter(tmp_path, make_pair, mon
     for whole, parts in zip(*results, strict=True):
         order = [np.lexsort(stored["place"].T) for stored in (whole, parts)]
         for name in whole:
-            np.testing.assert_allclose(
-                whole[name][order[0]], parts[name][order[1]], rtol=1e-6, err_msg=name
-            )
+            np.testing.assert_allclose(whole[name][order[0]], parts[name][order[1]], rtol=1e-6, err_msg=name)
 
 
 def test_a_scene_without_pan_gets_one_of_its_bands(tmp_path, make_pair):
@@ -148,9 +143,7 @@ def test_a_scene_without_pan_gets_one_of_its_bands(tmp_path, make_pair):
     done = simulate_files([SceneFiles(None, tuple(pair.ms))], tmp_path / "a.h5", options)
     assert done.ratio == 4
     stored, _ = read(tmp_path / "a_train.h5")
-    np.testing.assert_allclose(
-        stored["pan"][:, 0], np.einsum("c,ncyx->nyx", weights, stored["gt"]), rtol=1e-6
-    )
+    np.testing.assert_allclose(stored["pan"][:, 0], np.einsum("c,ncyx->nyx", weights, stored["gt"]), rtol=1e-6)
     both = [scene_of(pair), SceneFiles(None, tuple(pair.ms))]
     done = simulate_files(both, tmp_path / "b.h5", options)
     stored, attributes = read(tmp_path / "b_train.h5")
@@ -228,9 +221,7 @@ def test_pan_nodata_is_left_out_too(tmp_path, make_pair):
     holes = np.zeros((384, 256), bool)
     holes[:130, 3] = True
     pair = make_pair(ms_shape=(96, 64), pan_holes=holes, pan_nodata=0)
-    done = simulate_files(
-        [scene_of(pair)], tmp_path / "train.h5", SimulationOptions(GENERIC, patch=16, stride=16)
-    )
+    done = simulate_files([scene_of(pair)], tmp_path / "train.h5", SimulationOptions(GENERIC, patch=16, stride=16))
     places = read(done.files["train"].path)[0]["place"]
     assert not ((places[:, 1] < 33) & (places[:, 2] == 0)).any()
     assert ((places[:, 1] >= 48) & (places[:, 2] == 0)).any() and done.left_out == 3
@@ -394,7 +385,5 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     """HDF5 would crash the process."""
     done = spawn("simulate", "--sample", "-o", tmp_path, file_limit=2_500_000)
     assert (done.code, done.stdout) == (3, "")
-    assert re.fullmatch(
-        r"uknowpan: error: \S+/train\.h5 cannot be written \(File too large\)\.\n", done.stderr
-    )
+    assert re.fullmatch(r"uknowpan: error: \S+/train\.h5 cannot be written \(File too large\)\.\n", done.stderr)
     assert not list(tmp_path.iterdir())

@@ -12,9 +12,9 @@ from running import MakePair, Run
 from safetensors.torch import load_file
 from test_sharpen import observed, read, textured
 
-from uknowpan_models.checkpoint import load_model, read_card
-from uknowpan_models.pan_crafter import PanCrafter
-from uknowpan_models.ssdiff import SSDiff
+from uknowpan.models.checkpoints import load_model, read_card
+from uknowpan.models.published.pan_crafter.network import PanCrafter
+from uknowpan.models.published.ssdiff.network import SSDiff
 
 ITERATIONS = 12
 TRAIN = f"""
@@ -123,9 +123,7 @@ def test_a_finished_run_is_resumed_to_itself(trained: Trained, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_from_file_to_file(
-    trained: Trained, name: str, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_from_file_to_file(trained: Trained, name: str, make_pair: MakePair, tmp_path: Path) -> None:
     """Several tiles, odd sizes, nodata: as for the student of the published form."""
     holes = np.zeros((35, 27), bool)
     holes[8:12, 3:9] = True
@@ -202,9 +200,7 @@ def test_bad_usage(trained: Trained, words: tuple, code: int, says: str, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_configurations_and_scenes_that_are_refused(
-    trained: Trained, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_configurations_and_scenes_that_are_refused(trained: Trained, make_pair: MakePair, tmp_path: Path) -> None:
     words = trained.arguments("pan-crafter")
     config, out = tmp_path / "c.toml", tmp_path / "run"
     words = [config if str(w).endswith(".toml") else w for w in words]
@@ -227,7 +223,5 @@ def test_configurations_and_scenes_that_are_refused(
         ),
         (make_pair(), ("--steps", 4), "answers in one pass, so 4 steps mean nothing"),
     ]:
-        done = trained.uknowpan(
-            *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "o.tif", "--model", model, *extra)
-        )
+        done = trained.uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "o.tif", "--model", model, *extra))
         assert done.code == 5 and says in done.stderr, done.stderr

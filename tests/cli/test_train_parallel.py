@@ -16,7 +16,7 @@ import pytest
 import torch
 from running import Outcome, Run
 
-from uknowpan_models.checkpoint import read_card
+from uknowpan.models.checkpoints import read_card
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -127,7 +127,7 @@ def same_story(one: Path, other: Path, later: float) -> None:
 IN_TURN = """
 import json, sys
 import torch.distributed as together
-from uknowpan_cli.main import app
+from uknowpan.commands.main import app
 join, leave = together.init_process_group, together.destroy_process_group
 together.init_process_group = lambda *a, **k: together.is_initialized() or join(*a, **k)
 together.destroy_process_group = lambda: None
@@ -171,7 +171,7 @@ def test_terminated_together_and_resumed(folder: Path, uknowpan: Run, tmp_path: 
     out, alone = tmp_path / "prior", tmp_path / "alone"
     # So many steps that the signal comes before the last of them.
     words = arguments(folder, "prior", tmp_path, iterations="100000", milestones="[4]")
-    words = ["-m", "uknowpan_cli", *words, "--out", str(out)]
+    words = ["-m", "uknowpan", *words, "--out", str(out)]
     stopped = torchrun(*words, term_when=out / "log.jsonl")
     assert stopped.code != 0 and stopped.stdout == ""
     assert "; --resume goes on from there" in stopped.stderr
@@ -204,7 +204,7 @@ def test_terminated_together_and_resumed(folder: Path, uknowpan: Run, tmp_path: 
 
 def test_a_batch_that_cannot_be_shared_out(folder: Path, tmp_path: Path) -> None:
     words = arguments(folder, "prior", tmp_path, batch_size="3")
-    done = torchrun("-m", "uknowpan_cli", *words, "--out", tmp_path / "run")
+    done = torchrun("-m", "uknowpan", *words, "--out", tmp_path / "run")
     assert done.code != 0 and done.stdout == ""
     said = {line for line in done.stderr.splitlines() if line.startswith("uknowpan: error:")}
     assert said == {

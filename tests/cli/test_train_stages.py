@@ -16,14 +16,15 @@ from running import MakePair, Run, spawn, write_tiny_model
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from uknowpan_cli import train_show
-from uknowpan_cli.main import app
-from uknowpan_models import stages, training
-from uknowpan_models.checkpoint import load_model, read_card
-from uknowpan_models.guided import GuidedTeacher
-from uknowpan_models.prior import PriorNet
-from uknowpan_models.student import FSAStudent
-from uknowpan_models.student_lite import FSAStudentLite
+from uknowpan.commands.main import app
+from uknowpan.models.checkpoints import load_model, read_card
+from uknowpan.models.network import FSAStudentLite
+from uknowpan.models.published import stages
+from uknowpan.models.published.uknow.guided import GuidedTeacher
+from uknowpan.models.published.uknow.prior import PriorNet
+from uknowpan.models.published.uknow.student import FSAStudent
+from uknowpan.models.training import loop as training
+from uknowpan.training import show as train_show
 
 ITERATIONS = 16
 TRAIN = f"""
@@ -46,10 +47,7 @@ CONFIGS = {
         "[options]\nterminal_share = 0.2\n"
     ),
     "fsa-s": ("[network]\nwidth = 8\ndeep_width = 8\ndeep_blocks = 1\n[options]\nflips = false\n"),
-    "paper": (
-        "[network]\nwidth = 4\nblocks = 1\nheads = 2\ndropout = 0.0\n"
-        "[options]\nsteps = 2\nflips = false\n"
-    ),
+    "paper": ("[network]\nwidth = 4\nblocks = 1\nheads = 2\ndropout = 0.0\n[options]\nsteps = 2\nflips = false\n"),
 }
 STAGE_OF = {"paper": "fsa-s", "cached": "fsa-s"}
 
@@ -230,9 +228,7 @@ def test_a_student_sharpens_a_scene(
     assert np.abs(coarse - pair.ms_values).mean() < 0.1 * pair.ms_values.mean()
 
 
-def test_a_teacher_does_not_sharpen(
-    chain: Chain, uknowpan: Run, make_pair: MakePair, tmp_path: Path
-) -> None:
+def test_a_teacher_does_not_sharpen(chain: Chain, uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     pair, model = make_pair(), chain / "fsa-t" / "best.safetensors"
     outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "o.tif", "--model", model)
     assert outcome.code == 5 and "is a teacher (fsa-t)" in outcome.stderr
@@ -358,7 +354,7 @@ def refused(outcome: object, code: int, says: str) -> None:
 
 TERMINATED = """
 import os, signal
-from uknowpan_models import training
+from uknowpan.models.training import loop as training
 take = training._Run.take
 def stopping(self, batch):
     if self.step == 5:
@@ -436,9 +432,7 @@ def test_running_out_of_memory(
     refused(outcome, 6, "Memory ran out with a batch_size of 4; begin anew with a lower one")
 
 
-def test_a_run_that_diverges(
-    chain: Chain, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_diverges(chain: Chain, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "beta_nll", lambda error, log_sigma, beta: error.mean() / 0)
     outcome = uknowpan(*chain.arguments("prior"), "--out", tmp_path / "run", "-q")
     refused(outcome, 3, "step 1 has a loss of .*; begin anew with a lower learning_rate")
@@ -603,16 +597,12 @@ def test_data_that_cannot_be_used(chain: Chain, name: str, uknowpan: Run, tmp_pa
     before = sorted(p.name for p in tmp_path.iterdir())
     prior = chain / PRIOR
     # The bands of the preset follow the training file's.
-    outcome = uknowpan(
-        *typed(chain, "fsa-t", "--prior", prior, "--out", tmp_path / "run", data=data)
-    )
+    outcome = uknowpan(*typed(chain, "fsa-t", "--prior", prior, "--out", tmp_path / "run", data=data))
     refused(outcome, code, says)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_the_lite_student_needs_more_than_a_border(
-    chain: Chain, uknowpan: Run, tmp_path: Path
-) -> None:
+def test_the_lite_student_needs_more_than_a_border(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "train.h5")
     write(tmp_path / "valid.h5")
     outcome = uknowpan(*typed(chain, "fsa-s", "--out", tmp_path / "run", data=data))
@@ -656,9 +646,7 @@ def test_a_scenes_file_is_of_one_stage(uknowpan: Run, tmp_path: Path, chain: Cha
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_another_network_to_start_from(
-    chain: Chain, uknowpan: Run, tmp_path: Path
-) -> None:
+def test_weights_of_another_network_to_start_from(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
     tiny = write_tiny_model(tmp_path / "tiny.safetensors")
     words = [*chain.arguments("cached"), "--init", tiny, "--out", tmp_path / "run"]
     refused(uknowpan(*words), 5, r"tiny\.safetensors \(fsa-s-lite: width 4 \(here 8\)\) do not fit")
@@ -691,9 +679,7 @@ def test_events_are_written_and_refused_runs_have_none(
     chain: Chain, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Events] = []
-    monkeypatch.setattr(
-        train_show, "_tensorboard", lambda out: made.append(Events(out)) or made[-1]
-    )
+    monkeypatch.setattr(train_show, "_tensorboard", lambda out: made.append(Events(out)) or made[-1])
     words = typed(chain, "fsa-t", "--prior", chain / TEACHER, "--out", tmp_path / "run")
     assert uknowpan(*words).code == 5
     assert not made and not (tmp_path / "run").exists()
@@ -712,9 +698,7 @@ def test_pictures_are_png(chain: Chain) -> None:
         assert raw[:8] == b"\x89PNG\r\n\x1a\n" and width > height
 
 
-def test_pictures_that_cannot_be_written_end_no_run(
-    chain: Chain, uknowpan: Run, tmp_path: Path
-) -> None:
+def test_pictures_that_cannot_be_written_end_no_run(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "pictures").write_text("in the way")
@@ -726,9 +710,7 @@ def test_pictures_that_cannot_be_written_end_no_run(
 def test_a_reader_that_the_system_kills(chain: Chain, uknowpan: Run, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(TRAIN.replace("[train]", "[train]\nworkers = 1") + CONFIGS["prior"])
-    outcome = spawn(
-        *typed(chain, "prior", "--config", config, "--out", tmp_path / "run", "-q"), before=KILLED
-    )
+    outcome = spawn(*typed(chain, "prior", "--config", config, "--out", tmp_path / "run", "-q"), before=KILLED)
     said = outcome.stderr.splitlines()[-1]  # torch warns of workers on one core
     assert outcome.code == 3 and "Traceback" not in outcome.stderr
     assert said == (
@@ -740,7 +722,7 @@ def test_a_reader_that_the_system_kills(chain: Chain, uknowpan: Run, tmp_path: P
 KILLED = """
 import os, signal
 from torch.utils.data import get_worker_info
-from uknowpan_models.pancollection import PanCollectionFile
+from uknowpan.models.pancollection.file import PanCollectionFile
 read = PanCollectionFile.read
 def killed(self, *arguments):
     if get_worker_info() is not None:

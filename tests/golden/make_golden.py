@@ -1,7 +1,7 @@
 """Make student.npz: what the published student must answer, without its code.
 
 `reference_student` is the network of the paper written once more, as a plain function in float64
-with explicit softmax attention; it shares only the names of the weights with `uknowpan_models`.
+with explicit softmax attention; it shares only the names of the weights with `uknowpan.models`.
 The weights are not stored: `seeded_state` makes them from the seed. Run this file to write the
 golden file anew, only if the network is meant to change.
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from uknowpan_models.student import FSAStudent, StudentConfig
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 
 SEED = 2025
 SIZE = (16, 24)

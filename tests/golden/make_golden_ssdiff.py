@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from make_golden import seeded_state
 
-from uknowpan_models.ssdiff import SSDiff, SSDiffConfig
-from uknowpan_models.types import Condition, Denoised
+from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
+from uknowpan.models.types import Condition, Denoised
 
 SEED, SIZE, RATIO, TIMESTEPS = 7, (64, 96), 4, (3, 900)
 CASES = {

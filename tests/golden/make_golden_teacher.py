@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from make_golden import SEED, TIMESTEPS, seeded_state
 
-from uknowpan_models.prior import PriorConfig, PriorNet
-from uknowpan_models.teacher import FSATeacher, TeacherConfig
+from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
+from uknowpan.models.published.uknow.teacher import FSATeacher, TeacherConfig
 
 SIZE = (16, 32)
 PRIOR_CASES = {

@@ -6,11 +6,8 @@ import numpy as np
 import torch
 from textures import make_pair
 
-from uknowpan_models import prior, teacher
-from uknowpan_models.checkpoint import Card, save_checkpoint
-from uknowpan_models.distillation import CachedDataset, CacheFile
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.pancollection import (
+from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.pancollection.file import (
     PanCollectionDataset,
     PanCollectionFile,
     PanCollectionWriter,
@@ -20,8 +17,11 @@ from uknowpan_models.pancollection import (
     wald_lms,
     wald_ms,
 )
-from uknowpan_models.prior import PriorNet
-from uknowpan_models.stages import PatchData
+from uknowpan.models.published.stages import PatchData
+from uknowpan.models.published.uknow import prior, teacher
+from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.prior import PriorNet
 
 PIXELS = 96
 
@@ -50,14 +50,11 @@ def write_patches(path, *, bands=4, size=32, full_scale=2047.0, seed=0, ratio=4)
 def patch_data(train, valid, *, batch_size=4, seed=0, flips=False, caches=(), workers=0, samples=6):
     """`PatchData` of files' paths."""
     dataset, checked = (
-        PanCollectionDataset([PanCollectionFile(p, needs_gt=True) for p in paths])
-        for paths in (train, valid)
+        PanCollectionDataset([PanCollectionFile(p, needs_gt=True) for p in paths]) for paths in (train, valid)
     )
     sampler = PatchSampler(len(dataset), batch_size=batch_size, seed=seed, flips=flips)
     told = CachedDataset(dataset, [CacheFile(p) for p in caches]) if caches else dataset
-    return PatchData(
-        PatchBatches(told, sampler), checked, validation_samples=samples, workers=workers
-    )
+    return PatchData(PatchBatches(told, sampler), checked, validation_samples=samples, workers=workers)
 
 
 def guided_config(bands=4, **changes):
@@ -65,9 +62,7 @@ def guided_config(bands=4, **changes):
     shape = {"width": 4, "heads": 2, "patch": 1, **changes}
     return GuidedTeacherConfig(
         teacher.presets["lite"](bands=bands, **shape),
-        prior.presets["lite"](
-            bands=bands, width=4, blocks=1, highpass_pan=shape.get("highpass_pan", False)
-        ),
+        prior.presets["lite"](bands=bands, width=4, blocks=1, highpass_pan=shape.get("highpass_pan", False)),
     )
 
 
@@ -91,9 +86,7 @@ def write_teacher(path, config, std=0.03):
     """A teacher's checkpoint with random weights."""
     model, bands = stirred(GuidedTeacher(config)), config.teacher.bands
     model.residual_std.fill_(std)
-    card = Card(
-        "t", "fsa-t", asdict(config), "fsa-t", bands=bands, ratios=[4], residual_std=[std] * bands
-    )
+    card = Card("t", "fsa-t", asdict(config), "fsa-t", bands=bands, ratios=[4], residual_std=[std] * bands)
     save_checkpoint(path, model, card)
     return path
 
@@ -105,7 +98,5 @@ def assert_same_state(a, b):
     for part in ("model", "ema"):
         assert one[part].keys() == two[part].keys()
         assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
-    for moments, others in zip(
-        one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True
-    ):
+    for moments, others in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True):
         assert all(torch.equal(moments[k], others[k]) for k in ("step", "exp_avg", "exp_avg_sq"))

@@ -4,12 +4,12 @@ import torch
 from scipy.optimize import lsq_linear, nnls
 from textures import make_pair
 
-from uknowpan_models.baselines import BASELINES, MAX_MODULATION, _nonnegative_least_squares
-from uknowpan_models.metrics import ergas
-from uknowpan_models.pancollection import PatchBatch, wald_lms, wald_ms
-from uknowpan_models.resample import crop
-from uknowpan_models.sensors import find_sensor
-from uknowpan_models.toolbox import interp23tap, mtf_filter
+from uknowpan.models.metrics.baselines import BASELINES, MAX_MODULATION, _nonnegative_least_squares
+from uknowpan.models.metrics.indices import ergas
+from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
+from uknowpan.models.pancollection.file import PatchBatch, wald_lms, wald_ms
+from uknowpan.models.resample import crop
 
 QB = find_sensor("QB")
 GAINS = QB.mtf_ms
@@ -56,8 +56,7 @@ def _gsa(p, low, gains):
 def _mtf_glp_fs(p, low, gains):
     pan = _flat(p.pan)
     ratios = [
-        np.cov(_flat(lms), pan)[0, 1] / np.cov(_flat(near), pan)[0, 1]
-        for lms, near in zip(p.lms[0], low, strict=True)
+        np.cov(_flat(lms), pan)[0, 1] / np.cov(_flat(near), pan)[0, 1] for lms, near in zip(p.lms[0], low, strict=True)
     ]
     return p.lms[0].numpy() + np.reshape(ratios, (-1, 1, 1)) * (p.pan[0] - low).numpy()
 
@@ -175,9 +174,7 @@ def test_flat_images_stay_flat(name, value):
     gt = torch.full((4, 64, 64), value)
     patches = simulate(gt, gt[:1])
     # The toolbox's filters sum to 0.9984 at the least.
-    torch.testing.assert_close(
-        BASELINES[name](patches, GAINS, 4), patches.gt, rtol=0, atol=0.005 * value
-    )
+    torch.testing.assert_close(BASELINES[name](patches, GAINS, 4), patches.gt, rtol=0, atol=0.005 * value)
 
 
 @pytest.mark.parametrize("name", ["Brovey", "MTF-GLP-HPM-R"])

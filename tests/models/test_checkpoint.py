@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uknowpan_models.checkpoint import (
+from uknowpan.models.checkpoints import (
     FORMAT,
     Card,
     bundled_models,
@@ -17,8 +17,8 @@ from uknowpan_models.checkpoint import (
     save_checkpoint,
     sha256,
 )
-from uknowpan_models.errors import CheckpointError
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
+from uknowpan.models.errors import CheckpointError
+from uknowpan.models.network import FSAStudentLite, LiteConfig
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 CARD = Card(
@@ -136,9 +136,7 @@ def test_safetensors_of_others(saved):
     refused(path, "without an uknowpan card")
 
 
-@pytest.mark.parametrize(
-    "card", ["{", "[]", '{"name": "x"}', json.dumps({**asdict(CARD), "new": 1})]
-)
+@pytest.mark.parametrize("card", ["{", "[]", '{"name": "x"}', json.dumps({**asdict(CARD), "new": 1})])
 def test_damaged_card(saved, card):
     path, _ = saved
     save_file(load_file(path), path, metadata={"format": FORMAT, "card": card})

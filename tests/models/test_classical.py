@@ -4,11 +4,11 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.classical import CLASSICAL_METHODS
-from uknowpan_models.pansharpener import ClassicalSharpener, sharpen_array
-from uknowpan_models.psf import default_psf
-from uknowpan_models.resample import crop, upsample
-from uknowpan_models.statistics import scene_statistics
+from uknowpan.models.blur import default_psf
+from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.resample import crop, upsample
+from uknowpan.models.sharpeners import ClassicalSharpener, sharpen_array
+from uknowpan.models.statistics import scene_statistics
 
 GAINS = torch.tensor([0.4, 1.0, 2.5]).view(-1, 1, 1)
 SHARPENING = ["brovey", "gsa", "mtf-glp"]
@@ -63,9 +63,7 @@ def test_tiles_agree(method, ratio, shift):
         ys = slice(row - margin, row + rows + margin)
         xs = slice(col - margin, col + cols + margin)
         fine = [slice(s.start * ratio, s.stop * ratio) for s in (ys, xs)]
-        done = sharpener.sharpen(
-            pair.pan[None, :, fine[0], fine[1]], pair.ms[None, :, ys, xs], statistics, [(0, 0)]
-        )
+        done = sharpener.sharpen(pair.pan[None, :, fine[0], fine[1]], pair.ms[None, :, ys, xs], statistics, [(0, 0)])
         assert done.hrms.shape[-2:] == (rows * ratio, cols * ratio)
         return done.hrms
 

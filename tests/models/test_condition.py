@@ -2,7 +2,8 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.condition import (
+from uknowpan.models.blur import Psf, default_psf
+from uknowpan.models.features import (
     BACK_PROJECTION,
     BAND_FEATURES,
     PAN_FEATURES,
@@ -10,9 +11,8 @@ from uknowpan_models.condition import (
     condition_reach,
     generic_condition,
 )
-from uknowpan_models.psf import Psf, default_psf
-from uknowpan_models.resample import crop, degrade, upsample
-from uknowpan_models.statistics import USUAL_SOFTNESS, scene_statistics
+from uknowpan.models.resample import crop, degrade, upsample
+from uknowpan.models.statistics import USUAL_SOFTNESS, scene_statistics
 
 FEATURES = ("lms", "pan", "pan_features", "band_features")
 
@@ -44,9 +44,7 @@ def test_gain_and_offset_leave_the_features(gain, offset):
     close = {"rtol": 0, "atol": 5e-3}  # of the detail contrast
     torch.testing.assert_close(other.pan_features, plain.pan_features, **close)
     kept = [0, 1, 3, 4, 5] if offset else list(range(BAND_FEATURES))  # 2 needs a zero level
-    torch.testing.assert_close(
-        other.band_features[:, :, kept], plain.band_features[:, :, kept], **close
-    )
+    torch.testing.assert_close(other.band_features[:, :, kept], plain.band_features[:, :, kept], **close)
     assert torch.equal(other.scene, plain.scene)
 
 
@@ -99,9 +97,7 @@ def test_scene_numbers_say_ratio_blur_and_shift():
     assert numbers["ratio"] == [0.0, 1.0, 0.0, 0.0, -1.0, usual]
     assert numbers["blur"] == [1.0, 0.0, 0.0, 6.0, -1.0, usual]
     assert numbers["shift"] == numbers["mirrored shift"] == [0.0, 0.0, 1.25, 0.0, -1.0, usual]
-    assert numbers["bit of blur"] == pytest.approx(
-        [-0.1, 0.0, 0.0, -0.8, -1.0, 4 * (USUAL_SOFTNESS - 0.5)], abs=1e-6
-    )
+    assert numbers["bit of blur"] == pytest.approx([-0.1, 0.0, 0.0, -0.8, -1.0, 4 * (USUAL_SOFTNESS - 0.5)], abs=1e-6)
     assert numbers["unlike"][4] == pytest.approx(1.0, abs=1e-4)
     assert numbers["alike"][4] == pytest.approx(0.0, abs=1e-2)
     pair = make_pair(4, (16, 16))

@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from uknowpan_models.diffusion import NoiseSchedule, add_noise, ddim_sample
-from uknowpan_models.types import Condition, Denoised
+from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
+from uknowpan.models.types import Condition, Denoised
 
 SCHEDULE = NoiseSchedule.cosine()
 NOTHING = Condition(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
@@ -59,9 +59,7 @@ def test_add_noise_has_the_mean_and_variance_of_each_image():
     x0 = torch.tensor([3.0, -2.0, 5.0]).view(3, 1, 1, 1).expand(3, 2, 128, 128)
     x_t = add_noise(SCHEDULE, x0, t, normal(*x0.shape)).double()
     kept = SCHEDULE.alphas_cumprod[t]
-    torch.testing.assert_close(
-        x_t.mean((1, 2, 3)), kept.sqrt() * torch.tensor([3.0, -2.0, 5.0]), atol=0.025, rtol=0
-    )
+    torch.testing.assert_close(x_t.mean((1, 2, 3)), kept.sqrt() * torch.tensor([3.0, -2.0, 5.0]), atol=0.025, rtol=0)
     torch.testing.assert_close(x_t.var((1, 2, 3)), 1 - kept, rtol=0.04, atol=0)
 
 

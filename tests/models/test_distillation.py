@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models import distillation, prior, teacher
-from uknowpan_models.checkpoint import Card, save_checkpoint, sha256
-from uknowpan_models.diffusion import NoiseSchedule
-from uknowpan_models.distillation import (
+from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
+from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan.models.noise import position_noise
+from uknowpan.models.pancollection.file import (
+    Draw,
+    PanCollectionDataset,
+    PanCollectionFile,
+    PatchBatch,
+    PatchBatches,
+    PatchSampler,
+)
+from uknowpan.models.published.uknow import distillation, prior, teacher
+from uknowpan.models.published.uknow.distillation import (
     CachedDataset,
     CacheFile,
     FrozenTeacher,
@@ -25,18 +35,8 @@ from uknowpan_models.distillation import (
     part_of,
     write_cache,
 )
-from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.noise import position_noise
-from uknowpan_models.pancollection import (
-    Draw,
-    PanCollectionDataset,
-    PanCollectionFile,
-    PatchBatch,
-    PatchBatches,
-    PatchSampler,
-)
-from uknowpan_models.prior import PriorNet
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.prior import PriorNet
 
 CONFIG = GuidedTeacherConfig(
     teacher.presets["lite"](bands=4, width=4, heads=2),
@@ -161,17 +161,13 @@ def test_an_answer_depends_on_nothing_but_the_patch(frozen, data):
 def test_shapes_of_features_are_known_beforehand(patch):
     config = replace(CONFIG, teacher=replace(CONFIG.teacher, patch=patch))
     asked = FrozenTeacher((GuidedTeacher(config), CARD))
-    batch = PatchBatch(
-        *(torch.rand(1, c, n, m) for c, n, m in ((1, 32, 16), (4, 8, 4), (4, 32, 16)))
-    )
+    batch = PatchBatch(*(torch.rand(1, c, n, m) for c, n, m in ((1, 32, 16), (4, 8, 4), (4, 32, 16))))
     shapes = [tuple(x.shape[1:]) for x in asked.answer(batch).features]
     assert feature_shapes(config.teacher, 32, 16) == shapes and len(shapes) == 6
 
 
 def test_answers_are_turned_over_moved_and_joined():
-    answer = TeacherAnswer(
-        torch.rand(1, 2, 4, 6), torch.rand(1, 2, 4, 6), (torch.rand(1, 3, 2, 3),)
-    )
+    answer = TeacherAnswer(torch.rand(1, 2, 4, 6), torch.rand(1, 2, 4, 6), (torch.rand(1, 3, 2, 3),))
     turned = answer.flip([-2])
     for a, b in zip(tensors(answer), tensors(turned), strict=True):
         assert torch.equal(a[:, :, 0], b[:, :, -1])
@@ -184,9 +180,7 @@ def test_who_is_no_teacher(model):
     plain = Card("p", "prior", asdict(CONFIG.prior), "prior", bands=4)
     with pytest.raises(ModelMismatch, match="p is of the architecture prior"):
         FrozenTeacher((PriorNet(CONFIG.prior), plain))
-    with pytest.raises(
-        CheckpointError, match="has 0 values of residual_std, not one for each of 4"
-    ):
+    with pytest.raises(CheckpointError, match="has 0 values of residual_std, not one for each of 4"):
         FrozenTeacher((model, replace(CARD, residual_std=[])))
     with pytest.raises(ValueError, match="steps must be 1 to 500, not 501"):
         FrozenTeacher((model, CARD), steps=501)
@@ -313,9 +307,7 @@ def test_two_processes_do_not_write_one_cache(frozen, data, tmp_path):
         holding.set()
         return bool(enough.wait(60))
 
-    process = in_a_child(
-        lambda: write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=stop)
-    )
+    process = in_a_child(lambda: write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=stop))
     try:
         assert holding.wait(60)
         for resume in (True, False):

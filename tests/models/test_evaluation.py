@@ -9,22 +9,22 @@ import pytest
 import torch
 from testfiles import draw_truth, store, write_images
 
-from uknowpan_models import prior, student, teacher
-from uknowpan_models.checkpoint import Card, save_checkpoint, sha256
-from uknowpan_models.diffusion import NoiseSchedule
-from uknowpan_models.distillation import FrozenTeacher
-from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan_models.evaluation import EXP, Results, evaluate_file, scored_size
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.noise import position_noise
-from uknowpan_models.pancollection import PanCollectionDataset, PanCollectionFile, PatchBatch
-from uknowpan_models.patch_condition import PatchConditioner
-from uknowpan_models.patch_sharpener import load_patch_sharpener
-from uknowpan_models.resample import upsample
-from uknowpan_models.sensors import SENSORS
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
-from uknowpan_models.toolbox import interp23tap
-from uknowpan_models.types import Condition
+from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
+from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan.models.metrics.evaluation import EXP, Results, evaluate_file, scored_size
+from uknowpan.models.metrics.sensors import SENSORS
+from uknowpan.models.metrics.toolbox import interp23tap
+from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.noise import position_noise
+from uknowpan.models.pancollection.condition import PatchConditioner
+from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.sharpener import load_patch_sharpener
+from uknowpan.models.published.uknow import prior, student, teacher
+from uknowpan.models.published.uknow.distillation import FrozenTeacher
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.resample import upsample
+from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
@@ -67,9 +67,7 @@ def test_no_truth_gives_the_toolbox_s_values(name, tmp_path):
     lms = interp23tap(torch.from_numpy(data["ms"]), 4)
     fused = torch.from_numpy(data["fused"])[None]
     path = store(tmp_path / "t.h5", {"ms": data["ms"], "pan": data["pan"], "lms": lms})
-    found = score(
-        path, {"it": lambda _: fused / SCALE}, sensor=SENSORS[str(data["sensor"])], as_is=["it"]
-    )
+    found = score(path, {"it": lambda _: fused / SCALE}, sensor=SENSORS[str(data["sensor"])], as_is=["it"])
     assert found.kind == "full"
     assert list(found.scores) == [EXP, "it"]
     for index in FULL:
@@ -266,17 +264,13 @@ def test_small_patches_have_the_statistics_of_their_scene(checkpoints, path):
         batch = images_of(file, [1])
         done = load_patch_sharpener(str(where), file, SCALE, steps=1, seed=3).sharpen(batch)
         dataset = PanCollectionDataset([file], max_value=SCALE)
-        condition, scale = PatchConditioner(dataset, residual_scale=2.0).condition(
-            batch.to(torch.float32)
-        )
+        condition, scale = PatchConditioner(dataset, residual_scale=2.0).condition(batch.to(torch.float32))
     said = sampled(network, condition, 1)
     torch.testing.assert_close(done.hrms, condition.lms + scale * said.x0, rtol=1e-4, atol=1e-5)
     sigma = 1.5 * scale * said.log_sigma.exp()
     torch.testing.assert_close(done.sigma, sigma, rtol=1e-4, atol=1e-6)
     inner = (..., slice(12, -12), slice(12, -12))
-    off, nested_off = (
-        (x - batch.lms)[inner].abs().mean() for x in (condition.lms, upsample(batch.ms, 4))
-    )
+    off, nested_off = ((x - batch.lms)[inner].abs().mean() for x in (condition.lms, upsample(batch.ms, 4)))
     assert off < 0.7 * nested_off  # it lies on the stored lms
 
 

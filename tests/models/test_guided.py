@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from uknowpan_models import prior, teacher
-from uknowpan_models.checkpoint import Card, build_network, load_model, save_checkpoint
-from uknowpan_models.diffusion import NoiseSchedule, ddim_sample
-from uknowpan_models.errors import CheckpointError
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.prior import PriorNet
-from uknowpan_models.types import Condition
-from uknowpan_models.wavelets import teacher_wavelets
+from uknowpan.models.checkpoints import Card, build_network, load_model, save_checkpoint
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.errors import CheckpointError
+from uknowpan.models.published.uknow import prior, teacher
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.prior import PriorNet
+from uknowpan.models.published.uknow.wavelets import teacher_wavelets
+from uknowpan.models.types import Condition
 
 CONFIG = GuidedTeacherConfig(
     teacher.presets["lite"](bands=4, width=4, heads=2),

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.losses import (
-    contrast_weighted_rms,
-)
+from uknowpan.models.training.losses import contrast_weighted_rms
 
 
 def patches():

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation, correlate
 
-from uknowpan_models import metrics as m
-from uknowpan_models.sensors import SENSORS
-from uknowpan_models.toolbox import imresize, interp23tap, mtf_filter, mtf_kernel
+from uknowpan.models.metrics import indices as m
+from uknowpan.models.metrics.sensors import SENSORS
+from uknowpan.models.metrics.toolbox import imresize, interp23tap, mtf_filter, mtf_kernel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 GAINS = {name: sensor.mtf_ms for name, sensor in SENSORS.items() if sensor.bands}
@@ -75,9 +75,7 @@ def test_full_resolution_equals_toolbox(name):
         # One DN that rounds the other way moves D_lambda by up to 1e-7.
         expected = pytest.approx(float(data[f"expected_{index}"]), rel=RTOL, abs=1e-7)
         assert float(getattr(scores, index)) == expected, index
-    np.testing.assert_allclose(
-        imresize(data["pan"], ratio).numpy(), data["expected_pan_quarter"], rtol=RTOL
-    )
+    np.testing.assert_allclose(imresize(data["pan"], ratio).numpy(), data["expected_pan_quarter"], rtol=RTOL)
 
 
 @pytest.mark.parametrize("sensor", GAINS)

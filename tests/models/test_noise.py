@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.noise import position_noise
+from uknowpan.models.noise import position_noise
 
 SIZE, BANDS = 256, 4
 COUNT = SIZE * SIZE * BANDS
@@ -33,12 +33,8 @@ def test_values_never_change():
     close = {"rtol": 2e-6, "atol": 0}
     torch.testing.assert_close(position_noise(7, -3, 5, 2, 3, 2), torch.tensor(near), **close)
     seed = 2**63 + 5
-    torch.testing.assert_close(
-        position_noise(seed, 10**6, -(10**6), 1, 3, 1), torch.tensor(far), **close
-    )
-    assert torch.equal(
-        position_noise(seed - 2**64, 0, 0, 4, 4, 1), position_noise(seed, 0, 0, 4, 4, 1)
-    )
+    torch.testing.assert_close(position_noise(seed, 10**6, -(10**6), 1, 3, 1), torch.tensor(far), **close)
+    assert torch.equal(position_noise(seed - 2**64, 0, 0, 4, 4, 1), position_noise(seed, 0, 0, 4, 4, 1))
 
 
 def test_moments_are_normal(field):

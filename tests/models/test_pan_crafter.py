@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from patch_files import assert_same_state, patch_data, stirred, write_patches
 from textures import make_pair
 
-from uknowpan_models.checkpoint import Card, load_model, network_of, read_card, save_checkpoint
-from uknowpan_models.errors import CheckpointError, ModelMismatch
-from uknowpan_models.pan_crafter import (
+from uknowpan.models.checkpoints import Card, load_model, network_of, read_card, save_checkpoint
+from uknowpan.models.errors import CheckpointError, ModelMismatch
+from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.pancollection.sharpener import load_patch_sharpener
+from uknowpan.models.published.pan_crafter.network import (
     MS_MODE,
     PAN_MODE,
     NeighbourhoodAttention,
@@ -20,14 +22,12 @@ from uknowpan_models.pan_crafter import (
     PanCrafterConfig,
     low_pan,
 )
-from uknowpan_models.pan_crafter_stage import PanCrafterOptions, PanCrafterStage
-from uknowpan_models.pancollection import PanCollectionFile
-from uknowpan_models.pansharpener import OnePassSharpener, load_sharpener, sharpen_array
-from uknowpan_models.patch_sharpener import load_patch_sharpener
-from uknowpan_models.presets import MODELS, PRESETS, preset
-from uknowpan_models.stages import residual_std_of
-from uknowpan_models.training import Interrupted, TrainConfig, train
-from uknowpan_models.types import Condition
+from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCrafterStage
+from uknowpan.models.published.stages import residual_std_of
+from uknowpan.models.sharpeners import OnePassSharpener, load_sharpener, sharpen_array
+from uknowpan.models.training.loop import Interrupted, TrainConfig, train
+from uknowpan.models.training.presets import MODELS, PRESETS, preset
+from uknowpan.models.types import Condition
 
 SMALL = PanCrafterConfig(
     2, widths=(8, 8, 16, 16), blocks=1, token_width=6, head_width=4, groups=2, expansion=2,
@@ -191,9 +191,7 @@ def reference(state, config, lms, pan, mode):
     return conv("head.2", silu(norm("head.0", h)))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"blocks": 2, "random_shifts": True}, {"attention_from": 2, "bands": 3}]
-)
+@pytest.mark.parametrize("changes", [{}, {"blocks": 2, "random_shifts": True}, {"attention_from": 2, "bands": 3}])
 def test_forward_is_that_of_a_second_implementation(changes):
     config = replace(SMALL, **changes)
     model, condition = network(config).double(), inputs(config)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.errors import DataError
-from uknowpan_models.pancollection import (
+from uknowpan.models.errors import DataError
+from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
+from uknowpan.models.pancollection.file import (
     PanCollectionDataset,
     PanCollectionFile,
     PanCollectionWriter,
@@ -22,8 +24,6 @@ from uknowpan_models.pancollection import (
     wald_lms,
     wald_ms,
 )
-from uknowpan_models.sensors import find_sensor
-from uknowpan_models.toolbox import interp23tap, mtf_filter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 
@@ -173,9 +173,7 @@ def test_a_damaged_chunk_is_named(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         for name, values in contents.items():
-            file.create_dataset(
-                name, data=values, chunks=(1, *values.shape[1:]), compression="gzip"
-            )
+            file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]), compression="gzip")
         place = file["gt"].id.get_chunk_info_by_coord((1, 0, 0, 0))
     with open(path, "r+b") as raw:
         raw.seek(place.byte_offset)
@@ -220,10 +218,7 @@ def test_files_that_do_not_go_together(tmp_path, other, sentence):
 
 @pytest.mark.parametrize(("count", "batch", "world"), [(10, 4, 1), (7, 3, 2), (5, 8, 1), (6, 2, 3)])
 def test_every_epoch_has_every_sample_once(count, batch, world):
-    samplers = [
-        PatchSampler(count, batch_size=batch, seed=3, rank=rank, world=world)
-        for rank in range(world)
-    ]
+    samplers = [PatchSampler(count, batch_size=batch, seed=3, rank=rank, world=world) for rank in range(world)]
     steps = count * 2  # several epochs, ending with one: batch * world * steps is a multiple
     row = [d.sample for step in range(steps) for s in samplers for d in s.draws(step)]
     epochs = [row[i : i + count] for i in range(0, len(row), count)]
@@ -247,9 +242,7 @@ def test_a_step_does_not_depend_on_the_steps_before():
 
 def test_flips_turn_all_images_of_a_sample_alike(tmp_path):
     path = write(tmp_path / "a.h5", arrays(12))
-    plain, turned = (
-        batches_of([path], batch_size=12, seed=0, flips=flips) for flips in (False, True)
-    )
+    plain, turned = (batches_of([path], batch_size=12, seed=0, flips=flips) for flips in (False, True))
     batch, other, draws = plain(0), turned(0), turned.sampler.draws(0)
     assert any(d.flip_rows != d.flip_columns for d in draws)
     for i, draw in enumerate(draws):
@@ -280,7 +273,7 @@ def test_an_error_in_a_worker_is_the_sentence(tmp_path):
 
 STREAM = """
 import json, resource, sys
-from uknowpan_models.pancollection import *
+from uknowpan.models.pancollection.file import *
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def run(path, steps):
@@ -304,14 +297,10 @@ def test_a_file_larger_than_memory_streams(tmp_path):
                 "pan": (1, 64, 64), "ms": (4, 16, 16), "lms": (4, 64, 64), "gt": (4, 64, 64),
             }.items():  # fmt: skip
                 # Chunks that were never written hold the fill value.
-                file.create_dataset(
-                    key, (n, *shape), "f4", chunks=(1, *shape), fillvalue=100.0, compression="gzip"
-                )
+                file.create_dataset(key, (n, *shape), "f4", chunks=(1, *shape), fillvalue=100.0, compression="gzip")
             logical = sum(file[key].nbytes for key in file)
     assert logical > 590e6
-    done = subprocess.run(
-        [sys.executable, "-c", STREAM, *map(str, paths)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", STREAM, *map(str, paths)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, after, total = json.loads(done.stdout)
     assert total == pytest.approx(400 * 4 * 64 * 64 * 100 / 2047, rel=1e-5)
@@ -362,9 +351,7 @@ def test_reduction_equals_the_toolbox():
     reach = 9 * 4
     inner = (..., slice(reach, -reach), slice(reach, -reach))
     wide = torch.cat([torch.cat([ms, ms], -1)] * 2, -2)
-    np.testing.assert_allclose(
-        wald_lms(wide, 4)[inner], interp23tap(wide, 4)[inner], rtol=1e-12, atol=1e-9
-    )
+    np.testing.assert_allclose(wald_lms(wide, 4)[inner], interp23tap(wide, 4)[inner], rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4, 5, 6, 8])

@@ -6,11 +6,14 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.checkpoint import Card, save_checkpoint
-from uknowpan_models.condition import SCENE_FEATURES
-from uknowpan_models.errors import CheckpointError, ModelMismatch
-from uknowpan_models.noise import position_noise
-from uknowpan_models.pansharpener import (
+from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.errors import CheckpointError, ModelMismatch
+from uknowpan.models.features import SCENE_FEATURES
+from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.noise import position_noise
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.models.resample import crop, degrade, mirrored, upsample
+from uknowpan.models.sharpeners import (
     AS_MS,
     ClassicalSharpener,
     ConsistentSharpener,
@@ -19,11 +22,8 @@ from uknowpan_models.pansharpener import (
     load_sharpener,
     sharpen_array,
 )
-from uknowpan_models.resample import crop, degrade, mirrored, upsample
-from uknowpan_models.statistics import USUAL_SOFTNESS, scene_statistics
-from uknowpan_models.student import FSAStudent, StudentConfig
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
-from uknowpan_models.types import Denoised
+from uknowpan.models.statistics import USUAL_SOFTNESS, scene_statistics
+from uknowpan.models.types import Denoised
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 CARD = Card("tiny", "fsa-s-lite", asdict(TINY), "fsa-s")
@@ -108,9 +108,7 @@ def tiled(tool, ratio, tile):
 
     def joined(name):
         parts = {k: getattr(v, name) for k, v in done.items()}
-        lines = [
-            torch.cat([parts[r, c] for c in range(0, w, tile[1])], -1) for r in range(0, h, tile[0])
-        ]
+        lines = [torch.cat([parts[r, c] for c in range(0, w, tile[1])], -1) for r in range(0, h, tile[0])]
         return torch.cat(lines, -2)
 
     return joined("hrms"), joined("sigma")
@@ -192,9 +190,7 @@ def test_card_scales_residual_and_uncertainty():
     assert plain.sigma.min() > 0
 
 
-@pytest.mark.parametrize(
-    "ratio, size", [(4, (9, 6)), (3, (7, 5)), (2, (9, 9)), (5, (6, 7)), (6, (5, 5))]
-)
+@pytest.mark.parametrize("ratio, size", [(4, (9, 6)), (3, (7, 5)), (2, (9, 9)), (5, (6, 7)), (6, (5, 5))])
 def test_arrays_of_any_size(ratio, size):
     pair = make_pair(ratio, size, bands=2)
     done = sharpen_array(sharpener(), pair.pan, pair.ms)
@@ -345,9 +341,7 @@ def test_unet_batch_is_its_windows():
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "ratio, size", [(4, (1, 1)), (4, (9, 6)), (3, (7, 1)), (2, (3, 9)), (5, (6, 7)), (6, (5, 5))]
-)
+@pytest.mark.parametrize("ratio, size", [(4, (1, 1)), (4, (9, 6)), (3, (7, 1)), (2, (3, 9)), (5, (6, 7)), (6, (5, 5))])
 def test_unet_takes_arrays_of_any_size(ratio, size):
     pan, ms = pair_of(ratio, size)
     done = sharpen_array(unet(), pan, ms).hrms

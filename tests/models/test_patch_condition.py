@@ -8,14 +8,10 @@ import pytest
 import torch
 from textures import Texture
 
-from uknowpan_models.condition import (
-    BAND_FEATURES,
-    PAN_FEATURES,
-    SCENE_FEATURES,
-    condition_reach,
-    generic_condition,
-)
-from uknowpan_models.pancollection import (
+from uknowpan.models.blur import gain_to_sigma
+from uknowpan.models.features import BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, condition_reach, generic_condition
+from uknowpan.models.pancollection.condition import PatchConditioner
+from uknowpan.models.pancollection.file import (
     Draw,
     PanCollectionDataset,
     PanCollectionFile,
@@ -27,10 +23,8 @@ from uknowpan_models.pancollection import (
     wald_lms,
     wald_ms,
 )
-from uknowpan_models.patch_condition import PatchConditioner
-from uknowpan_models.psf import gain_to_sigma
-from uknowpan_models.resample import crop, mirrored, upsample
-from uknowpan_models.statistics import scene_statistics
+from uknowpan.models.resample import crop, mirrored, upsample
+from uknowpan.models.statistics import scene_statistics
 
 GAIN, FULL_SCALE = 0.3, 1000.0
 FEATURES = ("lms", "pan", "pan_features", "band_features", "scene")
@@ -214,9 +208,7 @@ def test_it_is_the_condition_of_the_mirrored_patch(dataset, conditioner):
     inner = slice(4 * reach, 4 * (reach + n))
     found, _ = conditioner.condition(batch)
     for name in FEATURES:
-        torch.testing.assert_close(
-            getattr(found, name), getattr(whole.crop(inner, inner), name), **CLOSE
-        )
+        torch.testing.assert_close(getattr(found, name), getattr(whole.crop(inner, inner), name), **CLOSE)
     soft, _ = PatchConditioner(dataset, softness=0.75).condition(batch)
     assert soft.scene[0, -1] == 1.0 != found.scene[0, -1]
 

@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from uknowpan_models.checkpoint import network_of
-from uknowpan_models.guided import GuidedTeacherConfig
-from uknowpan_models.presets import PRESETS, STAGES, preset
-from uknowpan_models.stages import PriorOptions, TeacherOptions
-from uknowpan_models.student import StudentConfig
-from uknowpan_models.student_lite import LiteConfig
-from uknowpan_models.student_stages import StudentOptions
+from uknowpan.models.checkpoints import network_of
+from uknowpan.models.network import LiteConfig
+from uknowpan.models.published.stages import PriorOptions, TeacherOptions
+from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
+from uknowpan.models.published.uknow.student import StudentConfig
+from uknowpan.models.published.uknow.student_stage import StudentOptions
+from uknowpan.models.training.presets import PRESETS, STAGES, preset
 
 PUBLISHED = {
     ("prior", 4): 450_696,
@@ -122,8 +122,7 @@ def test_a_teacher_takes_the_prior_of_its_preset(name, bands):
     prior = built(preset(name, "prior", bands).network)
     teacher = built(preset(name, "fsa-t", bands).network)
     ours, theirs = (
-        {key: weight.shape for key, weight in model.state_dict().items()}
-        for model in (prior, teacher.prior_net)
+        {key: weight.shape for key, weight in model.state_dict().items()} for model in (prior, teacher.prior_net)
     )
     assert ours == theirs
 

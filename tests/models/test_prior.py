@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.losses import beta_nll
-from uknowpan_models.prior import PriorConfig, PriorNet, presets
+from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet, presets
+from uknowpan.models.training.losses import beta_nll
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = PriorConfig(bands=2, width=8, blocks=2)

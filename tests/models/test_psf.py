@@ -4,14 +4,8 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan_models.psf import (
-    default_psf,
-    estimate_psf,
-    gain_to_sigma,
-    pan_on_ms_grid,
-    softness_of_ms,
-)
-from uknowpan_models.resample import degrade, upsample
+from uknowpan.models.blur import default_psf, estimate_psf, gain_to_sigma, pan_on_ms_grid, softness_of_ms
+from uknowpan.models.resample import degrade, upsample
 
 SIZE = (40, 44)
 
@@ -23,9 +17,7 @@ def assert_found(psf, sigma, shift):
 
 
 @pytest.mark.parametrize("share", [0.35, 0.45, 0.6])
-@pytest.mark.parametrize(
-    "ms_shift", [(0.0, 0.0), (0.13, -0.21), (-0.5, 0.5), (1.2, -0.9), (-2.3, 2.1)]
-)
+@pytest.mark.parametrize("ms_shift", [(0.0, 0.0), (0.13, -0.21), (-0.5, 0.5), (1.2, -0.9), (-2.3, 2.1)])
 @pytest.mark.parametrize("ratio", [2, 3, 4, 6])
 def test_blur_and_shift_are_recovered(ratio, ms_shift, share):
     shift = (ms_shift[0] * ratio, ms_shift[1] * ratio)

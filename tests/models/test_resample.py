@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from scipy.ndimage import uniform_filter
 from textures import Texture
 
-from uknowpan_models.resample import (
+from uknowpan.models.resample import (
     UPSAMPLE_REACH,
     box,
     box_mean,

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from uknowpan_models.runtime import tune_cpu
+from uknowpan.models.devices import tune_cpu
 
 
 @pytest.fixture(autouse=True)

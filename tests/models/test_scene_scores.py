@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uknowpan_models import metrics as m
-from uknowpan_models.resample import crop, upsample
-from uknowpan_models.scene_scores import (
+from uknowpan.models.metrics import indices as m
+from uknowpan.models.metrics.regions import (
     AgainstReference,
     Coarse,
     Enlargement,
@@ -21,8 +20,9 @@ from uknowpan_models.scene_scores import (
     regions,
     whole_tiles,
 )
-from uknowpan_models.toolbox import imresize, interp23tap
-from uknowpan_models.windows import window_quality
+from uknowpan.models.metrics.toolbox import imresize, interp23tap
+from uknowpan.models.metrics.windows import window_quality
+from uknowpan.models.resample import crop, upsample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 RTOL = 1e-9
@@ -90,15 +90,10 @@ def test_against_a_reference_equals_the_whole_image(shape):
 
 def test_against_a_reference_equals_the_toolbox():
     with np.load(GOLDEN / "rr_8band.npz") as data:
-        fused, gt = (
-            m.crop_border(torch.from_numpy(data[k].astype("f8")), int(data["cut"]))
-            for k in ("fused", "gt")
-        )
+        fused, gt = (m.crop_border(torch.from_numpy(data[k].astype("f8")), int(data["cut"])) for k in ("fused", "gt"))
         found = _against(fused, gt, rows=32, cols=64)
         for index in ("q2n", "q", "sam", "ergas", "scc", "ssim", "psnr"):
-            assert float(getattr(found, index)) == pytest.approx(
-                float(data[f"expected_{index}"]), rel=RTOL
-            ), index
+            assert float(getattr(found, index)) == pytest.approx(float(data[f"expected_{index}"]), rel=RTOL), index
 
 
 def test_nodata_against_a_reference():
@@ -146,9 +141,7 @@ def _padded(x, margin, mode):
     if mode == "circular":
         rows, cols = (torch.arange(-margin, n + margin) % n for n in x.shape[-2:])
         return x[..., rows, :][..., cols]
-    return torch.from_numpy(
-        np.pad(x, [(0, 0)] * (x.ndim - 2) + [(margin, margin)] * 2, mode="symmetric")
-    )
+    return torch.from_numpy(np.pad(x, [(0, 0)] * (x.ndim - 2) + [(margin, margin)] * 2, mode="symmetric"))
 
 
 def _without(fused, ms, pan, registration, ratio=4, masks=None, rows=64, cols=96, gains=GAINS):
@@ -210,15 +203,11 @@ def test_measuring_by_area_equals_the_whole_image(ratio):
     fused, ms, pan = _scene(ratio)
 
     def enlarged(x):
-        return upsample(_padded(x, 4, "symmetric")[None], ratio)[
-            0, :, 4 * ratio : -4 * ratio, 4 * ratio : -4 * ratio
-        ]
+        return upsample(_padded(x, 4, "symmetric")[None], ratio)[0, :, 4 * ratio : -4 * ratio, 4 * ratio : -4 * ratio]
 
     lms, low = enlarged(ms), enlarged(imresize(pan, ratio))
     found = _without(fused, ms, pan, "area", ratio)
-    assert float(found.d_lambda_k) == pytest.approx(
-        float(m.d_lambda_khan(fused, lms, GAINS, ratio)), rel=RTOL
-    )
+    assert float(found.d_lambda_k) == pytest.approx(float(m.d_lambda_khan(fused, lms, GAINS, ratio)), rel=RTOL)
     assert float(found.d_lambda) == pytest.approx(float(m.d_lambda(fused, lms)), rel=RTOL)
     to_pan, to_low = (
         window_quality(x[None], y[None].expand_as(x[None]), 32, 32).mean((0, 2, 3))

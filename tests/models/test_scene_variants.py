@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.data import (
-    Scene,
-    Ways,
-    make_variant,
-    subsampled,
-)
-from uknowpan_models.resample import degrade
+from uknowpan.models.resample import degrade
+from uknowpan.models.training.scenes import Scene, Ways, make_variant, subsampled
 
 
 @pytest.fixture(scope="module")

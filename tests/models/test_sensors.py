@@ -1,6 +1,6 @@
 import pytest
 
-from uknowpan_models.sensors import EIGHT, SENSORS, find_sensor
+from uknowpan.models.metrics.sensors import EIGHT, SENSORS, find_sensor
 
 
 @pytest.mark.parametrize("sensor", SENSORS.values(), ids=SENSORS)

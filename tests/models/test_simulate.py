@@ -2,13 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.resample import crop
-from uknowpan_models.simulate import (
-    Degradation,
-    degrade_truth,
-    random_degradation,
-    synthetic_pan,
-)
+from uknowpan.models.resample import crop
+from uknowpan.models.training.degradations import Degradation, degrade_truth, random_degradation, synthetic_pan
 
 KINDS = ["gaussian", "box", "cubic", "cubic-sharp"]
 UNSEEN = ["tent", "lanczos"]
@@ -48,9 +43,7 @@ def test_noise_is_a_share_of_the_detail_contrast():
     clean = degrade_truth(gt, degradation)
     noise = degrade_truth(gt, degradation, torch.Generator().manual_seed(1)) - clean
     contrast = (clean[:, :, 1:] - clean[:, :, :-1]).std((1, 2))
-    torch.testing.assert_close(
-        noise.std((1, 2)) / contrast, torch.full((2,), 0.1), rtol=0.05, atol=0
-    )
+    torch.testing.assert_close(noise.std((1, 2)) / contrast, torch.full((2,), 0.1), rtol=0.05, atol=0)
     again = degrade_truth(gt, degradation, torch.Generator().manual_seed(1)) - clean
     assert torch.equal(noise, again)
 

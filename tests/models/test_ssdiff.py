@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from patch_files import assert_same_state, patch_data, stirred, write_patches
 from safetensors.torch import load_file
 
-from uknowpan_models.checkpoint import load_model
-from uknowpan_models.diffusion import NoiseSchedule, ddim_sample
-from uknowpan_models.errors import ModelMismatch
-from uknowpan_models.parallel import World
-from uknowpan_models.ssdiff import Apfm, SSDiff, SSDiffConfig, lowest_frequencies, presets
-from uknowpan_models.ssdiff_stage import BRANCHES, LowRankBranches, SSDiffOptions, SSDiffStage
-from uknowpan_models.training import Interrupted, TrainConfig, train
-from uknowpan_models.types import Condition
+from uknowpan.models.checkpoints import load_model
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.errors import ModelMismatch
+from uknowpan.models.published.ssdiff.network import Apfm, SSDiff, SSDiffConfig, lowest_frequencies, presets
+from uknowpan.models.published.ssdiff.stage import BRANCHES, LowRankBranches, SSDiffOptions, SSDiffStage
+from uknowpan.models.training.loop import Interrupted, TrainConfig, train
+from uknowpan.models.training.parallel import World
+from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -49,9 +49,7 @@ def inputs(bands=4, size=(32, 32), batch=1, seed=0):
         return torch.rand(*shape, generator=generator)
 
     lms = uniform(batch, bands, *size)
-    condition = Condition(
-        lms, uniform(batch, 1, *size), ms=uniform(batch, bands, size[0] // 4, size[1] // 4)
-    )
+    condition = Condition(lms, uniform(batch, 1, *size), ms=uniform(batch, bands, size[0] // 4, size[1] // 4))
     t = torch.randint(0, 1000, (batch,), generator=generator)
     return torch.randn(batch, bands, *size, generator=generator), t, condition
 
@@ -199,9 +197,7 @@ def test_one_window_damps_as_the_release_does():
     """The network's spatial stream at the first stage, against an FFT."""
     seen = {}
     model = network(SSDiffConfig(4, width=8, head_width=4, time_width=4, frequency_window=32))
-    model.projections[0].register_forward_pre_hook(
-        lambda module, given: seen.update(x=given[0], y=given[1])
-    )
+    model.projections[0].register_forward_pre_hook(lambda module, given: seen.update(x=given[0], y=given[1]))
     model.spectral_in.register_forward_hook(lambda module, given, out: seen.update(x0=out))
     model.spatial_in.register_forward_hook(lambda module, given, out: seen.update(y0=out))
     answer(model, *inputs())
@@ -415,10 +411,7 @@ def test_the_published_clamp_goes_on_from_the_image(files):
 
 
 def test_the_published_time_index_changes_validation(files):
-    scores = [
-        stage(files, steps=2, respaced_time_index=flag).validate(network())["score"]
-        for flag in (False, True)
-    ]
+    scores = [stage(files, steps=2, respaced_time_index=flag).validate(network())["score"] for flag in (False, True)]
     assert scores[0] != scores[1]
 
 

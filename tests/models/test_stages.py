@@ -19,14 +19,12 @@ from patch_files import (
     write_teacher,
 )
 
-from uknowpan_models.checkpoint import load_model, read_card
-from uknowpan_models.diffusion import NoiseSchedule
-from uknowpan_models.distillation import FrozenTeacher, write_cache
-from uknowpan_models.errors import DataError, ModelMismatch
-from uknowpan_models.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan_models.pancollection import PanCollectionFile
-from uknowpan_models.prior import PriorConfig
-from uknowpan_models.stages import (
+from uknowpan.models.checkpoints import load_model, read_card
+from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.errors import DataError, ModelMismatch
+from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.published.stages import (
     PriorOptions,
     PriorStage,
     TeacherOptions,
@@ -34,15 +32,12 @@ from uknowpan_models.stages import (
     patch_scores,
     residual_std_of,
 )
-from uknowpan_models.student import FSAStudent, StudentConfig
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig
-from uknowpan_models.student_stages import (
-    FeatureMatcher,
-    StudentBatch,
-    StudentOptions,
-    StudentStage,
-)
-from uknowpan_models.training import ConfigMismatch, Interrupted, TrainConfig, train
+from uknowpan.models.published.uknow.distillation import FrozenTeacher, write_cache
+from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.prior import PriorConfig
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.models.published.uknow.student_stage import FeatureMatcher, StudentBatch, StudentOptions, StudentStage
+from uknowpan.models.training.loop import ConfigMismatch, Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(
     iterations=4, warmup=1, validate_every=2, checkpoint_every=2, log_every=2, batch_size=4,
@@ -76,9 +71,7 @@ class Files:
         if not out.exists():
             with PanCollectionFile(self.train[0]) as file:
                 scale = file.header.max_value
-                write_cache(
-                    FrozenTeacher(self.teacher), file, scale, out, batch_size=4, dtype=dtype
-                )
+                write_cache(FrozenTeacher(self.teacher), file, scale, out, batch_size=4, dtype=dtype)
         return out
 
 
@@ -419,9 +412,7 @@ def test_dead_prior(small, dead):
     stage = teacher_stage(small, config=config)
     torch.manual_seed(0)
     model = stage.build().train()
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0
-    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
     batch, before = next(stage.batches(0, 1)), model.teacher.prior.state_dict()
     before = {name: weight.clone() for name, weight in before.items()}
     for step in range(3):
@@ -452,9 +443,7 @@ def test_highpass_pan_does_not_see_brightness(files, highpass):
 
 
 def test_raw_uncertainty_is_the_variance_itself(files):
-    stage = student_stage(
-        files, StudentOptions(raw_uncertainty=True), teacher=files.teacher, config=LITE
-    )
+    stage = student_stage(files, StudentOptions(raw_uncertainty=True), teacher=files.teacher, config=LITE)
     variance = torch.rand(1, 4, 2, 2)
     assert stage.theta(variance) is variance
     assert stage.median is None  # for which the teacher would be asked about many patches
@@ -463,9 +452,7 @@ def test_raw_uncertainty_is_the_variance_itself(files):
 # ------------------------------------------------------------------------------------ resuming
 
 
-DROPPING = GuidedTeacherConfig(
-    replace(GUIDED.teacher, dropout=0.2, drop_path=0.3), PriorConfig(4, width=4, blocks=1)
-)
+DROPPING = GuidedTeacherConfig(replace(GUIDED.teacher, dropout=0.2, drop_path=0.3), PriorConfig(4, width=4, blocks=1))
 RUNS = {
     "prior": lambda f: prior_stage(f),
     "prior, workers": lambda f: prior_stage(f, workers=2),
@@ -585,9 +572,7 @@ def test_the_teachers_prior_stays_what_it_was(small, tmp_path):
 @pytest.mark.parametrize("config", [PAPER, LITE], ids=["paper", "lite"])
 def test_a_cache_teaches_what_its_teacher_does(files, tmp_path, config):
     asked = student_stage(files, config=config, teacher=files.teacher)
-    stored, half = (
-        student_stage(files, config=config, caches=[files.cache(d)]) for d in ("float32", "float16")
-    )
+    stored, half = (student_stage(files, config=config, caches=[files.cache(d)]) for d in ("float32", "float16"))
     torch.testing.assert_close(asked.median, stored.median)
     on_the_fly = run(asked, tmp_path / "asked")
     exact, rounded = run(stored, tmp_path / "stored"), run(half, tmp_path / "half")
@@ -744,9 +729,7 @@ def test_each_file_is_scored_at_its_own_full_scale(tmp_path, files):
         write_patches(tmp_path / "ten.h5", full_scale=1023.0, seed=2),
         write_patches(tmp_path / "eleven.h5", full_scale=2047.0, seed=3),
     ]
-    stage = PriorStage(
-        files.config.prior, patch_data(files.train, paths, samples=99), PriorOptions()
-    )
+    stage = PriorStage(files.config.prior, patch_data(files.train, paths, samples=99), PriorOptions())
     seen = []
 
     def predict(model, patches, place):
@@ -784,9 +767,7 @@ def test_validation_reads_so_many_patches(small, monkeypatch, samples):
     monkeypatch.setattr(
         PanCollectionFile,
         "read",
-        lambda self, indices: (read.extend((self.path, i) for i in indices), whole(self, indices))[
-            1
-        ],
+        lambda self, indices: (read.extend((self.path, i) for i in indices), whole(self, indices))[1],
     )
     stage.validate(stage.build())
     assert len(read) == len(set(read)) == min(samples, 36)
@@ -901,9 +882,7 @@ def test_one_batch_can_be_learnt(files, small, tmp_path, name):
     )  # fmt: skip
     losses = run(stage, tmp_path / "run", config)
     for part, fall in falls.items():
-        begin, end = (
-            np.mean([losses[s][part] for s in span]) for span in (range(1, 6), range(35, 41))
-        )
+        begin, end = (np.mean([losses[s][part] for s in span]) for span in (range(1, 6), range(35, 41)))
         assert end < begin - fall, (part, begin, end)
 
 

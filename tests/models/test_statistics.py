@@ -6,9 +6,9 @@ import torch
 from scipy.ndimage import uniform_filter
 from textures import make_pair
 
-from uknowpan_models.psf import DETAIL_WINDOW, Psf, estimate_psf
-from uknowpan_models.resample import degrade
-from uknowpan_models.statistics import SceneStatistics, scene_statistics
+from uknowpan.models.blur import DETAIL_WINDOW, Psf, estimate_psf
+from uknowpan.models.resample import degrade
+from uknowpan.models.statistics import SceneStatistics, scene_statistics
 
 PSF = Psf(2.1, (0.4, -0.9), 0.95)
 
@@ -38,9 +38,7 @@ def test_moments_are_the_textbook_ones():
     values = np.concatenate([x.reshape(5, -1) for x in images], 1)
     details = np.concatenate([(x - local_mean(x)).reshape(5, -1) for x in images], 1)
     np.testing.assert_allclose(statistics.mean, values.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(
-        statistics.covariance, np.cov(values, bias=True), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(statistics.covariance, np.cov(values, bias=True), rtol=1e-4, atol=1e-4)
     power = details @ details.T / details.shape[1]
     np.testing.assert_allclose(statistics.detail, power, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(statistics.detail_std, np.sqrt(power.diagonal()), rtol=1e-4)

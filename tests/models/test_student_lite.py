@@ -3,14 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from uknowpan_models.condition import (
-    BACK_PROJECTION,
-    BAND_FEATURES,
-    PAN_FEATURES,
-    SCENE_FEATURES,
-)
-from uknowpan_models.student_lite import FSAStudentLite, LiteConfig, _compress
-from uknowpan_models.types import Condition
+from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES
+from uknowpan.models.network import FSAStudentLite, LiteConfig, _compress
+from uknowpan.models.types import Condition
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 
@@ -43,9 +38,7 @@ def inputs(batch=1, bands=3, size=(16, 24), seed=0):
 
 
 def pick_bands(condition, order):
-    return replace(
-        condition, lms=condition.lms[:, order], band_features=condition.band_features[:, order]
-    )
+    return replace(condition, lms=condition.lms[:, order], band_features=condition.band_features[:, order])
 
 
 @pytest.mark.parametrize("bands", range(1, 9))
@@ -91,9 +84,7 @@ def test_images_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config", [TINY, LiteConfig(8, 8, blocks=2, deep_blocks=2), LiteConfig(8, 8, 0, 0)]
-)
+@pytest.mark.parametrize("config", [TINY, LiteConfig(8, 8, blocks=2, deep_blocks=2), LiteConfig(8, 8, 0, 0)])
 def test_nothing_beyond_the_reach_is_seen(config):
     model = student(config)
     n = 2 * model.reach + 8
@@ -107,10 +98,7 @@ def test_nothing_beyond_the_reach_is_seen(config):
         other = replace(other, scene=condition.scene)
         for mine, theirs in (
             (x_t, other_x),
-            *(
-                (getattr(condition, k), getattr(other, k))
-                for k in ("pan_features", "band_features")
-            ),
+            *((getattr(condition, k), getattr(other, k)) for k in ("pan_features", "band_features")),
         ):
             theirs[..., near, near] = mine[..., near, near]
         with torch.no_grad():

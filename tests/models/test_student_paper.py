@@ -9,9 +9,9 @@ from scipy.ndimage import uniform_filter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from uknowpan_models.blocks import SelfAttention, TimeEmbedding, box_highpass
-from uknowpan_models.student import FSAStudent, StudentConfig
-from uknowpan_models.types import Condition
+from uknowpan.models.published.uknow.blocks import SelfAttention, TimeEmbedding, box_highpass
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -168,9 +168,7 @@ def test_time_embedding_tells_neighbours_apart_in_bfloat16():
     assert not torch.equal(a, between)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"), [((20, 16), "20 x 16 .* 24 x 16"), ((8, 9), "8 x 9 .* 8 x 16")]
-)
+@pytest.mark.parametrize(("size", "message"), [((20, 16), "20 x 16 .* 24 x 16"), ((8, 9), "8 x 9 .* 8 x 16")])
 def test_size_that_does_not_halve(size, message):
     with pytest.raises(ValueError, match=message):
         _student()(*_inputs(size=size))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan_models.diffusion import NoiseSchedule, ddim_sample
-from uknowpan_models.student import FSAStudent, StudentConfig
-from uknowpan_models.teacher import (
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.models.published.uknow.teacher import (
     DropPath,
     FrequencySelectiveAttention,
     FSATeacher,
@@ -19,8 +19,8 @@ from uknowpan_models.teacher import (
     _spectrum,
     presets,
 )
-from uknowpan_models.types import Condition
-from uknowpan_models.wavelets import teacher_wavelets
+from uknowpan.models.published.uknow.wavelets import teacher_wavelets
+from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = TeacherConfig(bands=2, width=8, blocks=1, heads=4, dropout=0.0, drop_path=0.0)

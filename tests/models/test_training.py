@@ -11,21 +11,15 @@ import torch
 from patch_files import assert_same_state
 from textures import make_pair
 
-from uknowpan_models.checkpoint import Card, load_model, read_card, save_checkpoint
-from uknowpan_models.data import GenericBatches, TrainBatch, read_scenes
-from uknowpan_models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan_models.losses import beta_nll, contrast_weighted_l1
-from uknowpan_models.pansharpener import load_sharpener, sharpen_array
-from uknowpan_models.parallel import World
-from uknowpan_models.student_lite import LiteConfig
-from uknowpan_models.student_stages import GenericOptions, GenericStudentStage
-from uknowpan_models.training import (
-    ConfigMismatch,
-    Diverged,
-    Interrupted,
-    TrainConfig,
-    train,
-)
+from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
+from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan.models.network import LiteConfig
+from uknowpan.models.published.uknow.student_stage import GenericOptions, GenericStudentStage
+from uknowpan.models.sharpeners import load_sharpener, sharpen_array
+from uknowpan.models.training.loop import ConfigMismatch, Diverged, Interrupted, TrainConfig, train
+from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1
+from uknowpan.models.training.parallel import World
+from uknowpan.models.training.scenes import GenericBatches, TrainBatch, read_scenes
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 CONFIG = TrainConfig(iterations=6, warmup=2, validate_every=2, checkpoint_every=2, batch_size=3)
@@ -58,9 +52,7 @@ def make_stage(scenes_file):
     def make(network=TINY, **options):
         valid = batches(scenes_file, "valid", seed=5)
         notes = {"licence": "CC0-1.0"}
-        return GenericStudentStage(
-            network, batches(scenes_file), valid, validation_batches=1, notes=notes, **options
-        )
+        return GenericStudentStage(network, batches(scenes_file), valid, validation_batches=1, notes=notes, **options)
 
     return make
 
@@ -100,9 +92,7 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes_file):
         batch = later(step)
         assert torch.equal(batch.x0, expected[step].x0)
         assert torch.equal(batch.condition.band_features, expected[step].condition.band_features)
-    assert expected[0].x0.shape != expected[1].x0.shape or not torch.equal(
-        expected[0].x0, expected[1].x0
-    )
+    assert expected[0].x0.shape != expected[1].x0.shape or not torch.equal(expected[0].x0, expected[1].x0)
     other = batches(scenes_file, seed=99)(0).x0
     assert other.shape != expected[0].x0.shape or not torch.equal(other, expected[0].x0)
 
@@ -197,9 +187,7 @@ def test_a_run_folder_tells_its_story(make_stage, tmp_path):
         ({}, "sizes", r"data\.valid\.sizes \[\[4, 80, 96\]\] \(here \[\[4, 80, 95\]\]\)"),
     ],
 )
-def test_a_run_goes_on_only_as_it_was_configured(
-    make_stage, tmp_path, one_step, changed, network, says
-):
+def test_a_run_goes_on_only_as_it_was_configured(make_stage, tmp_path, one_step, changed, network, says):
     before = {p.name: p.read_bytes() for p in one_step.iterdir()}
     data, network = (network, {}) if isinstance(network, str) else ("", network)
     stage, config = make_stage(replace(TINY, **network)), replace(CONFIG, **changed)
@@ -222,9 +210,7 @@ def one_step(make_stage, tmp_path):
     return out
 
 
-@pytest.mark.parametrize(
-    "damage", ["truncated", "empty", "text", "folder", "optimizer", "step", "before", "endless"]
-)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "folder", "optimizer", "step", "before", "endless"])
 def test_a_damaged_state_is_said_to_be(make_stage, one_step, damage):
     state = one_step / "state.pt"
     raw, parts = state.read_bytes(), torch.load(state, weights_only=True)
@@ -404,12 +390,8 @@ def test_everything_is_trained_on_the_device(make_stage, tmp_path, monkeypatch):
     """No GPU is asked for: what counts is that batches and autocast get the device named."""
     moved, cast = [], []
     to, autocast = TrainBatch.to, torch.autocast
-    monkeypatch.setattr(
-        TrainBatch, "to", lambda self, device: (moved.append(device), to(self, device))[1]
-    )
-    monkeypatch.setattr(
-        torch, "autocast", lambda kind, **options: (cast.append(kind), autocast(kind, **options))[1]
-    )
+    monkeypatch.setattr(TrainBatch, "to", lambda self, device: (moved.append(device), to(self, device))[1])
+    monkeypatch.setattr(torch, "autocast", lambda kind, **options: (cast.append(kind), autocast(kind, **options))[1])
     train(make_stage(), CONFIG, tmp_path / "run", device="cpu")
     assert moved == [torch.device("cpu")] * 9  # six steps and three validations of one batch
     assert cast == ["cpu"] * 6
@@ -458,9 +440,7 @@ def test_one_batch_can_be_learnt(make_stage, tmp_path):
     batch = stage.batch(0)
     stage.batch = lambda step: batch
     losses = {}
-    config = TrainConfig(
-        iterations=40, warmup=5, learning_rate=5e-3, validate_every=99, amp=False, weight_decay=0
-    )
+    config = TrainConfig(iterations=40, warmup=5, learning_rate=5e-3, validate_every=99, amp=False, weight_decay=0)
     train(stage, config, tmp_path / "run", on_step=losses.__setitem__)
     steps = sorted(losses)
     for part, fall in (("l1", 0.15), ("variance", 1.0)):

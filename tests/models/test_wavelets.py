@@ -3,7 +3,7 @@ import pytest
 import pywt
 import torch
 
-from uknowpan_models.wavelets import haar_swt2, teacher_wavelets
+from uknowpan.models.published.uknow.wavelets import haar_swt2, teacher_wavelets
 
 
 def _reference(x):

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from uknowpan_tiling import open_pair, sample_windows
+from uknowpan.tiling import open_pair, sample_windows
 
 SCENES = Path(__file__).parents[2] / ".." / "shared" / "imagery" / "scenes"
-pytestmark = pytest.mark.skipif(
-    not SCENES.is_dir(), reason="the shared imagery folder is not beside this repository"
-)
+pytestmark = pytest.mark.skipif(not SCENES.is_dir(), reason="the shared imagery folder is not beside this repository")
 
 
 @pytest.mark.parametrize(

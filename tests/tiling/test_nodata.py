@@ -6,8 +6,8 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasters import gain
 
-from uknowpan_tiling import FILL_REACH, open_pair, output_valid
-from uknowpan_tiling.read import fill_invalid, reflected_indices
+from uknowpan.tiling import FILL_REACH, open_pair, output_valid
+from uknowpan.tiling.fill import fill_invalid, reflected_indices
 
 HOLES = np.zeros((24, 20), bool)
 HOLES[5:9, 7:12] = True
@@ -136,9 +136,7 @@ def test_nodata_that_fits_one_file_only(make_pair):
     """The other file keeps its own."""
     pan_holes = np.zeros((96, 80), bool)
     pan_holes[33:50, 20:31] = True
-    files = make_pair(
-        pan_dtype="uint8", pan_nodata=0, pan_holes=pan_holes, nodata=65535, holes=HOLES
-    )
+    files = make_pair(pan_dtype="uint8", pan_nodata=0, pan_holes=pan_holes, nodata=65535, holes=HOLES)
     with rasterio.open(files.ms[0], "r+") as dataset:
         dataset.nodata = None
     with open_pair(files.pan, files.ms, nodata=65535) as pair:
@@ -183,9 +181,7 @@ def test_image_band_marked_alpha_is_data(make_pair, offset):
             assert pair.bands == 4 and ColorInterp.alpha not in pair.meta.colorinterp
             tile = pair.read_frame(0, 0, *pair.frame_shape)
             assert tile.ms_valid[inner].all()
-            np.testing.assert_allclose(
-                tile.ms[3][inner] / gain(3), tile.ms[0][inner] / gain(0), atol=1.5
-            )
+            np.testing.assert_allclose(tile.ms[3][inner] / gain(3), tile.ms[0][inner] / gain(0), atol=1.5)
 
 
 def test_alpha_is_data_if_named(make_pair):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uknowpan_tiling import StripBlender, feather, plan_tiles, strip_rows, tile_rows_needed
+from uknowpan.tiling import StripBlender, feather, plan_tiles, strip_rows, tile_rows_needed
 
 frames = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
@@ -71,9 +71,7 @@ def test_identity_blend(frame, cut, ratio, seed):
         np.testing.assert_allclose(result, expected, rtol=2e-6)
     else:
         np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(
-        np.concatenate(done_masks, axis=1), holes[:, : frame[0] * ratio, : frame[1] * ratio]
-    )
+    np.testing.assert_array_equal(np.concatenate(done_masks, axis=1), holes[:, : frame[0] * ratio, : frame[1] * ratio])
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.data())
@@ -117,9 +115,7 @@ def test_even_tiles_waste_little():
     assert plan_tiles((130, 130), 128, multiple=4)[0][0].height == 68
 
 
-@pytest.mark.parametrize(
-    ("size", "overlap", "multiple"), [(0, 0, 1), (8, 5, 1), (9, 0, 2), (8, 1, 2), (8, -1, 1)]
-)
+@pytest.mark.parametrize(("size", "overlap", "multiple"), [(0, 0, 1), (8, 5, 1), (9, 0, 2), (8, 1, 2), (8, -1, 1)])
 def test_impossible_plans(size, overlap, multiple):
     with pytest.raises(ValueError, match=r"\d"):
         plan_tiles((10, 10), size, overlap, multiple)

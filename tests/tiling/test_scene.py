@@ -10,14 +10,8 @@ from affine import Affine
 from rasters import ORIGIN, gain, ground, write_raster
 from scipy.ndimage import binary_erosion
 
-from uknowpan_tiling import (
-    IncompatiblePair,
-    InputUnreadable,
-    open_pair,
-    parse_band_spec,
-    sample_windows,
-)
-from uknowpan_tiling.sources import Source
+from uknowpan.tiling import IncompatiblePair, InputUnreadable, open_pair, parse_band_spec, sample_windows
+from uknowpan.tiling.raster import Source
 
 EDGE = 30
 """DN: less than one PAN pixel at the steepest slope of the landscape (34 per pixel)"""
@@ -231,9 +225,7 @@ def test_separate_files_equal_one_file(make_pair):
     one = make_pair(dtype="int16")
     many = make_pair(dtype="int16", separate=True, name="many")
     with open_pair(one.pan, one.ms) as a, open_pair(many.pan, many.ms) as b:
-        np.testing.assert_array_equal(
-            a.read_frame(3, 2, 9, 8, 5).ms, b.read_frame(3, 2, 9, 8, 5).ms
-        )
+        np.testing.assert_array_equal(a.read_frame(3, 2, 9, 8, 5).ms, b.read_frame(3, 2, 9, 8, 5).ms)
         assert b.meta.descriptions == ("many_ms1", "many_ms2", "many_ms3", "many_ms4")
         assert b.inputs == [many.pan, *many.ms]
 
@@ -351,9 +343,7 @@ def test_a_pixel_does_not_depend_on_the_tile(make_pair, case):
             tile = pair.read_frame(row, col, h, w, margin)
             top, left = row - margin + 30, col - margin + 25
             ms = np.s_[..., top : top + h + 2 * margin, left : left + w + 2 * margin]
-            pan = np.s_[
-                ..., 4 * top : 4 * (top + h + 2 * margin), 4 * left : 4 * (left + w + 2 * margin)
-            ]
+            pan = np.s_[..., 4 * top : 4 * (top + h + 2 * margin), 4 * left : 4 * (left + w + 2 * margin)]
             np.testing.assert_array_equal(tile.ms, big.ms[ms])
             np.testing.assert_array_equal(tile.ms_valid, big.ms_valid[ms])
             np.testing.assert_array_equal(tile.pan, big.pan[pan])

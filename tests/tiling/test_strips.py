@@ -17,16 +17,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from uknowpan_tiling import (
-    Grid,
-    MsMeta,
-    OutputError,
-    ResumeMismatch,
-    SceneWriter,
-    StripStore,
-    encode,
-    uncertainty_meta,
-)
+from uknowpan.tiling import Grid, MsMeta, OutputError, ResumeMismatch, SceneWriter, StripStore, encode, uncertainty_meta
 
 META = MsMeta(
     "uint16", 0, (None,) * 2, (ColorInterp.gray, ColorInterp.undefined),

@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasters import ORIGIN
 
-from uknowpan_tiling import (
+from uknowpan.tiling import (
     Encoding,
     Grid,
     MsMeta,
@@ -136,9 +136,7 @@ def test_every_metadata_item_comes_through(tmp_path, dtype, colours, cog):
 
 
 def test_metadata_from_a_pair_to_the_output(make_pair, tmp_path):
-    files = make_pair(
-        dtype="int16", nodata=-9999, descriptions=("b", "g", "r", "n"), tags={"ID": "42"}
-    )
+    files = make_pair(dtype="int16", nodata=-9999, descriptions=("b", "g", "r", "n"), tags={"ID": "42"})
     path = tmp_path / "out.tif"
     with open_pair(files.pan, files.ms) as pair:
         tile = pair.read_frame(0, 0, *pair.frame_shape)
@@ -150,9 +148,7 @@ def test_metadata_from_a_pair_to_the_output(make_pair, tmp_path):
             row, values = pair.to_output(0, np.repeat(tile.pan, 4, axis=0))
             writer.write_rows(row, values, pair.to_output(0, tile.valid)[1])
         with pytest.raises(OutputError, match="one of the inputs"):
-            SceneWriter(
-                files.ms[0], pair.grid, pair.meta, OutputOptions(overwrite=True), inputs=pair.inputs
-            )
+            SceneWriter(files.ms[0], pair.grid, pair.meta, OutputOptions(overwrite=True), inputs=pair.inputs)
     with rasterio.open(path) as out, rasterio.open(files.pan) as pan:
         assert out.transform == pan.transform and out.crs == pan.crs and out.shape == pan.shape
         assert out.descriptions == ("b", "g", "r", "n") and out.tags()["ID"] == "42"
@@ -279,9 +275,7 @@ def test_lossy_compression_is_allowed(tmp_path):
 
 
 def test_uncertainty_meta(tmp_path):
-    source = meta(
-        2, "uint16", 0, descriptions=("red", None), scales=(0.1, 1.0), offsets=(5.0, 0.0), nbits=11
-    )
+    source = meta(2, "uint16", 0, descriptions=("red", None), scales=(0.1, 1.0), offsets=(5.0, 0.0), nbits=11)
     its_meta = uncertainty_meta(source)
     valid = np.ones((70, 50), bool)
     valid[3] = False
@@ -423,7 +417,7 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from affine import Affine
-from uknowpan_tiling import *
+from uknowpan.tiling import *
 limit, fmt, path, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 no = (None,)

@@ -1,0 +1,247 @@
+"""A checkpoint is one safetensors file whose header carries a JSON card. No pickle is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import Tensor, nn
+
+from uknowpan.models.errors import CheckpointError
+
+DEFAULT_MODEL = "generic"
+FORMAT = "uknowpan-1"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of itself."""
+
+    name: str
+    architecture: str
+    """"fsa-s-lite", "fsa-s" (published form), "fsa-t" (with its prior), "prior", or another model
+    such as "pan-crafter"."""
+    config: dict[str, Any]
+    """Fields of the architecture's config."""
+    stage: str
+    sensor: str = "generic"
+    bands: int | None = None
+    """How many bands it takes; None: any number."""
+    ratios: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6])
+    registration: str = "area"
+    """Of the training data, see `uknowpan.models.pancollection.file.registration_of`. Either way the
+    LMS that the network learnt from lay on the truth, as `sharpen` lays it on the PAN."""
+    residual_scale: float = 1.0
+    """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band); "fsa-s-lite"."""
+    residual_std: list[float] = field(default_factory=list)
+    """x0 = (gt - lms) / residual_std, one per band, values divided by full scale; all but
+    "fsa-s-lite" and "prior"."""
+    max_value: float | None = None
+    """Full scale of the training data in DN, where all of it had one."""
+    self_conditioning: bool = False
+    """Sampling hands each step the prediction of the one before."""
+    steps: int = 1
+    """Network evaluations taken by default."""
+    sigma_scale: float = 1.0
+    """Calibration: factor of the predicted 1-sigma, from validation scenes."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data with licences, iterations, seed, code version, command."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Measured results and the command that made them."""
+    limits: str = ""
+    """Where it is known to fail."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not work.
+
+        Raises:
+            ValueError: a field of the wrong kind or out of range.
+        """
+        whole = {"steps": self.steps, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
+        if self.bands is not None:
+            whole["bands"] = self.bands
+        for name, value in whole.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
+        if not self.ratios:
+            raise ValueError("no ratios")
+        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale")}
+        positive |= {f"residual_std {i}": v for i, v in enumerate(self.residual_std)}
+        if self.max_value is not None:
+            positive["max_value"] = self.max_value
+        for name, value in positive.items():
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+        timesteps = self.config.get("timesteps", 500) if isinstance(self.config, dict) else 500
+        if self.steps > timesteps:
+            raise ValueError(f"steps must be at most its {timesteps} timesteps, not {self.steps}")
+        if self.registration not in ("area", "pancollection"):
+            raise ValueError(f"registration {self.registration!r} is unknown")
+
+
+def _architectures() -> dict[str, Any]:
+    from uknowpan.models.network import FSAStudentLite, LiteConfig
+    from uknowpan.models.published.pan_crafter.network import PanCrafter, PanCrafterConfig
+    from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
+    from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+    from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
+    from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+
+    return {
+        "fsa-s-lite": (FSAStudentLite, LiteConfig),
+        "fsa-s": (FSAStudent, StudentConfig),
+        "fsa-t": (GuidedTeacher, GuidedTeacherConfig),
+        "prior": (PriorNet, PriorConfig),
+        "pan-crafter": (PanCrafter, PanCrafterConfig),
+        "ssdiff": (SSDiff, SSDiffConfig),
+    }
+
+
+def _config_of(kind: Any, values: Any) -> Any:
+    """A config dataclass from JSON, which knows no tuples and no dataclasses inside others."""
+    kinds = get_type_hints(kind)
+
+    def field_of(name: str, value: Any) -> Any:
+        if is_dataclass(kinds.get(name)):
+            return _config_of(kinds[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: field_of(name, value) for name, value in values.items()})
+
+
+def network_of(config: Any) -> nn.Module:
+    """The network that a config dataclass describes, with random weights."""
+    network = next(n for n, kind in _architectures().values() if type(config) is kind)
+    return network(config)
+
+
+def build_network(card: Card) -> nn.Module:
+    """The network that a card describes, with random weights.
+
+    Raises:
+        CheckpointError: unknown architecture or config fields.
+    """
+    known = _architectures()
+    if card.architecture not in known:
+        raise CheckpointError(
+            f"the checkpoint's architecture {card.architecture!r} is unknown to this version "
+            f"(known: {', '.join(known)})"
+        )
+    network, config = known[card.architecture]
+    try:
+        return network(_config_of(config, card.config))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint's config does not fit architecture {card.architecture}: {error}"
+        ) from error
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
+    """Write weights and card, beside the target first, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
+    try:
+        temporary.write_bytes(_serialised(weights, metadata))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _serialised(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose header is sorted, so that equal models have equal digests.
+
+    safetensors itself writes metadata in the random order of a hash table.
+    """
+    from safetensors.torch import save
+
+    raw = save(weights, metadata=metadata)
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + raw[start:]
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a checkpoint; reads the header only.
+
+    Raises:
+        CheckpointError: missing, truncated, not safetensors, or without a card.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}); pickles "
+            "(.pth, .pt) are never loaded"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file without an uknowpan card")
+    try:
+        return Card(**json.loads(metadata["card"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the card of {path} cannot be read: {error}") from error
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, Card]:
+    """Network with its weights (evaluation mode, CPU), and the card.
+
+    Raises:
+        CheckpointError: as `read_card`, or the weights do not fit the architecture.
+    """
+    from safetensors.torch import load_file
+
+    card = read_card(path)
+    model = build_network(card)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise CheckpointError(f"the weights in {path} do not fit its card: {first}") from error
+    return model.eval(), card
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name -> file of the checkpoints inside the package."""
+    folder = Path(str(resources.files("uknowpan.models"))) / "weights"
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """A bundled model's name, or a path, to a file.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    bundled = bundled_models()
+    if name_or_path in bundled:
+        return bundled[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise CheckpointError(
+        f"no model {name_or_path!r}: neither a file nor bundled "
+        f"(bundled: {', '.join(bundled) or 'none'}; see `uknowpan models list`)"
+    )
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Indices of pansharpening quality, exactly as the DLPan-Toolbox computes them."""

@@ -1,0 +1,467 @@
+"""Scores of images that do not fit into memory: sums over regions, the same numbers in the end.
+
+`AgainstReference` and `WithoutReference` give what `metrics.reduced_resolution` and
+`metrics.full_resolution` give of the whole image, but for the order of the sums. The image is cut
+into `regions` that start at multiples of 32 pixels; for each of them `needed` says what to read:
+the region and the halo that windows and filters look at, within the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from uknowpan.models.metrics.indices import BLOCK, FullResolution, ReducedResolution, _gradient, sam, ssim
+from uknowpan.models.metrics.q2n import fill_tiles, q2n_tiles
+from uknowpan.models.metrics.toolbox import INTERP23TAP_REACH, MTF_REACH, imresize, interp23tap, mtf_filter
+from uknowpan.models.metrics.windows import dilate, prepare, window_quality
+from uknowpan.models.resample import UPSAMPLE_REACH, crop, registration_offset, upsample
+
+ROWS, COLS = 256, 640
+"""Pixels of a region: multiples of 32; with the halo of the MTF filters they suit an FFT."""
+
+MANY_BANDS = 8
+"""Bands that regions of this size are meant for."""
+
+SSIM_WINDOW = 11
+TILE = f"window of {BLOCK} x {BLOCK} pixels"
+
+Shape = tuple[int, int]
+"""(height, width)"""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of an image, in pixels."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def grown(self, before: int, after: int, shape: Shape) -> Region:
+        """With more pixels above and left, below and right, as far as an image of `shape` goes."""
+        top, left = max(self.row - before, 0), max(self.col - before, 0)
+        bottom = min(self.row + self.height + after, shape[0])
+        right = min(self.col + self.width + after, shape[1])
+        return Region(top, left, bottom - top, right - left)
+
+    def within(self, outer: Region) -> tuple[slice, slice]:
+        """Where it lies in the arrays of a region around it."""
+        row, col = self.row - outer.row, self.col - outer.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+
+def whole_tiles(shape: Shape) -> Shape:
+    """The image without incomplete tiles at the bottom and the right.
+
+    Raises:
+        ValueError: not one tile is complete.
+    """
+    _require_a_window(shape)
+    return shape[0] // BLOCK * BLOCK, shape[1] // BLOCK * BLOCK
+
+
+def regions(shape: Shape, bands: int = MANY_BANDS, *, rows: int = ROWS, cols: int = COLS) -> Iterator[Region]:
+    """Row by row; an incomplete last tile belongs to the region before it, which mirrors it.
+
+    Args:
+        bands: more than `MANY_BANDS` make the regions narrower, for the sake of memory.
+        rows, cols: size of a region, multiples of 32.
+    """
+    cols = max(cols * MANY_BANDS // max(bands, MANY_BANDS) // BLOCK, 1) * BLOCK
+    for row, height in _cuts(shape[0], rows):
+        for col, width in _cuts(shape[1], cols):
+            yield Region(row, col, height, width)
+
+
+def _cuts(length: int, step: int) -> list[tuple[int, int]]:
+    starts = [s for s in range(0, length, step) if s == 0 or length - s >= BLOCK]
+    return [(a, b - a) for a, b in zip(starts, [*starts[1:], length], strict=True)]
+
+
+def _require_a_window(shape: Shape) -> None:
+    if min(shape) < BLOCK:
+        raise ValueError(
+            f"{shape[0]} x {shape[1]} pixels are fewer than one window of {BLOCK} x {BLOCK}; take a larger image"
+        )
+
+
+def _clean(keep: Tensor, window: int, stride: int) -> Tensor:
+    """(rows, cols) True where a whole window of (H, W) is kept; there may be none."""
+    if bool(keep.all()):
+        rows, cols = ((n - window) // stride + 1 for n in keep.shape)
+        return keep.new_ones(rows, cols)
+    return max_pool2d((~keep).float()[None, None], window, stride)[0, 0] == 0
+
+
+@dataclass
+class _Mean:
+    """Mean of values that come in portions."""
+
+    what: str
+    total: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, values: Tensor, keep: Tensor) -> None:
+        """Values (..., H, W), those kept in (H, W)."""
+        self.add_sum(values[..., keep].sum(-1), int(keep.sum()))
+
+    def add_sum(self, total: Tensor, count: int) -> None:
+        self.total = self.total + total
+        self.count += count
+
+    def value(self) -> Tensor:
+        if not self.count:
+            raise ValueError(
+                f"no {self.what} without nodata is left to measure; check the nodata value or take a larger image"
+            )
+        return torch.as_tensor(self.total / self.count, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------- reduced resolution
+
+
+class AgainstReference:
+    """Scores against a reference; see `metrics.reduced_resolution`.
+
+    Args:
+        shape: (height, width) of the image, its border cut already.
+        ratio: of PAN and MS pixels; ERGAS depends on it.
+        peak: largest possible DN.
+
+    Raises:
+        ValueError: an image smaller than one window.
+    """
+
+    def __init__(self, shape: Shape, *, ratio: float, peak: float) -> None:
+        _require_a_window(shape)
+        self.shape, self.ratio, self.peak = shape, ratio, peak
+        self._mse, self._level = _Mean("pixel"), _Mean("pixel")
+        self._angle = _Mean("pixel of non-zero spectra and")
+        self._q, self._q2n = _Mean(TILE), _Mean(TILE)
+        self._ssim, self._gradients = _Mean("window of 11 x 11 pixels"), _Mean("pixel")
+
+    def needed(self, region: Region) -> Region:
+        """What `add` takes for a region."""
+        return region.grown(1, BLOCK - 1, self.shape)
+
+    def add(self, region: Region, fused: Tensor, gt: Tensor, mask: Tensor | None = None) -> None:
+        """Count one region.
+
+        Args:
+            fused, gt: (C, h, w) in DN, over `needed(region)`.
+            mask: (h, w), True where there is no data.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        outer = self.needed(region)
+        _require_shape(fused, outer)
+        if mask is not None and bool(mask.all()):
+            return
+        f, g, keep = prepare(fused, gt, mask)
+        here = region.within(outer)
+        core = f[..., *here], g[..., *here], keep[here]
+        self._add_pixels(*core)
+        self._add_tiles(*core)
+        self._add_windows(f, g, keep, here)
+        self._add_gradients(f, g, keep, region, outer)
+
+    def _add_pixels(self, f: Tensor, g: Tensor, keep: Tensor) -> None:
+        self._mse.add((f - g)[0] ** 2, keep)
+        self._level.add(g[0], keep)
+        angled = keep & ((f * f).sum(1) * (g * g).sum(1) > 0)[0]
+        count = int(angled.sum())
+        if count:
+            self._angle.add_sum(sam(f, g, mask=~angled)[0] * count, count)
+
+    def _add_tiles(self, f: Tensor, g: Tensor, keep: Tensor) -> None:
+        self._q2n.add(q2n_tiles(f, g, BLOCK)[0], _clean(fill_tiles(keep, BLOCK), BLOCK, BLOCK))
+
+    def _add_windows(self, f: Tensor, g: Tensor, keep: Tensor, here: tuple[slice, slice]) -> None:
+        """Sliding windows whose upper left pixel lies in the region."""
+        part = _longer(here, BLOCK - 1)
+        clean = _clean(keep[part], BLOCK, 1)
+        self._q.add(window_quality(f[..., *part], g[..., *part], BLOCK, 1)[0], clean)
+        part = _longer(here, SSIM_WINDOW - 1)
+        count = int(_clean(keep[part], SSIM_WINDOW, 1).sum())
+        if count:
+            mean = ssim(f[..., *part], g[..., *part], self.peak, mask=~keep[part])[0]
+            self._ssim.add_sum(mean * count, count)
+
+    def _add_gradients(self, f: Tensor, g: Tensor, keep: Tensor, region: Region, outer: Region) -> None:
+        """Sobel gradients of the image without its outermost pixels, beyond which all is 0."""
+        around, core = self._inner(region.grown(1, 1, self.shape)), self._inner(region)
+        part, here = around.within(outer), core.within(around)
+        kept = ~dilate(~keep[part], 1)[here]
+        a, b = (_gradient(x[..., *part])[0][..., *here][:, kept] for x in (f, g))
+        sums = torch.stack([(a * b).sum(), a.square().sum(), b.square().sum()])
+        self._gradients.add_sum(sums, int(kept.sum()))
+
+    def _inner(self, region: Region) -> Region:
+        """What of a region is left once the image's outermost pixels are dropped."""
+        top, left = max(region.row, 1), max(region.col, 1)
+        bottom = min(region.row + region.height, self.shape[0] - 1)
+        right = min(region.col + region.width, self.shape[1] - 1)
+        return Region(top, left, bottom - top, right - left)
+
+    def scores(self) -> ReducedResolution:
+        """Of all that was added; each without axes.
+
+        Raises:
+            ValueError: nothing is left to measure.
+        """
+        mse, level = self._mse.value(), self._level.value()
+        relative = torch.where(mse > 0, mse / level**2, 0.0)
+        return ReducedResolution(
+            q2n=self._q2n.value(),
+            q=self._q.value().mean(),
+            sam=self._angle.value(),
+            ergas=100.0 / self.ratio * relative.mean().sqrt(),
+            scc=self._cosine(),
+            psnr=10.0 * torch.log10(self.peak**2 / mse.mean()),
+            ssim=self._ssim.value(),
+        )
+
+    def _cosine(self) -> Tensor:
+        product, power_f, power_g = self._gradients.value()
+        if power_f == 0 and power_g == 0:
+            return torch.ones_like(product)
+        norm = (power_f * power_g).sqrt()
+        return product / norm if norm > 0 else torch.zeros_like(product)
+
+
+def _longer(part: tuple[slice, slice], by: int) -> tuple[slice, slice]:
+    """Further down and right; indexing stops at the end by itself."""
+    rows, cols = part
+    return slice(rows.start, rows.stop + by), slice(cols.start, cols.stop + by)
+
+
+def _require_shape(image: Tensor, region: Region) -> None:
+    if image.ndim != 3 or image.shape[1:] != (region.height, region.width):
+        raise ValueError(
+            f"an image (C, {region.height}, {region.width}) is needed for this region, not"
+            f" {tuple(image.shape)}; read what `needed` says"
+        )
+
+
+# --------------------------------------------------------------------------- full resolution
+
+
+@dataclass(frozen=True)
+class SceneWindow:
+    """What `WithoutReference` takes for a region of h x w pixels; in DN, masks True at nodata."""
+
+    fused: Tensor
+    """(C, h', w'), over `needed(region)`."""
+    fused_mask: Tensor
+    """(h', w')"""
+    lms: Tensor
+    """(C, h, w): the MS enlarged."""
+    lms_mask: Tensor
+    """(h, w): also where the enlargement mixed in nodata."""
+    pan: Tensor
+    """(1, h, w)"""
+    pan_low: Tensor
+    """(1, h, w): PAN reduced to the MS grid and enlarged again."""
+    pan_mask: Tensor
+    """(h, w): also where `pan_low` mixed in nodata."""
+
+
+class WithoutReference:
+    """Scores without a reference; see `metrics.full_resolution`.
+
+    A tile counts for an index where all is data that the index looks at.
+
+    Args:
+        shape: (height, width) of the image, multiples of 32 (see `whole_tiles`).
+        gains: MTF gains of the sensor's bands, or one for all.
+        ratio: PAN pixels per MS pixel along one axis.
+
+    Raises:
+        ValueError: a shape with incomplete tiles.
+    """
+
+    def __init__(self, shape: Shape, gains: Sequence[float], *, ratio: int = 4) -> None:
+        if whole_tiles(shape) != shape:
+            raise ValueError(
+                f"{shape[0]} x {shape[1]} pixels hold incomplete tiles; leave out what exceeds"
+                f" {whole_tiles(shape)[0]} x {whole_tiles(shape)[1]}"
+            )
+        self.shape, self.gains, self.ratio = shape, gains, ratio
+        self._khan = _Mean(TILE)
+        self._to_pan, self._to_low = _Mean(TILE), _Mean(TILE)
+        self._between: dict[str, _Mean] = {"fused": _Mean(TILE), "lms": _Mean(TILE)}
+
+    def needed(self, region: Region) -> Region:
+        """What `add` takes of the fused image for a region."""
+        return region.grown(MTF_REACH, MTF_REACH, self.shape)
+
+    def add(self, region: Region, window: SceneWindow) -> None:
+        """Count one region.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        outer = self.needed(region)
+        here = region.within(outer)
+        _require_shape(window.fused, outer)
+        for image in (window.lms, window.pan, window.pan_low):
+            _require_shape(image, region)
+        bad = window.fused_mask[here] | window.lms_mask
+        if bool(bad.all()):
+            return
+        fused = torch.where(window.fused_mask, 0.0, window.fused.to(torch.float64))
+        f, m = fused[..., *here][None], _zeroed(window.lms, window.lms_mask)[None]
+        p, low = (_zeroed(x, window.pan_mask)[None] for x in (window.pan, window.pan_low))
+
+        blurred = mtf_filter(fused, self.gains, self.ratio)[..., *here][None]
+        spoiled = dilate(window.fused_mask, MTF_REACH)[here] | window.lms_mask
+        self._khan.add(q2n_tiles(blurred, m, BLOCK)[0], _clean(~spoiled, BLOCK, BLOCK))
+
+        clean = _clean(~bad, BLOCK, BLOCK)
+        for name, image in (("fused", f), ("lms", m)):
+            self._between[name].add(_between_bands(image), clean)
+        clean = _clean(~(bad | window.pan_mask), BLOCK, BLOCK)
+        self._to_pan.add(window_quality(f, p.expand_as(f), BLOCK, BLOCK)[0], clean)
+        self._to_low.add(window_quality(m, low.expand_as(m), BLOCK, BLOCK)[0], clean)
+
+    def scores(self) -> FullResolution:
+        """Of all that was added; each without axes.
+
+        Raises:
+            ValueError: nothing is left to measure.
+        """
+        between = self._between["fused"].value() - self._between["lms"].value()
+        return FullResolution(
+            d_lambda_k=1 - self._khan.value(),
+            d_lambda=between.abs().mean() if between.numel() else between.new_zeros(()),
+            d_s=(self._to_pan.value() - self._to_low.value()).abs().mean(),
+        )
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that counted for D_s, the most demanding index."""
+        return self._to_pan.count
+
+
+def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, 0.0, x.to(torch.float64))
+
+
+def _between_bands(x: Tensor) -> Tensor:
+    """Likeness of each two bands of (1, C, H, W) per tile: (C (C - 1) / 2, rows, cols)."""
+    parts = [
+        window_quality(x[:, i : i + 1].expand_as(x[:, i + 1 :]), x[:, i + 1 :], BLOCK, BLOCK)[0]
+        for i in range(x.shape[1] - 1)
+    ]
+    if not parts:
+        return x.new_zeros(0, x.shape[-2] // BLOCK, x.shape[-1] // BLOCK)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """MS and reduced PAN in DN, on the MS grid; finite, masks True at nodata or mixed with it."""
+
+    ms: Tensor
+    """(C, h, w)"""
+    ms_mask: Tensor
+    """(h, w)"""
+    pan: Tensor
+    """(1, h, w)"""
+    pan_mask: Tensor
+    """(h, w)"""
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """MS and reduced PAN on the PAN grid, float64; masks as in `Coarse`."""
+
+    lms: Tensor
+    """(C, H, W)"""
+    lms_mask: Tensor
+    """(H, W)"""
+    pan_low: Tensor
+    """(1, H, W)"""
+    pan_mask: Tensor
+    """(H, W)"""
+
+
+REDUCE_MARGIN = 2
+"""MS pixels on every side of a window that `reduce_pan` looks at and loses."""
+
+
+def reduce_pan(pan: Tensor, mask: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+    """PAN as coarse as the MS, by imresize, and where that mixed in nodata.
+
+    Args:
+        pan: (1, ratio * h, ratio * w), finite.
+        mask: (ratio * h, ratio * w), True where there is no data.
+
+    Returns:
+        (1, h - 4, w - 4) and (h - 4, w - 4).
+    """
+    bad = max_pool2d(mask.float()[None], ratio)[0] > 0
+    small = imresize(pan, ratio)
+    return crop(small, REDUCE_MARGIN), crop(dilate(bad, REDUCE_MARGIN), REDUCE_MARGIN)
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """How MS and reduced PAN come to the PAN grid.
+
+    "area": cubic convolution that puts the sample i where its area lies, at PAN index
+    ``ratio * i + (ratio - 1) / 2``, as `sharpen` does: right for georeferenced scenes.
+    "pancollection": the toolbox's interp23tap, sample i at ``4 i + 2``: half a PAN pixel further
+    down and right, as published scores have it; for ratios 2, 4 and 8.
+
+    Raises:
+        ValueError: an unknown registration, or a ratio that it does not serve.
+    """
+
+    ratio: int
+    registration: str = "area"
+
+    def __post_init__(self) -> None:
+        registration_offset(self.registration, self.ratio)
+        if self.circular and self.ratio & (self.ratio - 1):
+            raise ValueError(
+                f"the toolbox's interp23tap enlarges by powers of two, not by {self.ratio}; measure by area"
+            )
+
+    @property
+    def circular(self) -> bool:
+        """Whether it sees the opposite side of the image beyond a border, not a reflection."""
+        return self.registration == "pancollection"
+
+    @property
+    def margin(self) -> int:
+        """MS pixels on every side of a window that the result looks at and loses."""
+        if self.circular:
+            return math.ceil(INTERP23TAP_REACH * (self.ratio - 1) / self.ratio)
+        return UPSAMPLE_REACH
+
+    def __call__(self, window: Coarse) -> Enlarged:
+        """Of h x w MS pixels ratio * (h - 2 margin) x ratio * (w - 2 margin) remain."""
+        return Enlarged(
+            self._image(window.ms),
+            self._mask(window.ms_mask),
+            self._image(window.pan),
+            self._mask(window.pan_mask),
+        )
+
+    def _image(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float64)
+        large = interp23tap(x, self.ratio) if self.circular else upsample(x[None], self.ratio)[0]
+        return crop(large, self.margin * self.ratio)
+
+    def _mask(self, mask: Tensor) -> Tensor:
+        mixed = crop(dilate(mask, self.margin), self.margin)
+        return mixed.repeat_interleave(self.ratio, 0).repeat_interleave(self.ratio, 1)

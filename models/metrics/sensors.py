@@ -1,0 +1,118 @@
+"""Numbers of the sensors: bands, ratio, bit depth, and the gains of their optics.
+
+MTF gains (amplitude at the Nyquist frequency of the MS grid) are those of the DLPan-Toolbox's
+``genMTF``, which published scores are computed with; bands lie in the order of delivery.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+TOOLBOX = "DLPan-Toolbox, genMTF"
+UNKNOWN_SOURCE = "none published; the toolbox's gains for sensors that it does not know"
+UNKNOWN_GAIN, UNKNOWN_PAN_GAIN = 0.30, 0.15
+"""What the toolbox takes for a sensor that it has no gains of."""
+
+FOUR = ("blue", "green", "red", "nir")
+EIGHT = ("coastal", "blue", "green", "yellow", "red", "red edge", "nir", "nir 2")
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """What is the same for all scenes of a sensor."""
+
+    name: str
+    aliases: tuple[str, ...]
+    """Other names, as in product files."""
+    bands: tuple[str, ...]
+    """Names in order; empty for a sensor of any bands."""
+    ratio: int
+    """PAN pixels per MS pixel along one axis."""
+    max_value: float | None
+    """Full scale in digital numbers; None where it differs between scenes."""
+    mtf_ms: tuple[float, ...]
+    """One gain per band, or a single one for a sensor of any bands."""
+    mtf_pan: float
+    source: str
+    """Where the gains come from."""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Places of red, green and blue among the bands, from 0.
+
+        Raises:
+            ValueError: the bands are not known by name.
+        """
+        if not {"red", "green", "blue"} <= set(self.bands):
+            raise ValueError(f"which bands of {self.name} are red, green and blue is not known")
+        return self.bands.index("red"), self.bands.index("green"), self.bands.index("blue")
+
+    def for_bands(self, count: int) -> Sensor:
+        """The sensor as delivered with `count` bands, one gain for each.
+
+        Eight-band sensors are also sold as a bundle of blue, green, red and near infrared.
+
+        Raises:
+            ValueError: the sensor is not delivered with so many bands.
+        """
+        if not self.bands:
+            return replace(self, mtf_ms=self.mtf_ms * count)
+        if count == len(self.bands):
+            return self
+        if self.bands == EIGHT and count == len(FOUR):
+            return replace(self, bands=FOUR, mtf_ms=tuple(self.mtf_ms[EIGHT.index(band)] for band in FOUR))
+        raise ValueError(
+            f"{self.name} has {len(self.bands)} bands, not {count}; name another sensor (generic"
+            " takes any bands) or select the bands"
+        )
+
+
+SENSORS: dict[str, Sensor] = {
+    sensor.name: sensor
+    for sensor in (
+        Sensor("QB", ("QuickBird", "QB02"), FOUR, 4, 2047.0, (0.34, 0.32, 0.30, 0.22), 0.15, TOOLBOX),
+        Sensor("IKONOS", ("IK", "IK01"), FOUR, 4, 2047.0, (0.26, 0.28, 0.29, 0.28), 0.17, TOOLBOX),
+        Sensor("GeoEye1", ("GE1", "GE01"), FOUR, 4, 2047.0, (0.23,) * 4, 0.16, TOOLBOX),
+        Sensor("WV2", ("WorldView2", "WV02"), EIGHT, 4, 2047.0, (*(0.35,) * 7, 0.27), 0.11, TOOLBOX),
+        Sensor(
+            "WV3",
+            ("WorldView3", "WV03"),
+            EIGHT,
+            4,
+            2047.0,
+            (0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315),
+            0.14,
+            TOOLBOX,
+        ),
+        Sensor("WV4", ("WorldView4", "WV04"), FOUR, 4, 2047.0, (0.23,) * 4, 0.16, TOOLBOX),
+        Sensor(
+            "GF2",
+            ("GaoFen2", "GF02"),
+            FOUR,
+            4,
+            1023.0,
+            (UNKNOWN_GAIN,) * 4,
+            UNKNOWN_PAN_GAIN,
+            UNKNOWN_SOURCE,
+        ),
+        Sensor("generic", (), (), 4, None, (UNKNOWN_GAIN,), UNKNOWN_PAN_GAIN, UNKNOWN_SOURCE),
+    )
+}
+"""By name."""
+
+
+def find_sensor(name: str) -> Sensor:
+    """The sensor of that name or alias; case, blanks, dashes and underscores do not count.
+
+    Raises:
+        ValueError: no such sensor; the sentence names those there are.
+    """
+    for sensor in SENSORS.values():
+        if _plain(name) in map(_plain, (sensor.name, *sensor.aliases)):
+            return sensor
+    raise ValueError(f"no sensor is called {name!r}; known are {', '.join(SENSORS)}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()

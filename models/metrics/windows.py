@@ -1,0 +1,113 @@
+"""Windows, masks and checks that the metrics share.
+
+Inside, an image is float64 (B, C, H, W), and `keep` (H, W) is True where there is data.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_FLAT = 4e-14
+"""Variance over power below which a window is flat: above float64's rounding of the sums, below
+one DN on one pixel of a bright 16-bit window."""
+
+
+def as_batch(x: Tensor) -> Tensor:
+    """float64 (B, C, H, W) of (C, H, W) or (B, C, H, W)."""
+    return x.to(torch.float64).reshape(-1, *x.shape[-3:])
+
+
+def prepare(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Both as float64 (B, C, H, W) with 0 where masked, and (H, W) True where there is data."""
+    if x.shape != y.shape or x.ndim not in (3, 4):
+        raise ValueError(
+            f"two images of one shape, (C, H, W) or (B, C, H, W), are needed, not"
+            f" {tuple(x.shape)} and {tuple(y.shape)}; resample or crop one to the other"
+        )
+    x, y = as_batch(x), as_batch(y)
+    if mask is None:
+        return x, y, torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+    if mask.shape != x.shape[-2:] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"the mask must be bool {tuple(x.shape[-2:])} like the image's height and width, not"
+            f" {str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}"
+        )
+    keep = ~mask.to(x.device)
+    require_some(keep, "pixels")
+    return torch.where(keep, x, 0.0), torch.where(keep, y, 0.0), keep
+
+
+def require_some(keep: Tensor, what: str) -> None:
+    """Raise ValueError unless something is kept."""
+    if not bool(keep.any()):
+        raise ValueError(
+            f"all {keep.numel()} {what} are masked or touch masked pixels, so there is nothing to"
+            " measure; check the nodata value or take a larger image"
+        )
+
+
+def mean_over(values: Tensor, keep: Tensor) -> Tensor:
+    """Mean of (..., H, W) over the places kept, (H, W)."""
+    return values[..., keep].mean(-1)
+
+
+def clean_windows(keep: Tensor, window: int, stride: int) -> Tensor:
+    """(rows, cols) True where a whole window is kept."""
+    height, width = keep.shape
+    if min(height, width) < window:
+        raise ValueError(
+            f"{height} x {width} pixels are fewer than one window of {window} x {window}; take a larger image"
+        )
+    gaps = F.max_pool2d((~keep).float()[None, None], window, stride)[0, 0]
+    clean = gaps == 0
+    require_some(clean, "windows")
+    return clean
+
+
+def dilate(mask: Tensor, reach: int, circular: bool = False) -> Tensor:
+    """Grow the True area of (H, W) by `reach` pixels, on demand across the image's borders."""
+    x = mask.float()[None, None]
+    if circular:
+        # Beyond the image's own size a circular border has nothing new.
+        margins = [min(reach, n) for n in (mask.shape[1], mask.shape[0])]
+        x = F.pad(x, (margins[0], margins[0], margins[1], margins[1]), mode="circular")
+    else:
+        x = F.pad(x, (reach,) * 4)
+        margins = [reach, reach]
+    x = F.max_pool2d(x, (2 * margins[1] + 1, 1), 1)
+    return F.max_pool2d(x, (1, 2 * margins[0] + 1), 1)[0, 0] > 0
+
+
+def window_quality(x: Tensor, y: Tensor, window: int, stride: int) -> Tensor:
+    """Universal quality index of each window: (B, C, H, W) twice to (B, C, rows, cols)."""
+    n = window * window
+    sx, sy = _window_sum(x, window, stride), _window_sum(y, window, stride)
+    power = n * _window_sum(x * x + y * y, window, stride)
+    mean_power = sx * sx + sy * sy
+    variance = power - mean_power
+    variance = torch.where(variance > _FLAT * power, variance, 0.0)
+    covariance = n * _window_sum(x * y, window, stride) - sx * sy
+    some_variance, some_mean = variance > 0, mean_power > 0
+    luminance = 2 * sx * sy / torch.where(some_mean, mean_power, 1.0)
+    structure = 2 * covariance / torch.where(some_variance, variance, 1.0)
+    quality = torch.where(some_variance, structure * luminance, luminance)
+    return torch.where(some_mean, quality, 1.0)
+
+
+def _window_sum(x: Tensor, window: int, stride: int) -> Tensor:
+    if stride == 1 and window & (window - 1) == 0:
+        return _doubled_sum(_doubled_sum(x, window, -2), window, -1)
+    rows = F.avg_pool2d(x, (window, 1), (stride, 1), divisor_override=1)
+    return F.avg_pool2d(rows, (1, window), (1, stride), divisor_override=1)
+
+
+def _doubled_sum(x: Tensor, window: int, axis: int) -> Tensor:
+    """Sums over `window` (a power of two) neighbours, from sums over half as many."""
+    width = 1
+    while width < window:
+        room = x.shape[axis] - width
+        x = x.narrow(axis, 0, room) + x.narrow(axis, width, room)
+        width *= 2
+    return x

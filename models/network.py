@@ -1,0 +1,245 @@
+"""FSA-S in its `lite` form: the distilled student for CPUs and for any sensor.
+
+Every band goes through the same weights, beside a context that is the mean over all bands, so
+that any number of bands in any order is served (permuting the bands permutes the answer). All
+operators are local, none looks at a whole tile's statistics: with a halo of `reach` pixels the
+answer does not depend on how the scene was cut. Most work is done on a grid of 2 x 2 and 4 x 4
+PAN pixels (pixel-unshuffle).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, PLAIN_SCENE_FEATURES
+from uknowpan.models.types import Condition, Denoised
+
+
+@dataclass(frozen=True)
+class LiteConfig:
+    """Widths of the `lite` student; the defaults are those of the bundled `generic` model."""
+
+    width: int = 24
+    """Channels per band on the 2 x 2 grid."""
+    deep_width: int = 64
+    """Channels per band on the 4 x 4 grid."""
+    blocks: int = 1
+    """Residual blocks on the 2 x 2 grid, before and again after the deep part."""
+    deep_blocks: int = 3
+    """Residual blocks on the 4 x 4 grid."""
+    timesteps: int = 500
+    """Length of the noise schedule (scales the time embedding)."""
+    back_projection: bool = False
+    """The band feature of that name is seen, and mixed into the answer like an injection."""
+    scene_features: int = PLAIN_SCENE_FEATURES
+    """So many of the numbers of the scene are seen."""
+
+    @property
+    def band_features(self) -> int:
+        """How many of the band features are seen."""
+        return BAND_FEATURES if self.back_projection else BACK_PROJECTION
+
+    @property
+    def maps(self) -> int:
+        """The injections' weights, the correction, the log-sigma, the back-projection's weight."""
+        return INJECTIONS + 2 + int(self.back_projection)
+
+
+class PixelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel: local, unlike GroupNorm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # free where the memory is channels_last
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class BandBlock(nn.Module):
+    """Residual block on every band, told of the other bands by their mean."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.context = nn.Conv2d(channels, channels, 1)
+        self.embed = nn.Linear(embedding, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        self.second.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, embedding: Tensor, bands: int) -> Tensor:
+        """x (B * C, channels, h, w), embedding (B, E) -> as x."""
+        y = self.norm(x)
+        shared = self.context(_band_mean(y, bands)) + self.embed(embedding)[:, :, None, None]
+        y = _add_shared(self.first(y), shared, bands)
+        return x + self.second(F.silu(y))
+
+
+def _band_mean(x: Tensor, bands: int) -> Tensor:
+    """(B * C, K, h, w) -> (B, K, h, w)."""
+    if bands == 1:
+        return x
+    first, *others = x.unflatten(0, (-1, bands)).unbind(1)
+    total = first + others[0]
+    for other in others[1:]:
+        total = total + other
+    return total / bands
+
+
+def _add_shared(x: Tensor, shared: Tensor, bands: int) -> Tensor:
+    """(B * C, K, h, w) + (B, K, h, w) of the image that the band belongs to; overwrites x."""
+    x.unflatten(0, (-1, bands)).add_(shared[:, None])
+    return x
+
+
+class FSAStudentLite(nn.Module):
+    """x0-predicting denoiser (x_t, t, condition) -> `Denoised` for any number of bands."""
+
+    pixel_multiple = 4
+    """Windows start and end at multiples of so many PAN pixels."""
+
+    def __init__(self, config: LiteConfig | None = None):
+        super().__init__()
+        self.config = config = config or LiteConfig()
+        width, deep, emb = config.width, config.deep_width, 4 * config.width
+        self.embed = nn.Sequential(
+            nn.Linear(32 + config.scene_features, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
+        )
+        self.band_in = nn.Conv2d(4 * (config.band_features + 1), width, 3, padding=1)
+        self.pan_in = nn.Conv2d(4 * PAN_FEATURES, width, 3, padding=1)
+        self.head_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
+        self.down = nn.Conv2d(width, deep, 2, stride=2)
+        self.deep_blocks = nn.ModuleList(BandBlock(deep, emb) for _ in range(config.deep_blocks))
+        self.up = nn.Conv2d(deep, 4 * width, 1)
+        self.tail_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
+        self.norm_out = PixelNorm(width)
+        self.out = nn.Conv2d(width, 4 * config.maps, 3, padding=1)
+        self._start_as_local_injection()
+
+    @property
+    def reach(self) -> int:
+        """PAN pixels around it that an output pixel depends on (an upper bound)."""
+        shallow = 2 * (1 + 4 * self.config.blocks + 1)
+        deep = 4 * 2 * self.config.deep_blocks
+        total = shallow + deep + 4
+        return math.ceil(total / self.pixel_multiple) * self.pixel_multiple
+
+    @property
+    def feature_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(channels, PAN pixels per pixel along one axis) of the features."""
+        return (self.config.width, 2), (self.config.deep_width, 4)
+
+    def _start_as_local_injection(self) -> None:
+        """Untrained, the network answers with the local injection (band feature 1)."""
+        nn.init.zeros_(self.out.weight)
+        bias = torch.zeros(self.config.maps, 4)
+        bias[1] = 1.0
+        self.out.bias = nn.Parameter(bias.flatten())
+
+    def adopt(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a network without back-projection, with fewer deep blocks or fewer numbers of
+        the scene, as this one's, which then says the same."""
+        if "out.bias" not in weights:
+            return weights
+        fresh = self.state_dict()  # untrained blocks change nothing
+        blocks = {k: v for k, v in fresh.items() if k.startswith("deep_blocks.")}
+        added = {k: v for k, v in blocks.items() if k not in weights}
+        if added:
+            weights = {**weights, **added}
+        if self.config.back_projection and len(weights["out.bias"]) == 4 * (INJECTIONS + 2):
+            weights = {**weights, **_with_back_projection(weights)}
+        seen = weights["embed.0.weight"]
+        more = fresh["embed.0.weight"].shape[1] - seen.shape[1]
+        if more > 0:  # the numbers of the scene come last
+            weights = {**weights, "embed.0.weight": F.pad(seen, (0, more))}
+        return weights
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False) -> Denoised:
+        """Predict the clean standardised residual.
+
+        Args:
+            x_t: (B, C, H, W), H and W multiples of 4.
+            t: (B,) timesteps.
+            condition: from `generic_condition`.
+            with_features: return features too, for distillation: what the last blocks of the 2 x 2
+                and of the 4 x 4 grid say, each the mean over the bands.
+
+        Returns:
+            `Denoised` with x0 and log_sigma (B, C, H, W).
+
+        Raises:
+            ValueError: H or W is no multiple of 4, or the condition has no features.
+        """
+        batch, bands, height, width = x_t.shape
+        if height % 4 or width % 4:
+            raise ValueError(f"the lite student needs windows of multiples of 4, not {height} x {width}")
+        band, pan, scene = condition.band_features, condition.pan_features, condition.scene
+        if band is None or pan is None or scene is None:
+            raise ValueError("the lite student needs the condition made by generic_condition")
+        injections = band[:, :, :INJECTIONS]
+        band = band[:, :, : self.config.band_features]
+        scene = scene[:, : self.config.scene_features]
+        emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
+
+        inputs = torch.cat([_compress(band), x_t[:, :, None]], 2).flatten(0, 1)
+        x = self.band_in(_to_grid(inputs))
+        x = _add_shared(x, self.pan_in(_to_grid(_compress(pan))), bands)
+        for block in self.head_blocks:
+            x = block(x, emb, bands)
+        y = self.down(x)
+        for block in self.deep_blocks:
+            y = block(y, emb, bands)
+        x = x + F.pixel_shuffle(self.up(y), 2)
+        for block in self.tail_blocks:
+            x = block(x, emb, bands)
+        features = (_band_mean(x, bands), _band_mean(y, bands)) if with_features else ()
+        maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
+        maps = maps.unflatten(0, (batch, bands))  # (B, C, maps, H, W)
+        x0 = maps[:, :, INJECTIONS]
+        for k in range(INJECTIONS):
+            x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
+        if self.config.back_projection:
+            x0 = torch.addcmul(x0, maps[:, :, INJECTIONS + 2], band[:, :, BACK_PROJECTION])
+        log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0)
+        return Denoised(x0=x0, log_sigma=log_sigma, features=features)
+
+
+def _with_back_projection(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those weights that see and mix the feature, which is given no weight yet."""
+    seen, said = weights["band_in.weight"], weights["out.weight"]
+    noise = seen[:, 4 * BACK_PROJECTION :]  # x_t comes last
+    fresh = torch.zeros_like(seen[:, :4])
+    return {
+        "band_in.weight": torch.cat([seen[:, : 4 * BACK_PROJECTION], fresh, noise], 1),
+        "out.weight": torch.cat([said, torch.zeros_like(said[:4])]),
+        "out.bias": torch.cat([weights["out.bias"], torch.zeros(4)]),
+    }
+
+
+def _compress(x: Tensor) -> Tensor:
+    """asinh: linear near zero, logarithmic far out, so that strong edges do not drown the rest.
+
+    Written out, as torch's own takes five times as long on a CPU.
+    """
+    size = x.abs()
+    return torch.log(size + torch.sqrt(size * size + 1)).copysign(x)
+
+
+def _to_grid(x: Tensor) -> Tensor:
+    return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _time_features(t: Tensor, timesteps: int) -> Tensor:
+    """(B,) -> (B, 32) sines and cosines of t / T."""
+    frequency = 2.0 ** torch.arange(16, device=t.device) * (math.pi / 64)
+    angle = (t.float() / timesteps)[:, None] * frequency[None, :] * 8
+    return torch.cat([angle.sin(), angle.cos()], 1)

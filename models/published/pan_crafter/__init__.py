@@ -1,0 +1,1 @@
+"""PAN-Crafter (ICCV 2025)."""

@@ -1,0 +1,1 @@
+"""SSDiff (NeurIPS 2024)."""

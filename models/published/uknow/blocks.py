@@ -1,0 +1,274 @@
+"""Building blocks of the published U-Nets (U-Know-DiffPAN, CVPR 2025), teacher and student alike.
+
+Both networks are the same `UNet` around different encoder and decoder blocks. Every block takes
+``(x, time, *context)``: features (B, a, H, W), the embedded timestep (B, E) and whatever else the
+network conditions its blocks on, and returns (B, b, H, W). "GroupNorm" is over one group here,
+that is over channels and the whole image: these networks see how a scene is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uknowpan.models.types import Condition
+
+BlockFactory = Callable[[int, int, int], nn.Module]
+"""(in_channels, out_channels, level) -> a block; level 0 has the full resolution."""
+
+
+def box_highpass(pan: Tensor, size: int = 5) -> Tensor:
+    """PAN less its local mean, borders mirrored without repeating the edge.
+
+    Args:
+        pan: (B, 1, H, W), H and W above size // 2.
+        size: odd width of the box in PAN pixels.
+    """
+    margin = size // 2
+    padded = F.pad(pan, (margin, margin, margin, margin), mode="reflect")
+    return pan - F.avg_pool2d(padded, size, stride=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps (B,), integer or not, to (B, width): sines, cosines and a two-layer MLP."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"the time embedding is half sines, half cosines: its width {width} must be even")
+        self.waves = width // 2
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        # In float32 whatever the weights are: bfloat16 cannot tell timestep 498 from 499.
+        exponent = torch.arange(self.waves, dtype=torch.float32, device=t.device) / self.waves
+        angles = t.float()[:, None] * 10000.0**-exponent  # (B, width / 2)
+        embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.mlp(embedded.to(next(self.mlp.parameters()).dtype))
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions behind GroupNorm and SiLU; the timestep shifts the first one's result.
+
+    Dropout acts in the second half only.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float):
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.GroupNorm(1, in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        )
+        self.time = nn.Linear(time_width, out_channels)
+        self.second = nn.Sequential(
+            nn.GroupNorm(1, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+        h = self.first(x) + self.time(time)[:, :, None, None]
+        return self.second(h) + self.skip(x)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention between all pixels, added to its input.
+
+    The scale is 1 / sqrt(channels), the full width and not the head's, as published. Memory grows
+    with the number of pixels, time with its square. The projection's channels are laid out head
+    by head, each head's query, key and value together.
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(
+                f"{channels} channels do not divide into {heads} attention heads; choose a number"
+                " of heads that divides the width"
+            )
+        self.heads = heads
+        self.scale = 1.0 / math.sqrt(channels)
+        self.norm = nn.GroupNorm(1, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, self.heads, 3 * (c // self.heads), h * w)
+        # The fused kernels need the head's channels to be the contiguous axis: (B, heads, HW, d).
+        query, key, value = qkv.transpose(2, 3).contiguous().chunk(3, dim=3)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
+
+
+class ResnetStack(nn.Module):
+    """ResnetBlocks through the given widths, then attention if `heads` is given."""
+
+    def __init__(self, widths: Sequence[int], time_width: int, dropout: float, heads: int | None = None):
+        super().__init__()
+        self.blocks = nn.ModuleList(ResnetBlock(a, b, time_width, dropout) for a, b in pairwise(widths))
+        self.attention = nn.Identity() if heads is None else SelfAttention(widths[-1], heads)
+
+    def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, time)
+        return self.attention(x)
+
+
+class Down(nn.Module):
+    """Halve the resolution: 3x3 convolution with stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Up(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def output_head(in_channels: int, out_channels: int) -> nn.Sequential:
+    """GroupNorm, SiLU and a 3x3 convolution."""
+    return nn.Sequential(
+        nn.GroupNorm(1, in_channels),
+        nn.SiLU(),
+        nn.Conv2d(in_channels, out_channels, 3, padding=1),
+    )
+
+
+class UNet(nn.Module):
+    """The published skeleton: which block meets which skip, at which width.
+
+    Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input
+    convolution, of each encoder block and of each Down is kept and appended to the input of one
+    decoder block, in reverse order.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of level 0.
+        multipliers: channels of each level, in units of `width`.
+        blocks: encoder blocks per level.
+        encoder: makes the block of an encoder level.
+        decoder: makes the block of a decoder level; its input holds the skip.
+        middle: blocks at the lowest resolution between the two.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        encoder: BlockFactory,
+        decoder: BlockFactory,
+        middle: Sequence[nn.Module],
+    ):
+        super().__init__()
+        self.entry = nn.Conv2d(in_channels, width, 3, padding=1)
+        widths = [width * m for m in multipliers]
+        skips, current = [width], width
+        self.encoder, self.downs = nn.ModuleList(), nn.ModuleList()
+        for level, wide in enumerate(widths):
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(encoder(current, wide, level))
+                current = wide
+                skips.append(current)
+            self.encoder.append(stage)
+            if level < len(widths) - 1:
+                self.downs.append(Down(current))
+                skips.append(current)
+        self.middle = nn.ModuleList(middle)
+        # Decoder and ups are kept in the order of use: lowest resolution first.
+        self.decoder, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            stage = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stage.append(decoder(current + skips.pop(), wide, level))
+                current = wide
+            self.decoder.append(stage)
+            if level > 0:
+                self.ups.append(Up(current))
+        self.factor = 2 ** (len(widths) - 1)
+        """Heights and widths must be multiples of it."""
+
+    def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, in_channels, H, W) -> (B, width, H, W) and the features that distillation compares.
+
+        Features are what enters each Down, then what enters each Up, in order of use.
+
+        Raises:
+            ValueError: H or W is not a multiple of `factor`.
+        """
+        self._check_size(*x.shape[-2:])
+        h = self.entry(x)
+        skips, features = [h], []
+        for level, stage in enumerate(self.encoder):
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(h, time, *context)
+                skips.append(h)
+            if level < len(self.downs):
+                features.append(h)
+                h = self.downs[level](h)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, time, *context)
+        for level, stage in enumerate(self.decoder):
+            for block in stage:  # type: ignore[attr-defined]
+                h = block(torch.cat([h, skips.pop()], dim=1), time, *context)
+            if level < len(self.ups):
+                features.append(h)
+                h = self.ups[level](h)
+        return h, tuple(features)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.factor or width % self.factor:
+            fits = [math.ceil(n / self.factor) * self.factor for n in (height, width)]
+            raise ValueError(
+                f"tile of {height} x {width} pixels, but this network needs multiples of"
+                f" {self.factor}; pad it to {fits[0]} x {fits[1]}"
+            )
+
+
+class InputFlags(Protocol):
+    """What of a network's config decides about its input channels."""
+
+    @property
+    def self_conditioning(self) -> bool: ...
+
+    @property
+    def highpass_pan(self) -> bool: ...
+
+
+def denoiser_inputs(flags: InputFlags, x_t: Tensor, condition: Condition) -> list[Tensor]:
+    """Input of student and teacher (METHODS 1.1): slot, lms, PAN high-pass (and raw), x_t.
+
+    The slot of self-conditioning holds x_t where nothing was predicted before.
+    """
+    slot = [] if not flags.self_conditioning else [x_t]
+    if slot and condition.self_cond is not None:
+        slot = [condition.self_cond]
+    pan = [box_highpass(condition.pan)]
+    if not flags.highpass_pan:
+        pan.append(condition.pan)
+    return [*slot, condition.lms, *pan, x_t]

@@ -1,0 +1,131 @@
+"""The published teacher with the PriorNet that tells it what to expect: one network, one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
+from uknowpan.models.published.uknow.teacher import FSATeacher, TeacherConfig
+from uknowpan.models.published.uknow.wavelets import teacher_wavelets
+from uknowpan.models.types import Condition, Denoised
+
+
+@dataclass(frozen=True)
+class GuidedTeacherConfig:
+    """Shapes of both networks; `dataclasses.asdict` makes a card's config of it."""
+
+    teacher: TeacherConfig
+    prior: PriorConfig
+    raw_prior: bool = False
+    """Simulate the release, which shows the teacher PriorNet's mean and variance as they are. At
+    [0, 1] a variance is about 1e-4 and goes unseen; by default both are in units of x0, the mean
+    as a residual and the variance as its logarithm."""
+
+    @property
+    def bands(self) -> int:
+        """C, the bands of the MS."""
+        return self.teacher.bands
+
+    def __post_init__(self) -> None:
+        if self.teacher.bands != self.prior.bands:
+            raise ValueError(
+                f"the teacher takes {self.teacher.bands} bands, its PriorNet {self.prior.bands}; give both the same"
+            )
+
+
+class GuidedTeacher(nn.Module):
+    """An `FSATeacher` that asks its own, frozen `PriorNet`.
+
+    PriorNet gets no gradients, stays in evaluation mode and in the precision of its weights: in
+    training it says the same as later. The buffer `residual_std` (C,), ones at first, holds the
+    standard deviation of gt - lms per band in the units of lms: one x0.
+
+    Source: U-Know-DiffPAN (CVPR 2025), FSA-T and its prior.
+    """
+
+    residual_std: Tensor
+
+    def __init__(self, config: GuidedTeacherConfig):
+        super().__init__()
+        self.config = config
+        self.teacher = FSATeacher(config.teacher)
+        self.prior_net = PriorNet(config.prior).requires_grad_(False).eval()
+        self.register_buffer("residual_std", torch.ones(config.teacher.bands))
+
+    def train(self, mode: bool = True) -> GuidedTeacher:
+        super().train(mode)
+        self.prior_net.eval()
+        return self
+
+    def encode_prior(self, condition: Condition) -> Tensor:
+        """What PriorNet says of lms and pan as the teacher's vector (B, 4 * width).
+
+        It is the same at each timestep. Gradients reach the teacher's encoder of it.
+        """
+        lms = condition.lms
+        with torch.no_grad(), torch.autocast(lms.device.type, enabled=False):
+            mean, variance = self.prior_net(lms, condition.pan)
+            if not self.config.raw_prior:
+                unit = self.residual_std[:, None, None]
+                tiny = torch.finfo(variance.dtype).tiny  # without a floor softplus may underflow
+                mean, variance = (mean - lms) / unit, (variance / unit**2 + tiny).log()
+        return self.teacher.encode_prior(mean, variance)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, prior: Tensor | None = None) -> Denoised:
+        """One evaluation of the denoiser; see `FSATeacher.forward`.
+
+        Args:
+            x_t: (B, C, H, W) noisy residual.
+            t: (B,) timesteps of the training schedule.
+            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; its own
+                `prior_mean` and `prior_variance` are passed over.
+            prior: (B, 4 * width) from `encode_prior`, where it is known already.
+
+        Raises:
+            ValueError: shapes that do not fit the configuration or each other.
+        """
+        if prior is None:
+            prior = self.encode_prior(condition)
+        return self.teacher(x_t, t, condition, prior)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        lms: Tensor,
+        pan: Tensor,
+        *,
+        steps: int,
+        schedule: NoiseSchedule,
+        noise: Tensor,
+        respaced_time_index: bool = False,
+        self_conditioning: bool = True,
+    ) -> Denoised:
+        """What the teacher says at the last step of DDIM; prior and wavelets are made once.
+
+        Args:
+            lms: (B, C, H, W), about [0, 1].
+            pan: (B, 1, H, W), about [0, 1].
+            steps: network evaluations.
+            schedule: the noise schedule of its training.
+            noise: (B, C, H, W) standard normal.
+            respaced_time_index: see `ddim_sample`.
+            self_conditioning: see `ddim_sample`.
+
+        Raises:
+            ValueError: shapes that do not fit, or a number of steps that the schedule has not.
+        """
+        condition = Condition(lms, pan, wavelets=teacher_wavelets(lms, pan))
+        prior = self.encode_prior(condition)
+        return ddim_sample(
+            lambda x_t, t, known: self(x_t, t, known, prior),
+            noise,
+            schedule.respace(steps),
+            schedule,
+            condition,
+            respaced_time_index=respaced_time_index,
+            self_conditioning=self_conditioning,
+        )

@@ -1,0 +1,129 @@
+"""FSA-S, the published diffusion student: a plain U-Net conditioned on lms and pan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uknowpan.models.published.uknow.blocks import ResnetStack, TimeEmbedding, UNet, denoiser_inputs, output_head
+from uknowpan.models.types import Condition, Denoised
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Shape of an `FSAStudent`; the defaults are the published widths."""
+
+    bands: int
+    """C, the bands of the MS."""
+    width: int = 32
+    """Channels at full resolution, and of the time embedding."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Channels of each level in units of `width`; each level halves the resolution."""
+    blocks: int = 2
+    """Encoder blocks per level; the decoder has one more."""
+    dropout: float = 0.2
+    """Dropout in the second half of each ResnetBlock."""
+    attention_level: int = 3
+    """Level, counted from 0, whose blocks end with self-attention."""
+    heads: int = 8
+    """Heads of the self-attention."""
+    self_conditioning: bool = True
+    """The input has a slot of C channels for an earlier prediction of x0 (x_t where none is)."""
+    highpass_pan: bool = False
+    """Simulate the release, whose in-place 5x5 high-pass overwrites the PAN, so that the network
+    never sees its brightness. By default PAN enters raw and high-pass, one more channel."""
+
+    def __post_init__(self) -> None:
+        if self.bands < 1:
+            raise ValueError(f"a student needs at least 1 band, not {self.bands}")
+        levels = len(self.multipliers)
+        if not 0 <= self.attention_level < levels:
+            raise ValueError(
+                f"attention_level {self.attention_level} is none of the {levels} levels; choose 0 to {levels - 1}"
+            )
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input; 3C + 1 as published."""
+        slots = 3 if self.self_conditioning else 2
+        return slots * self.bands + (1 if self.highpass_pan else 2)
+
+
+class FSAStudent(nn.Module):
+    """Predict the residual x0 from its noisy state x_t, lms and pan.
+
+    As published (`highpass_pan=True`) it has 9,714,600 parameters for 8 bands and 9,709,988 for
+    4; the raw PAN of the default adds 9 * width, that is 288. GroupNorm and attention span the
+    whole image: results depend on how a scene is cut.
+
+    Source: U-Know-DiffPAN (CVPR 2025), FSA-S.
+    """
+
+    def __init__(self, config: StudentConfig):
+        super().__init__()
+        self.config = config
+        self.time = TimeEmbedding(config.width)
+        deepest = config.width * config.multipliers[-1]
+        self.unet = UNet(
+            config.in_channels,
+            config.width,
+            config.multipliers,
+            config.blocks,
+            encoder=lambda a, b, level: self._stack([a, b, b], level),
+            decoder=self._decoder_block,
+            middle=[
+                self._stack([deepest] * 3, config.attention_level),
+                self._stack([deepest] * 3, None),
+            ],
+        )
+        self.head = output_head(config.width, config.bands)
+
+    def _stack(self, widths: list[int], level: int | None) -> ResnetStack:
+        config = self.config
+        heads = config.heads if level == config.attention_level else None
+        return ResnetStack(widths, config.width, config.dropout, heads)
+
+    def _decoder_block(self, d: int, b: int, level: int) -> ResnetStack:
+        # Published: only blocks without attention first mix the skip at full width d.
+        widths = [d, b, b] if level == self.config.attention_level else [d, d, b, b]
+        return self._stack(widths, level)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+        """One evaluation of the denoiser.
+
+        Args:
+            x_t: (B, C, H, W) noisy residual, H and W multiples of 8 (with four levels).
+            t: (B,) timesteps of the training schedule, integer or not.
+            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; without
+                `self_cond` its slot holds x_t.
+
+        Returns:
+            x0 (B, C, H, W) and, in training and evaluation alike, the features that distillation
+            compares: inputs of each Down, then of each Up. With four levels they have
+            (1, 2, 2, 4, 2, 2) * width channels on 1, 1/2, 1/4, 1/8, 1/4 and 1/2 of H and W.
+
+        Raises:
+            ValueError: shapes that do not fit the configuration or each other.
+        """
+        self._check(x_t, condition)
+        h = torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1)
+        h, features = self.unet(h, self.time(t))
+        return Denoised(x0=self.head(h), features=features)
+
+    def _check(self, x_t: Tensor, condition: Condition) -> None:
+        if x_t.shape[1] != self.config.bands:
+            raise ValueError(
+                f"x_t has {x_t.shape[1]} bands, but this student was built for"
+                f" {self.config.bands}; use a checkpoint for this number of bands"
+            )
+        pan_shape = (x_t.shape[0], 1, *x_t.shape[2:])
+        expected = {"lms": tuple(x_t.shape), "pan": pan_shape, "self_cond": tuple(x_t.shape)}
+        for name, shape in expected.items():
+            tensor = getattr(condition, name)
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"x_t is {tuple(x_t.shape)}, so {name} must be {shape}, not"
+                    f" {tuple(tensor.shape)}; cut both from the same tile"
+                )

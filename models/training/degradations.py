@@ -1,0 +1,109 @@
+"""Wald's protocol with everything that differs between sensors varied.
+
+A scene of truth ``gt`` and a PAN on the same grid becomes a reduced-resolution pair: the MS is
+the truth, blurred, sampled off its place and noisy. How it was blurred is drawn anew for every
+variant of a scene (DESIGN section 4), so that a network cannot rely on one sensor's ways.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uknowpan.models.blur import gain_to_sigma
+from uknowpan.models.resample import Kernel, box, cubic, decimate, gaussian, lanczos, tent
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How a truth becomes a low-resolution MS."""
+
+    ratio: int
+    kind: str
+    """"gaussian", "box", "cubic" (antialiased), "cubic-sharp" (not antialiased); "tent" and
+    "lanczos" (antialiased), which training does without, so that they tell what is new to it."""
+    gains: tuple[float, ...] = ()
+    """MTF gain at the MS Nyquist frequency per band ("gaussian" only)."""
+    shift: tuple[float, float] = (0.0, 0.0)
+    """(dy, dx) of the sampling positions in pixels of the truth."""
+    noise: float = 0.0
+    """Standard deviation of the MS noise, as a share of the band's detail contrast."""
+
+
+def _kernel(degradation: Degradation, band: int) -> tuple[Kernel, int]:
+    """(profile, reach in MS pixels)."""
+    ratio, offset = degradation.ratio, max(map(abs, degradation.shift)) / degradation.ratio
+    if degradation.kind == "gaussian":
+        sigma = gain_to_sigma(degradation.gains[band], ratio)
+        return gaussian(sigma), math.ceil(3.5 * sigma / ratio + offset + 0.5)
+    if degradation.kind == "box":
+        return box(ratio), math.ceil(1 + offset)
+    if degradation.kind == "cubic":
+        return cubic(ratio), math.ceil(2.5 + offset)
+    if degradation.kind == "cubic-sharp":
+        return cubic(1.0), math.ceil(1.5 + offset)
+    if degradation.kind == "tent":
+        return tent(ratio), math.ceil(1.5 + offset)
+    if degradation.kind == "lanczos":
+        return lanczos(ratio), math.ceil(3.5 + offset)
+    raise ValueError(f"no degradation is called {degradation.kind!r}")
+
+
+def degrade_truth(gt: Tensor, degradation: Degradation, generator: torch.Generator | None = None) -> Tensor:
+    """The low-resolution MS of a truth.
+
+    Args:
+        gt: (C, H, W), H and W multiples of the ratio.
+        degradation: how.
+        generator: source of the noise; without it none is added.
+
+    Returns:
+        (C, H / ratio, W / ratio).
+    """
+    bands = []
+    for index, band in enumerate(gt):
+        kernel, reach = _kernel(degradation, index)
+        bands.append(decimate(band[None, None], degradation.ratio, kernel, degradation.shift, reach)[0, 0])
+    ms = torch.stack(bands)
+    if generator is not None and degradation.noise > 0:
+        contrast = (ms[:, 1:] - ms[:, :-1]).std((1, 2), keepdim=True)
+        ms = ms + degradation.noise * contrast * torch.randn(ms.shape, generator=generator)
+    return ms
+
+
+def random_degradation(
+    rng: np.random.Generator, bands: int, ratios: Sequence[int], weights: Sequence[float]
+) -> Degradation:
+    """Draw a degradation: ratio, kernel, gains, sampling phase, noise."""
+    ratio = int(rng.choice(ratios, p=np.asarray(weights) / np.sum(weights)))
+    kind = str(rng.choice(["gaussian", "box", "cubic", "cubic-sharp"], p=[0.6, 0.15, 0.15, 0.1]))
+    common = rng.uniform(0.12, 0.5)
+    gains = tuple(float(np.clip(common + rng.normal(0, 0.03), 0.08, 0.6)) for _ in range(bands))
+    reach = rng.choice([0.0, 0.6, 1.0, 2.0], p=[0.25, 0.4, 0.25, 0.1])
+    shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))
+    noise = float(rng.choice([0.0, rng.uniform(0, 0.05), rng.uniform(0, 0.15)], p=[0.5, 0.35, 0.15]))
+    return Degradation(ratio, kind, gains, shift, noise)
+
+
+def synthetic_pan(gt: Tensor, rng: np.random.Generator) -> Tensor:
+    """A PAN from the bands of a scene that has none: a random spectral response.
+
+    Args:
+        gt: (C, H, W).
+        rng: draws the weights.
+
+    Returns:
+        (1, H, W) with noise of a few percent of its detail contrast.
+    """
+    weights = rng.dirichlet(np.full(len(gt), 1.5))
+    mean = gt.mean((1, 2)).clamp_min(1e-6)
+    weights = weights / mean.numpy() * float(mean.mean())  # no band dominates by its gain alone
+    pan = torch.einsum("c,chw->hw", torch.from_numpy(weights).to(gt), gt)[None]
+    contrast = float((pan[:, :, 1:] - pan[:, :, :-1]).std())
+    noise = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.05) * contrast, pan.shape))
+    return pan + noise.to(gt)

@@ -1,0 +1,64 @@
+"""Several processes that train one model, each on its share of every batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uknowpan.models.errors import ModelMismatch
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together; alone by default."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, batch_size: int) -> int:
+        """How many samples of a batch are this process's.
+
+        Raises:
+            ModelMismatch: the batch cannot be shared out evenly.
+        """
+        if batch_size % self.size:
+            raise ModelMismatch(
+                f"a batch of {batch_size} cannot be shared out evenly among {self.size} processes; "
+                f"choose a batch_size that {self.size} divides"
+            )
+        return batch_size // self.size
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This process's rows of what was made for a whole batch, the same in each process."""
+        if self.size == 1:
+            return whole
+        share = self.share(len(whole))
+        return whole[self.rank * share : (self.rank + 1) * share]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it is true in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def current_world() -> World:
+    """As torch.distributed was set up; alone where it was not."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return World()

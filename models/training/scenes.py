@@ -1,0 +1,267 @@
+"""Training data of the generic student: whole scenes, degraded anew again and again.
+
+A scenes file (HDF5, made by ``uknowpan pack``) holds one group per scene with ``gt`` (C, H, W)
+and, where the scene has one, ``pan`` (1, H, W) on the same grid. Every batch is a function of
+(seed, step) alone, so that a resumed run goes on as an unbroken one would.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uknowpan.models.blur import default_psf, estimate_psf, gain_to_sigma
+from uknowpan.models.errors import DataError
+from uknowpan.models.features import condition_reach, generic_condition
+from uknowpan.models.resample import degrade, mirrored
+from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
+from uknowpan.models.types import Condition
+
+RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
+BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
+LARGEST_VARIANT = 384
+"""Truth pixels along a side that one variant of a scene takes."""
+LEAST_HALVED = 192
+"""Truth pixels along a side of scenes that are not halved."""
+TRUTH_BLUR = (0.2, 0.9)
+"""Sigma in pixels of the truth; pairs here have 0.5 (Landsat) to 0.8 (SPOT-6, GaoFen-2)."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A truth and (perhaps) a PAN on the same grid."""
+
+    name: str
+    sensor: str
+    gt: Tensor
+    """(C, H, W) float32, digital numbers."""
+    pan: Tensor | None
+    """(1, H, W) float32."""
+    weight: float = 1.0
+    """How often the scene is drawn, relative to the others."""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one training step sees, on the PAN grid."""
+
+    condition: Condition
+    x0: Tensor
+    """(B, C, H, W) standardised residual (gt - lms) / scale."""
+    scale: Tensor
+    """(B, C, 1, 1) of the residual, in the scene's units."""
+
+    def to(self, device: str | torch.device) -> TrainBatch:
+        """The same batch on another device."""
+        return TrainBatch(self.condition.to(device), self.x0.to(device), self.scale.to(device))
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Shares of the variants whose truth is changed before the scene is degraded."""
+
+    halved: float = 0.0
+    """Truth and PAN averaged to half the resolution: as sharp as pixels allow."""
+    subsampled: float = 0.0
+    """Every other pixel of the truth, the PAN blurred to that: a truth sharper than its PAN."""
+    truth_blur: float = 0.0
+    """The truth blurred as an MS is against its PAN."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A scene degraded in one way."""
+
+    pan: Tensor
+    ms: Tensor
+    gt: Tensor
+    statistics: SceneStatistics
+    softness: float
+    """Of the truth against the PAN, sigma in pixels."""
+
+
+def read_scenes(path: str | Path, split: str) -> list[Scene]:
+    """Scenes of one split ("train" or "valid") of a scenes file.
+
+    Raises:
+        DataError: the file is not a scenes file, or has no such scenes.
+    """
+    import h5py
+
+    scenes = []
+    try:
+        with h5py.File(path, "r") as file:
+            for name, group in file.items():
+                if group.attrs.get("split") != split:
+                    continue
+                pan = torch.from_numpy(group["pan"][()].astype(np.float32)) if "pan" in group else None
+                gt = torch.from_numpy(group["gt"][()].astype(np.float32))
+                sensor, licence = (str(group.attrs[key]) for key in ("sensor", "licence"))
+                weight = float(group.attrs["weight"])
+                scenes.append(Scene(name, sensor, gt, pan, weight, licence))
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path} is not a scenes file made by `uknowpan pack`: {error}") from error
+    if not scenes:
+        raise DataError(f"{path} holds no scene of the split {split!r}")
+    return scenes
+
+
+class GenericBatches:
+    """Batches of patches as a function of the step."""
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        *,
+        seed: int,
+        batch_size: int = 16,
+        patch: int = 64,
+        variants: int = 12,
+        patches_per_variant: int = 2,
+        residual_scale: float = 1.0,
+        halved_share: float = 0.0,
+        subsampled_share: float = 0.0,
+        truth_blur_share: float = 0.0,
+        cache: int = 900,
+    ):
+        self.scenes = list(scenes)
+        self.seed, self.batch_size, self.patch = seed, batch_size, patch
+        self.ways = Ways(halved_share, subsampled_share, truth_blur_share)
+        self.variants, self.per_variant = variants, patches_per_variant
+        self.residual_scale, self.cache_size = residual_scale, cache
+        self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
+
+    def __call__(self, step: int) -> TrainBatch:
+        """The batch of a step: conditions and x0 of `batch_size` patches."""
+        rng = np.random.default_rng((self.seed, 1, step))
+        bands = int(rng.choice(BAND_COUNTS, p=BAND_COUNT_WEIGHTS))
+        bands = min(bands, max(len(s.gt) for s in self.scenes))
+        usable = [i for i, s in enumerate(self.scenes) if len(s.gt) >= bands]
+        weights = np.array([self.scenes[i].weight for i in usable])
+        conditions: list[Condition] = []
+        targets: list[Tensor] = []
+        scales: list[Tensor] = []
+        while len(targets) < self.batch_size:
+            scene = int(rng.choice(usable, p=weights / weights.sum()))
+            variant = self._variant(scene, int(rng.integers(self.variants)))
+            order = rng.permutation(len(variant.gt))[:bands]
+            for _ in range(min(self.per_variant, self.batch_size - len(targets))):
+                condition, x0, scale = self._patch(variant, order, rng)
+                conditions.append(condition)
+                targets.append(x0)
+                scales.append(scale)
+        return TrainBatch(Condition.stack(conditions), torch.cat(targets), torch.cat(scales))
+
+    def _variant(self, scene: int, number: int) -> Variant:
+        key = (scene, number)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+        else:
+            rng = np.random.default_rng((self.seed, 2, scene, number))
+            self._cache[key] = make_variant(self.scenes[scene], rng, self.ways)
+            if len(self._cache) > self.cache_size:
+                self._cache.popitem(last=False)
+        return self._cache[key]
+
+    def _patch(self, variant: Variant, order: np.ndarray, rng: np.random.Generator) -> tuple[Condition, Tensor, Tensor]:
+        """One patch with its condition, turned and flipped at random."""
+        for attempt in range(8):
+            condition, x0, scale = cut_patch(variant, order, self.patch, rng, self.residual_scale)
+            # Places without detail (sea, nodata) teach nothing; take them only now and then.
+            if attempt == 7 or float(x0.abs().mean()) > 0.15 * rng.uniform():
+                break
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+
+        def turn(x: Tensor) -> Tensor:
+            x = torch.rot90(x, turns, (-2, -1))
+            return x.flip(-1) if flip else x
+
+        turned = condition._map(lambda name, x: x if name == "scene" else turn(x))
+        return turned, turn(x0), scale
+
+
+def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = None) -> Variant:
+    """Cut a scene to size and degrade it in a way drawn by `rng`."""
+    ways = ways or Ways()
+    if ways.halved + ways.subsampled > 0:
+        drawn = rng.uniform()
+        if min(scene.gt.shape[-2:]) < LEAST_HALVED:
+            pass
+        elif drawn < ways.halved:
+            scene = halved(scene)
+        elif drawn < ways.halved + ways.subsampled:
+            scene = subsampled(scene)
+    degradation = random_degradation(rng, len(scene.gt), RATIOS, RATIO_WEIGHTS)
+    ratio = degradation.ratio
+    height, width = scene.gt.shape[-2:]
+    rows, cols = (min(n, LARGEST_VARIANT) // ratio * ratio for n in (height, width))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - cols + 1))
+    window = (slice(None), slice(top, top + rows), slice(left, left + cols))
+    gt = scene.gt[window]
+    pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
+    if ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
+        gt = degrade(gt[None], 1, float(rng.uniform(*TRUTH_BLUR)), (0.0, 0.0))[0]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    ms = degrade_truth(gt, degradation, generator)
+    psf = default_psf(ratio) if rng.uniform() < 0.05 else None
+    statistics = scene_statistics([(pan, ms)], ratio, psf)
+    softness = estimate_psf([(pan, gt)], 1).sigma
+    return Variant(pan, ms, gt, statistics, softness)
+
+
+def halved(scene: Scene) -> Scene:
+    """The scene averaged to half its resolution: sharper in its pixels than any sensor's MS."""
+    rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
+
+    def average(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x[:, :rows, :cols], 2)
+
+    pan = None if scene.pan is None else average(scene.pan)
+    return replace(scene, gt=average(scene.gt), pan=pan)
+
+
+def subsampled(scene: Scene) -> Scene:
+    """Every other pixel of the truth, and the PAN of those places at most as sharp as its grid
+    allows: fine detail of the truth that PAN shows weakly."""
+    rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
+    pan = scene.pan
+    if pan is not None:  # the pixels taken lie half a pixel before the middle of two
+        pan = degrade(pan[None, :, :rows, :cols], 2, gain_to_sigma(0.3, 2), (-0.5, -0.5))[0]
+    return replace(scene, gt=scene.gt[:, :rows:2, :cols:2], pan=pan)
+
+
+def cut_patch(
+    variant: Variant, order: np.ndarray, size: int, rng: np.random.Generator, residual_scale: float
+) -> tuple[Condition, Tensor, Tensor]:
+    """A patch of `size` PAN pixels: its condition (batch of one), x0 and the scale of that."""
+    statistics = variant.statistics.select(order.tolist())
+    ratio, margin = statistics.ratio, condition_reach(statistics)
+    ms, gt = variant.ms[order.copy()], variant.gt[order.copy()]
+    h, w = ms.shape[-2:]
+    need = -(-size // ratio) + 1
+    row, col = (int(rng.integers(max(n - need, 0) + 1)) for n in (h, w))
+    oy, ox = (int(rng.integers(ratio)) for _ in range(2))
+    ms_rows = mirrored(row - margin, need + 2 * margin, h)
+    ms_cols = mirrored(col - margin, need + 2 * margin, w)
+    pan_rows = mirrored((row - margin) * ratio, (need + 2 * margin) * ratio, h * ratio)
+    pan_cols = mirrored((col - margin) * ratio, (need + 2 * margin) * ratio, w * ratio)
+    ms_window = ms[:, ms_rows][:, :, ms_cols][None]
+    pan_window = variant.pan[:, pan_rows][:, :, pan_cols][None]
+    condition = generic_condition(pan_window, ms_window, statistics, softness=variant.softness)
+    inner = slice(margin * ratio + oy, margin * ratio + oy + size)
+    inner_x = slice(margin * ratio + ox, margin * ratio + ox + size)
+    condition = condition.crop(inner, inner_x)
+    gt_rows = mirrored(row * ratio + oy, size, h * ratio)
+    gt_cols = mirrored(col * ratio + ox, size, w * ratio)
+    truth = gt[:, gt_rows][:, :, gt_cols][None]
+    scale = residual_scale * statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    return condition, (truth - condition.lms) / scale, scale

@@ -1,0 +1,476 @@
+"""Writing the result: metadata, rounding, nodata, and files that exist only when complete."""
+
+import os
+import re
+import shutil
+import socket
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.shutil import copy as raster_copy
+from rasterio.windows import Window
+
+from uknowpan.tiling.errors import OutputError, OutputExists, TilingError
+from uknowpan.tiling.fill import BoolArray
+from uknowpan.tiling.pair import Grid, MsMeta
+from uknowpan.tiling.raster import GDAL_ERRORS, reason, usable_nodata
+
+_BLOCK = 512
+_LOSSLESS = {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS"}
+_WITH_PREDICTOR = {"DEFLATE", "LZW", "ZSTD"}
+_STALE_TAG = re.compile(r"STATISTICS_|TIFFTAG_[XY]RESOLUTION$|TIFFTAG_RESOLUTIONUNIT$|AREA_OR_POINT$")
+_SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+# GDAL takes floats within 10 units of the last place for equal to nodata.
+_NODATA_ULPS = 32
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How to write; None means: as the MS."""
+
+    format: str = "gtiff"
+    """gtiff or cog"""
+    dtype: str | None = None
+    nodata: float | None = None
+    creation: Mapping[str, str] = field(default_factory=dict)
+    """GDAL creation options; they override every default of ours"""
+    overviews: bool = False
+    """a COG has them always"""
+    overwrite: bool = False
+    num_threads: int = 1
+    """for compression"""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How values become pixels of the file."""
+
+    dtype: str
+    nodata: float | None
+    low: float
+    high: float
+
+
+def output_encoding(
+    meta: MsMeta,
+    dtype: str | None = None,
+    nodata: float | None = None,
+    may_have_invalid: bool = False,
+) -> Encoding:
+    """Decide dtype, nodata and range before the header is written.
+
+    Nodata is the one asked for, else the MS's own if the dtype can hold it, else - only if
+    invalid pixels are possible - NaN for floats, 0 for unsigned and the minimum for signed
+    integers. Integers are clipped to their dtype, or to NBITS where the MS declares it.
+    Raises OutputError for a nodata or dtype that cannot be written.
+    """
+    name = dtype or meta.dtype
+    try:
+        kind = np.dtype(name)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind.kind not in "iuf":
+        raise OutputError(f"Output dtype {name!r} is unknown; use uint8, uint16, int16 or float32.")
+    if nodata is not None:
+        chosen = usable_nodata(nodata, name)
+        if chosen is None:
+            raise OutputError(f"Nodata {nodata:g} does not fit into {name}; choose another value.")
+    else:
+        chosen = usable_nodata(meta.nodata, name)
+        if chosen is None and may_have_invalid:
+            lowest = float("nan") if kind.kind == "f" else float(np.iinfo(kind).min)
+            chosen = lowest  # 0 for unsigned
+    if kind.kind == "f":
+        return Encoding(kind.name, chosen, -np.inf, np.inf)
+    info = np.iinfo(kind)
+    low, high = float(info.min), float(info.max)
+    if meta.nbits and name == meta.dtype and kind.kind == "u" and meta.nbits < info.bits:
+        low, high = 0.0, float(2**meta.nbits - 1)
+    return Encoding(kind.name, chosen, low, high)
+
+
+def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encoding) -> npt.NDArray:
+    """(C, n, W) and (n, W) -> (C, n, W) in the file's dtype.
+
+    Rounds half to even and clips; invalid or non-finite pixels become nodata (0 if there is
+    none); a valid pixel that would equal nodata moves to the next value.
+    """
+    kind = np.dtype(encoding.dtype)
+    keep = valid & np.isfinite(values)
+    nodata = 0 if encoding.nodata is None else encoding.nodata
+    if kind.kind == "f":
+        out = values.astype(kind)
+        if encoding.nodata is not None and np.isfinite(nodata):
+            tolerance = _NODATA_ULPS * float(np.finfo(kind).eps)
+            with np.errstate(over="ignore"):
+                near = np.abs(out - kind.type(nodata)) <= tolerance * abs(nodata)
+            out[near] = kind.type(nodata * (1 - 2 * tolerance)) if nodata else np.finfo(kind).tiny
+        return np.where(keep, out, kind.type(nodata))
+    # float32 cannot hold the limits of 32-bit integers.
+    wide = values.astype(np.float64) if kind.itemsize >= 4 else values
+    limits = wide.dtype.type(encoding.low), wide.dtype.type(encoding.high)
+    out = np.clip(np.rint(np.where(keep, wide, 0)), *limits)
+    if kind.itemsize == 8:
+        out = np.minimum(out, np.nextafter(encoding.high, 0))
+    out = out.astype(kind)
+    if encoding.nodata is not None:
+        taken = out == kind.type(nodata)
+        out[taken] = kind.type(nodata + 1 if nodata < encoding.high else nodata - 1)
+    return np.where(keep, out, kind.type(nodata))
+
+
+def uncertainty_meta(meta: MsMeta) -> MsMeta:
+    """Metadata of a 1-sigma raster in the MS's units: float32, nodata NaN, no offset."""
+    n = len(meta.descriptions)
+    return replace(
+        meta,
+        dtype="float32",
+        nodata=float("nan"),
+        descriptions=tuple(f"{name or f'band {i}'} 1-sigma" for i, name in enumerate(meta.descriptions, 1)),
+        colorinterp=(ColorInterp.gray,) + (ColorInterp.undefined,) * (n - 1),
+        offsets=(0.0,) * n,
+        band_tags=({},) * n,
+        tags={},
+        nbits=None,
+    )
+
+
+def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:
+    """Refuse early what would fail late. Raises OutputError, OutputExists."""
+    target = Path(path)
+    if path.startswith("/vsi") or "://" in path:
+        raise OutputError(f"{path} is no local file; write to a local one and copy it.")
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it.")
+    if target.exists() and not target.is_file():  # the rename would put a file in its place
+        raise OutputError(f"{path} is a device or pipe; name a file.")
+    folder = target.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} does not exist; create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} is not writable; choose another one.")
+    for name in inputs:
+        with suppress(OSError):
+            if target.resolve() == Path(name).resolve() or os.path.samefile(path, name):
+                raise OutputError(f"The output {path} is one of the inputs; name another file.")
+    if target.exists() and not overwrite:
+        raise OutputExists(f"{path} exists and is kept; use --overwrite or another name.")
+
+
+class SceneWriter:
+    """Writes rows top to bottom into a temporary file beside the target; `close` renames it.
+
+    Use as a context manager: an exception removes everything, the end of the block completes
+    the file. Before the rename the file is read back and compared with what was written, as GDAL
+    does not report a disk that fills up while it closes. Memory: one row of blocks.
+
+    Raises OutputError, OutputExists.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        grid: Grid,
+        meta: MsMeta,
+        options: OutputOptions | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        may_have_invalid: bool = False,
+        inputs: Sequence[str] = (),
+    ) -> None:
+        options = options or OutputOptions()
+        if options.format not in ("gtiff", "cog"):
+            raise OutputError(f"Format {options.format!r} is unknown; use gtiff or cog.")
+        check_output(path, inputs, options.overwrite)
+        self.path = path
+        self.encoding = output_encoding(meta, options.dtype, options.nodata, may_have_invalid)
+        self._grid = grid
+        self._options = options
+        self._bands = len(meta.descriptions)
+        self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
+        # A link stays one: what it points to is replaced.
+        self._target = Path(path).resolve()
+        self._temp, self._temp_cog = _temp_paths(self._target)
+        self._next = 0
+        self._pending: list[npt.NDArray] = []
+        self._sums: list[tuple[int, int, int]] = []
+        self._dataset: rasterio.io.DatasetWriter | None = None
+        try:
+            with self._explained():
+                self._dataset = self._create(meta)
+                self._block_rows = int(self._dataset.block_shapes[0][0])
+                self._describe(meta, dict(tags or {}))
+        except BaseException:
+            self.abort()
+            raise
+
+    def _create(self, meta: MsMeta) -> rasterio.io.DatasetWriter:
+        profile: dict[str, object] = {
+            "driver": "GTiff",
+            "width": self._grid.width,
+            "height": self._grid.height,
+            "count": self._bands,
+            "dtype": self.encoding.dtype,
+            "nodata": self.encoding.nodata,
+            "crs": self._grid.crs,
+        }
+        if self._grid.crs is not None or not self._grid.transform.is_identity:
+            profile["transform"] = self._grid.transform
+        # MINISBLACK, because GDAL makes RGBA of four 8-bit bands by itself.
+        rgb = meta.colorinterp[:3] == (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        creation = {
+            "TILED": "YES",
+            "BLOCKXSIZE": str(min(_BLOCK, -(-self._grid.width // 16) * 16)),
+            "BLOCKYSIZE": str(min(_BLOCK, -(-self._grid.height // 16) * 16)),
+            "COMPRESS": "DEFLATE",
+            "BIGTIFF": "IF_SAFER",
+            "PHOTOMETRIC": "RGB" if rgb else "MINISBLACK",
+            "NUM_THREADS": str(self._options.num_threads),
+        }
+        if self._options.format == "cog":
+            creation["ZLEVEL"] = "1"  # thrown away after the copy
+        else:
+            if self._creation.get("TILED", "YES").upper() in ("NO", "FALSE", "OFF"):
+                del creation["BLOCKXSIZE"], creation["BLOCKYSIZE"]
+            creation |= self._creation
+        if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
+            creation.setdefault("PREDICTOR", self._predictor())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(self._temp, "w", **profile, **{k.lower(): v for k, v in creation.items()})
+
+    def _predictor(self) -> str:
+        return "3" if np.dtype(self.encoding.dtype).kind == "f" else "2"
+
+    def _describe(self, meta: MsMeta, tags: dict[str, str]) -> None:
+        dataset = self._dataset
+        assert dataset is not None
+        dataset.descriptions = meta.descriptions
+        dataset.colorinterp = meta.colorinterp
+        if any(s != 1 for s in meta.scales) or any(o != 0 for o in meta.offsets):
+            dataset.scales = meta.scales
+            dataset.offsets = meta.offsets
+        if any(meta.units):
+            dataset.units = [unit or "" for unit in meta.units]
+        for band, own in enumerate(meta.band_tags, 1):
+            kept = {k: v for k, v in own.items() if not _STALE_TAG.match(k)}
+            if kept:
+                dataset.update_tags(band, **kept)
+        kept = {k: v for k, v in meta.tags.items() if not _STALE_TAG.match(k)}
+        dataset.update_tags(**kept | tags, AREA_OR_POINT=self._grid.area_or_point)
+
+    def write_rows(self, row: int, values: npt.NDArray[np.floating], valid: BoolArray) -> None:
+        """Encode and write rows (C, n, W) with validity (n, W), beginning at output row `row`."""
+        self.write_encoded(row, encode(values, valid, self.encoding))
+
+    def write_encoded(self, row: int, rows: npt.NDArray) -> None:
+        """Write rows (C, n, W) that `encode` made. Rows come in order, without gaps."""
+        if row != self._next or rows.dtype != np.dtype(self.encoding.dtype):
+            raise ValueError(f"row {row} ({rows.dtype}) where {self._next} is next in {self.path}")
+        if rows.shape[1] == 0:
+            return
+        self._next += rows.shape[1]
+        self._pending.append(rows)
+        # Whole rows of blocks only: a block written twice stays in the file twice.
+        waiting = sum(part.shape[1] for part in self._pending)
+        if waiting >= self._block_rows or self._next == self._grid.height:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        assert self._dataset is not None
+        buffer = np.concatenate(self._pending, axis=1)
+        first = self._next - buffer.shape[1]
+        n = buffer.shape[1]
+        if self._next < self._grid.height:
+            n -= self._next % self._block_rows
+        self._pending = [buffer[:, n:]] if n < buffer.shape[1] else []
+        for top in range(0, n, self._block_rows):
+            part = np.ascontiguousarray(buffer[:, top : min(top + self._block_rows, n)])
+            window = Window(0, first + top, part.shape[2], part.shape[1])
+            with self._explained():
+                self._dataset.write(part, window=window)
+            self._sums.append((first + top, part.shape[1], zlib.crc32(part.data)))
+
+    def close(self) -> None:
+        """Complete the file and give it its final name."""
+        try:
+            if self._next != self._grid.height:
+                raise ValueError(f"{self._next} of {self._grid.height} rows written: {self.path}")
+            assert self._dataset is not None
+            with self._explained():
+                self._dataset.close()
+                self._dataset = None
+                final = self._temp
+                if self._options.format == "cog":
+                    self._verify(self._temp, exactly=True)
+                    self._copy_to_cog()
+                    final = self._temp_cog
+                elif self._options.overviews:
+                    self._build_overviews()
+                self._verify(final, self._is_lossless())
+                os.replace(final, self._target)
+                # Statistics, overviews and mask of the file that was overwritten.
+                _remove([f"{p}{end}" for p in (self._target, self.path) for end in _SIDECARS])
+        finally:
+            self.abort()
+
+    def _is_lossless(self) -> bool:
+        compress = self._creation.get("COMPRESS", "DEFLATE").upper()
+        return compress in _LOSSLESS and "NBITS" not in self._creation
+
+    def _verify(self, path: Path, exactly: bool) -> None:
+        with _quiet_open(path) as dataset:
+            for row, n, checksum in self._sums:
+                rows = dataset.read(window=Window(0, row, self._grid.width, n))
+                if exactly and zlib.crc32(rows.data) != checksum:
+                    raise OutputError(
+                        f"{self.path} does not hold what was written at row {row}; is the disk full or broken?"
+                    )
+
+    def _build_overviews(self) -> None:
+        levels: list[int] = []
+        while max(self._grid.width, self._grid.height) >> len(levels) > 256:
+            levels.append(2 ** (len(levels) + 1))
+        if levels:
+            threads = str(self._options.num_threads)
+            with (
+                rasterio.Env(GDAL_NUM_THREADS=threads, BIGTIFF_OVERVIEW="IF_SAFER"),
+                rasterio.open(self._temp, "r+") as dataset,
+            ):
+                dataset.build_overviews(levels, Resampling.average)
+            with _quiet_open(self._temp) as dataset:
+                made = len(dataset.overviews(1))
+            if made != len(levels) or not all(self._is_complete(i) for i in range(made)):
+                raise OutputError(f"Overviews of {self.path} are incomplete; is the disk full?")
+
+    def _is_complete(self, level: int) -> bool:
+        """Whether all blocks of an overview are in the file: missing ones read as zeros."""
+        size = self._temp.stat().st_size
+        with rasterio.open(self._temp, overview_level=level) as small:
+            height, width = small.block_shapes[0]
+            columns, rows = -(-small.width // width), -(-small.height // height)
+        with _quiet_open(self._temp) as dataset:
+            for band in dataset.indexes:
+                for block in (f"{x}_{y}" for y in range(rows) for x in range(columns)):
+                    start, length = (
+                        dataset.get_tag_item(f"BLOCK_{what}_{block}", "TIFF", band, level)
+                        for what in ("OFFSET", "SIZE")
+                    )
+                    if start is None or length is None or int(start) + int(length) > size:
+                        return False
+        return True
+
+    def _copy_to_cog(self) -> None:
+        creation = {
+            "COMPRESS": "DEFLATE",
+            "BLOCKSIZE": str(_BLOCK),
+            "BIGTIFF": "IF_SAFER",
+            "OVERVIEW_RESAMPLING": "AVERAGE",
+            "NUM_THREADS": str(self._options.num_threads),
+        } | self._creation
+        if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
+            creation.setdefault("PREDICTOR", "YES")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            raster_copy(self._temp, self._temp_cog, driver="COG", **creation)
+
+    def abort(self) -> None:
+        """Remove everything unfinished. Harmless after `close`."""
+        if self._dataset is not None:
+            with suppress(*GDAL_ERRORS):
+                self._dataset.close()
+            self._dataset = None
+        self._pending = []
+        _remove_temps([self._temp, self._temp_cog])
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except TilingError:
+            raise
+        except GDAL_ERRORS as error:
+            free = shutil.disk_usage(self._target.parent).free / 2**20
+            raise OutputError(
+                f"{self.path} cannot be written ({reason(error)}); "
+                f"{free:.0f} MiB are free there, check space and creation options."
+            ) from error
+
+    def __enter__(self) -> "SceneWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _quiet_open(path: Path) -> rasterio.DatasetReader:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path)
+
+
+def sweep_temporary(target: Path) -> None:
+    """Remove what killed runs on this machine left of a file that they were writing."""
+    stem = _temp_stem(target)
+    for old in target.parent.glob(f"{_glob_escape(stem)}*.tmp.tif"):
+        pid = old.name[len(stem) :].split(".")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            _remove_temps([old])
+
+
+def _temp_stem(target: Path) -> str:
+    host = re.sub(r"\W", "-", socket.gethostname())
+    return f".{target.name}.{host}."
+
+
+def _temp_paths(target: Path) -> tuple[Path, Path]:
+    """Names beside the target."""
+    sweep_temporary(target)
+    stem = f"{_temp_stem(target)}{os.getpid()}"
+    temp, cog = target.with_name(f"{stem}.tmp.tif"), target.with_name(f"{stem}.cog.tmp.tif")
+    _remove_temps([temp, cog])
+    return temp, cog
+
+
+def _glob_escape(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove_temps(paths: Sequence[Path]) -> None:
+    _remove([f"{path}{end}" for path in paths for end in ("", *_SIDECARS)])
+
+
+def _remove(paths: Sequence[str]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            os.remove(path)

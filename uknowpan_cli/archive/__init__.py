@@ -1,0 +1,1 @@
+"""Many scenes: manifests, shards, reports, Dask."""

@@ -1,0 +1,415 @@
+"""What a batch is to do: scenes from a manifest or from patterns, and this process's share."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from uknowpan.errors import UsageError
+
+log = logging.getLogger("uknowpan")
+
+SHOWN = 3
+"""Scenes that a message names."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene of a batch; paths are absolute, or what GDAL takes for files elsewhere."""
+
+    id: str
+    pan: str
+    ms: tuple[str, ...]
+    output: str
+    sigma: str
+    """Where 1-sigma goes, if it is asked for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scene as a manifest or a pattern gives it."""
+
+    pan: str
+    ms: tuple[str, ...]
+    key: str
+    """The scene's id where it was given none."""
+    id: str | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `index` (from 1) of `count`: the scenes whose id hashes to it."""
+
+    index: int = 1
+    count: int = 1
+    source: str = ""
+    """Where it was read from."""
+
+    def has(self, scene_id: str) -> bool:
+        """Whether a scene is in it; so that shards agree whenever and wherever they start, this
+        is a function of its id and of `count` alone."""
+        digest = hashlib.sha256(scene_id.encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this shard's own files end with."""
+        return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
+
+
+# Manifest -----------------------------------------------------------------------------------------
+
+
+def read_manifest(source: str, skip_missing: bool = False) -> list[Entry]:
+    """Scenes of a CSV or JSON lines file, "-" for stdin; which of the two, its first character
+    tells. Relative paths start from the file's folder, from stdin in the working directory.
+
+    Raises:
+        OSError: the file cannot be read. What is wrong in it exits with 2.
+    """
+    name = "the manifest from stdin" if source == "-" else source
+    raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    folder = Path.cwd() if source == "-" else Path(source).absolute().parent
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is no UTF-8 text ({error}).") from error
+    begins = text.lstrip()[:1]
+    if begins == "[":
+        raise UsageError(f"{name} is a JSON list; write one object per line instead.")
+    rows = _json_rows(text, name) if begins == "{" else _csv_rows(text, name)
+    entries, lonely = [], []
+    for place, row in rows:
+        pan, ms = _text(row, "pan", place), _ms_files(row, place)
+        if not pan or not ms:
+            lonely.append(place)
+            continue
+        entries.append(
+            Entry(
+                pan=_resolved(pan, folder),
+                ms=tuple(_resolved(file, folder) for file in ms),
+                key=_safe(Path(_without_band(pan)).stem),
+                id=_given_id(row, place),
+                output=_text(row, "output", place) or None,
+            )
+        )
+    _without_partner(lonely, "has no pan or no ms", "have no pan or no ms", skip_missing)
+    return entries
+
+
+COLUMNS = ("pan", "ms", "id", "output")
+
+
+def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                continue
+            place = f"{name}, line {reader.line_num}"
+            if not header:
+                header = [cell.lower() for cell in cells]
+                _check_header(header, name)
+            elif len(cells) > len(header):
+                raise UsageError(f"{place}: {len(cells)} cells, but {len(header)} columns.")
+            else:
+                yield place, dict(zip(header, cells, strict=False))
+    except csv.Error as error:
+        raise UsageError(f"{name}, line {reader.line_num}: no CSV ({error}).") from error
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    for column in ("pan", "ms"):
+        if column not in header:
+            found = ", ".join(header)
+            raise UsageError(f"{name} has no column {column!r} in its first line ({found}).")
+    for column in COLUMNS:
+        if header.count(column) > 1:
+            raise UsageError(f"{name} has the column {column!r} more than once.")
+    unknown = [column for column in header if column not in COLUMNS]
+    if unknown:
+        log.info("columns %s of %s are not used", ", ".join(unknown), name)
+
+
+def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{place}: no JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{place}: no JSON object.")
+        yield place, row
+
+
+def _text(row: Mapping[str, object], key: str, place: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or "\0" in value:
+        raise UsageError(f"{place}: {key} must be text, not {value!r}.")
+    return value.strip()
+
+
+def _ms_files(row: Mapping[str, object], place: str) -> list[str]:
+    value = row.get("ms")
+    if isinstance(value, list):
+        return [file for part in value if (file := _text({"ms": part}, "ms", place))]
+    return [file for part in _text(row, "ms", place).split(";") if (file := part.strip())]
+
+
+def _given_id(row: Mapping[str, object], place: str) -> str | None:
+    value = row.get("id")
+    given = str(value) if type(value) is int else _text(row, "id", place)
+    if not given.isprintable():
+        raise UsageError(f"{place}: the id {given!r} holds what cannot be printed.")
+    return given or None
+
+
+ELSEWHERE = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+.-]+:")
+"""Begins a name that GDAL does not look up as a path: /vsis3/..., https://..., HDF5:..."""
+
+
+def _resolved(path: str, folder: Path) -> str:
+    here = folder / path
+    return path if ELSEWHERE.match(path) and not here.exists() else str(here)
+
+
+def _without_band(path: str) -> str:
+    return re.sub(r",band=[^,]*$", "", path)
+
+
+def _safe(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^\w.+=@-]+", "_", text).lstrip(".") or "scene"
+
+
+# Patterns -----------------------------------------------------------------------------------------
+
+
+def by_patterns(pan_glob: str, ms_glob: str, skip_missing: bool = False) -> list[Entry]:
+    """Scenes by the names of their files: what `*` stands for in the PAN's name is the scene's
+    key, and must be the same in the MS's. Several MS files with one key are bands, by name; `?`
+    and `[...]` are no part of the key. Wrong patterns and pairs exit with 2.
+    """
+    stars = [len(re.findall(r"\*+", pattern)) for pattern in (pan_glob, ms_glob)]
+    if stars[0] != stars[1] or not stars[0]:
+        raise UsageError(
+            f"--pan-glob {pan_glob} and --ms-glob {ms_glob} must have equally many *, at least "
+            "one; ? and [...] match what tells bands apart."
+        )
+    pans, ms = _keyed(pan_glob), _keyed(ms_glob)
+    double = {key: files for key, files in pans.items() if len(files) > 1}
+    if double:
+        names = _few([" and ".join(files) for files in double.values()])
+        raise UsageError(f"--pan-glob {pan_glob} gives several PANs for one scene: {names}.")
+    lonely = sorted(pans.keys() ^ ms.keys())
+    named = [(pans.get(key) or ms[key])[0] for key in lonely]
+    _without_partner(named, "has no partner", "have no partner", skip_missing)
+    return [
+        Entry(
+            pan=os.path.abspath(pans[key][0]),
+            ms=tuple(os.path.abspath(file) for file in ms[key]),
+            key=_safe("_".join(part.strip("/") for part in key if part.strip("/"))),
+        )
+        for key in sorted(pans.keys() & ms.keys())
+    ]
+
+
+def _keyed(pattern: str) -> dict[tuple[str, ...], list[str]]:
+    """Key -> files, sorted by name."""
+    pattern = re.sub(r"(?<!^)/+", "/", os.path.expanduser(pattern))
+    taken = re.compile(_as_regex(pattern), re.DOTALL)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        match = taken.fullmatch(path)
+        if match is not None and os.path.isfile(path):
+            found.setdefault(match.groups(), []).append(path)
+    return found
+
+
+def _as_regex(pattern: str) -> str:
+    """A glob as a regular expression with a group for every `*`."""
+    tokens = {
+        "**/": r"((?:[^/]+/)*)",
+        "*": r"([^/]*)",
+        "?": r"[^/]",
+    }
+    parts = []
+    for token in re.findall(r"(?:(?<=/)|^)\*\*/|\*+|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
+        if token in tokens:
+            parts.append(tokens[token])
+        elif token.startswith("*"):  # within a name ** means no more than *
+            parts.append(tokens["*"])
+        elif token.startswith("[") and len(token) > 1:
+            inner = token[1:-1].replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
+            parts.append(f"[{'^' + inner[1:] if inner.startswith('!') else inner}]")
+        else:
+            parts.append(re.escape(token))
+    return "".join(parts)
+
+
+# Scenes -------------------------------------------------------------------------------------------
+
+
+def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", uncertainty: bool = False) -> list[Scene]:
+    """Scenes with their outputs in `folder`: FOLDER/ID_sharp.tif and ID_sigma.tif beside it.
+
+    Ids, or outputs, that two scenes would share exit with 2, and so do outputs that are inputs.
+    """
+    folder = folder.absolute()
+    scenes = []
+    for entry in entries:
+        name = entry.id or entry.key
+        output = folder / (entry.output or f"{_safe(name)}{suffix}.tif")
+        sigma = output.with_name(f"{_safe(name)}_sigma.tif")
+        scenes.append(Scene(name, entry.pan, entry.ms, str(output), str(sigma)))
+    _refuse_shared([(scene.id, scene) for scene in scenes], "id")
+    paths = [(os.path.abspath(scene.output), scene) for scene in scenes]
+    if uncertainty:
+        paths += [(os.path.abspath(scene.sigma), scene) for scene in scenes]
+    _refuse_shared(paths, "output")
+    inputs = {
+        os.path.abspath(_without_band(path)): path
+        for scene in scenes
+        for path in (scene.pan, *scene.ms)
+        if not ELSEWHERE.match(path)
+    }
+    for path, scene in paths:
+        if path in inputs:
+            raise UsageError(f"The output of scene {scene.id} is the input {path}.")
+    return scenes
+
+
+def _refuse_shared(named: Sequence[tuple[str, Scene]], what: str) -> None:
+    first: dict[str, Scene] = {}
+    clashes = []
+    for value, scene in named:
+        if value in first:
+            clashes.append(f"{value} ({first[value].pan} and {scene.pan})")
+        first[value] = scene
+    if clashes:
+        raise UsageError(f"Scenes share one {what}: {_few(clashes)}; give them ids of their own.")
+
+
+def _without_partner(names: Sequence[str], has: str, have: str, skip: bool) -> None:
+    if not names:
+        return
+    if len(names) == 1:
+        text = f"{names[0]} {has}"
+    else:
+        text = f"{len(names)} scenes {have}: {_few(names)}"
+    if skip:
+        log.warning("left out: %s", text)
+    else:
+        raise UsageError(f"{text}; --skip-missing goes on without.")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+# Shards -------------------------------------------------------------------------------------------
+
+
+def choose_shard(text: str, environment: Mapping[str, str]) -> Shard:
+    """The share of this process: "K/N" with K from 1, "none" for all, or "auto": what a
+    scheduler says in the environment. What makes no sense exits with 2."""
+    if text == "none":
+        return Shard(source="--shard")
+    if text != "auto":
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None:
+            raise UsageError(f"--shard takes K/N, auto or none, not {text!r}.")
+        return _checked(int(match[1]), int(match[2]), "--shard", text)
+    set_here = {name: value for name, value in environment.items() if value.strip()}
+    found = [reader for variable, reader in _SCHEDULERS.items() if variable in set_here]
+    if not found:
+        return Shard()
+    shard = found[0](set_here)
+    ignored = [v for v in _SCHEDULERS if v in set_here and v != shard.source]
+    log.info(
+        "shard %d of %d, from %s%s",
+        *(shard.index, shard.count, shard.source),
+        f"; {', '.join(ignored)} is not used" if ignored else "",
+    )
+    return shard
+
+
+def _checked(index: int, count: int, source: str, said: str) -> Shard:
+    if not 1 <= index <= count:
+        raise UsageError(f"{source}: {said} is no share; K of K/N goes from 1 to N.")
+    return Shard(index, count, source)
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int | None:
+    value = environment.get(name)
+    if value is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*", value):
+        raise UsageError(f"{name} is {value!r}, not a whole number; give --shard K/N.")
+    return int(value)
+
+
+def _indexed(environment: Mapping[str, str], index: str, size: str) -> Shard:
+    """A share by an index from 0 and a size."""
+    at, count = _whole(environment, index), _whole(environment, size)
+    assert at is not None
+    if count is None:
+        _sizeless(index, size)
+    return _checked(at + 1, count, index, f"{at} (from 0) of {size}={count}")
+
+
+def _sizeless(index: str, size: str) -> NoReturn:
+    raise UsageError(f"{index} is set, but not {size}: give --shard K/N, or --shard none.")
+
+
+def _slurm(environment: Mapping[str, str]) -> Shard:
+    """The position of a task in its array, which must be a range (with a step)."""
+    name = "SLURM_ARRAY_TASK_ID"
+    task = _whole(environment, name)
+    low, high, step, count = (
+        _whole(environment, f"SLURM_ARRAY_TASK_{what}") for what in ("MIN", "MAX", "STEP", "COUNT")
+    )
+    assert task is not None
+    step = step or 1
+    if count is None and low is not None and high is not None:
+        count = (high - low) // step + 1
+    if count is None:
+        _sizeless(name, "SLURM_ARRAY_TASK_COUNT")
+    low = 0 if low is None else low
+    position, rest = divmod(task - low, step)
+    irregular = high is not None and high != low + (count - 1) * step
+    if rest or irregular:
+        raise UsageError(f"{name}={task} is of an array that is no range of {count} numbers; give --shard K/N.")
+    said = f"{task} of an array of {count} from {low} in steps of {step}"
+    return _checked(position + 1, count, name, said)
+
+
+_SCHEDULERS: dict[str, Callable[[Mapping[str, str]], Shard]] = {
+    "SLURM_ARRAY_TASK_ID": _slurm,
+    "AWS_BATCH_JOB_ARRAY_INDEX": lambda environment: _indexed(
+        environment, "AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"
+    ),
+    "JOB_COMPLETION_INDEX": lambda environment: _indexed(environment, "JOB_COMPLETION_INDEX", "UKNOWPAN_SHARDS"),
+    "RANK": lambda environment: _indexed(environment, "RANK", "WORLD_SIZE"),
+}
+"""The variable that holds a scheduler's index -> how to read the share; the first one set wins."""

@@ -1,0 +1,111 @@
+"""What became of a batch: JSON lines of each shard, and all of them put together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uknowpan.archive.manifest import Shard
+from uknowpan.console import to_json
+
+
+def report_path(folder: Path, shard: Shard) -> Path:
+    """Where a shard notes how its scenes ended."""
+    return folder / f"report{shard.suffix}.jsonl"
+
+
+def append_line(path: Path, line: Mapping[str, object]) -> None:
+    """Add a line in one write, so that a killed run tears no more than the last one; a line torn
+    before is ended first. Raises OSError."""
+    data = to_json(dict(line)).encode() + b"\n"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        written = os.write(handle, data)
+        if written != len(data):
+            raise OSError(f"{path} took {written} of {len(data)} bytes; is the disk full?")
+    finally:
+        os.close(handle)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a report; torn ones are left out. Raises OSError."""
+    found = []
+    for raw in path.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("id"), str) and "status" in line:
+            found.append(line)
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the scenes of a batch stand."""
+
+    scenes: Sequence[dict[str, Any]]
+    """The last line of each, by id."""
+
+    def of(self, status: str) -> list[dict[str, Any]]:
+        """Those that ended so: done, skipped, failed."""
+        return [scene for scene in self.scenes if scene["status"] == status]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        done = self.of("done")
+        seconds = sum(scene.get("seconds") or 0.0 for scene in done)
+        megapixels = sum(scene.get("megapixels") or 0.0 for scene in done)
+        return {
+            "scenes": len(self.scenes),
+            "done": len(done),
+            "skipped": len(self.of("skipped")),
+            "failed": len(self.of("failed")),
+            "seconds": round(seconds, 3),
+            "megapixels": round(megapixels, 6),
+            "megapixels_per_second": round(megapixels / seconds, 3) if seconds else None,
+            "peak_mb": max((scene.get("peak_mb") or 0.0 for scene in self.scenes), default=0.0),
+            "failures": self.of("failed"),
+        }
+
+    def text(self) -> str:
+        """For people: the sums, then what failed."""
+        sums = self.as_dict()
+        speed = sums["megapixels_per_second"]
+        lines = [
+            f"scenes  {sums['scenes']}: {sums['done']} done, {sums['skipped']} skipped, {sums['failed']} failed",
+            f"pixels  {sums['megapixels']:.3g} Mpx in {sums['seconds']:.1f} s"
+            + ("" if speed is None else f", {speed:.3g} Mpx/s"),
+            f"memory  at most {sums['peak_mb']:.0f} MB",
+        ]
+        if sums["failures"]:
+            width = max(len("failed"), *(len(scene["id"]) for scene in sums["failures"]))
+            lines += ["", f"{'failed':<{width}}  code  attempts  message"]
+            lines += [
+                f"{scene['id']:<{width}}  {scene.get('code', ''):>4}  "
+                f"{scene.get('attempts', ''):>8}  {scene.get('message', '')}"
+                for scene in sums["failures"]
+            ]
+        return "\n".join(lines)
+
+
+def merged_report(folder: Path) -> Report:
+    """All reports in a folder, of whatever shards; of each scene the line written last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    paths = sorted(folder.glob("report*.jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no report of a batch (report*.jsonl).")
+    lines = [line for path in paths for line in _lines(path)]
+    lines.sort(key=lambda line: str(line.get("finished", "")))  # stable: else as they stand
+    last = {line["id"]: line for line in lines}
+    return Report([last[name] for name in sorted(last)])

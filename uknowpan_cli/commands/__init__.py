@@ -1,0 +1,1 @@
+"""The Typer commands, one module each. Only this folder imports Typer."""

@@ -1,0 +1,329 @@
+"""`uknowpan batch`: many scenes with one method."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uknowpan import errors as exits
+from uknowpan import options as opt
+from uknowpan.archive.manifest import Entry, Scene, by_patterns, choose_shard, read_manifest, scenes_of
+from uknowpan.archive.report import append_line, merged_report, report_path
+from uknowpan.console import progress, to_json
+from uknowpan.creation import creation_options
+from uknowpan.errors import BatchFailed, InputError, UsageError
+from uknowpan.opening import PairRequest
+from uknowpan.scene_job import MethodRequest, SceneRequest, check_uncertainty, full_scale, softness_of
+
+if TYPE_CHECKING:
+    from uknowpan.archive.cluster import ClusterRequest
+    from uknowpan.archive.run import BatchSettings, SceneOutcome
+
+
+log = logging.getLogger("uknowpan")
+
+
+def batch(
+    ctx: typer.Context,
+    manifest: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MANIFEST]",
+            help="CSV with the columns pan, ms and perhaps id, output, or JSON lines with these "
+            "keys; - is stdin. Several MS files of a scene: with semicolons, or as a JSON list.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results; made."),
+    ] = None,
+    pan_glob: Annotated[
+        str | None,
+        typer.Option("--pan-glob", help="Instead of a manifest: PANs, as 'in/*_pan.tif'."),
+    ] = None,
+    ms_glob: Annotated[
+        str | None,
+        typer.Option("--ms-glob", help="Their MS: * stands for the same text as in the PAN's."),
+    ] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out scenes without PAN or MS.")] = False,
+    suffix: Annotated[str, typer.Option("--suffix", help="Outputs are called ID<suffix>.tif.")] = "_sharp",
+    shard: Annotated[
+        str,
+        typer.Option(
+            "--shard",
+            help="K/N: only the K-th of N shares, K from 1; none: all; auto: as SLURM, AWS Batch, "
+            "Kubernetes or torchrun say in the environment.",
+        ),
+    ] = "auto",
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="More attempts where a failure may pass.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="local|ADDRESS",
+            help="Run the scenes on a Dask cluster: local makes one of processes, tcp://HOST:PORT "
+            "is a scheduler that runs.",
+        ),
+    ] = None,
+    dask_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--dask-workers",
+            min=1,
+            help="Processes of --dask local; default: one per GPU, without one per two cores.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FOLDER", help="Only say how the batch in FOLDER went."),
+    ] = None,
+    model: opt.ModelOption = None,
+    method: opt.MethodOption = None,
+    softness: opt.SoftnessOption = None,
+    consistency: opt.ConsistencyOption = 0,
+    steps: opt.StepsOption = None,
+    seed: opt.SeedOption = 0,
+    device: opt.DeviceOption = "auto",
+    dtype: opt.DtypeOption = opt.Precision.fp32,
+    tile: opt.TileOption = 512,
+    overlap: opt.OverlapOption = None,
+    batch_size: opt.BatchSizeOption = None,
+    bidx: opt.BidxOption = None,
+    pan_bidx: opt.PanBidxOption = None,
+    nodata: opt.NodataOption = None,
+    ratio: opt.RatioOption = None,
+    resampling: opt.ResamplingOption = opt.Resampling.cubic,
+    coregister: opt.CoregisterOption = opt.Coregister.check,
+    max_value: opt.MaxValueOption = None,
+    bit_depth: opt.BitDepthOption = None,
+    output_dtype: opt.OutputDtypeOption = None,
+    format: opt.FormatOption = opt.Format.gtiff,
+    creation: opt.CreationOption = None,
+    overviews: opt.OverviewsOption = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write 1-sigma per band: ID_sigma.tif.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace outputs made from other inputs or options."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done with each scene.")] = False,
+    as_json: opt.JsonOption = False,
+    num_threads: opt.ThreadsOption = None,
+    log_json: opt.LogJsonOption = None,
+    quiet: opt.QuietOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Sharpen many scenes: those of MANIFEST, or of --pan-glob and --ms-glob.
+
+    The same command goes on where a run was stopped: what is there, made from the same inputs
+    with the same options, is skipped. Prints the path of each output; FOLDER/report*.jsonl keeps
+    how every scene ended.
+    """
+    with opt.guarded(-1 if quiet else verbose, log_json), opt.bounded_gdal_cache():
+        if report is not None:
+            _tell(report, as_json)
+            return
+        opt.refuse_both(ctx, method)
+        cluster = _cluster(dask, dask_workers)
+        folder = _folder(output)
+        entries = _entries(manifest, pan_glob, ms_glob, skip_missing)
+        scenes = scenes_of(entries, folder, suffix, uncertainty)
+        share = choose_shard(shard, os.environ)
+        mine = [scene for scene in scenes if share.has(scene.id)]
+        co = creation_options(creation or [])
+        max_value = full_scale(max_value, bit_depth)
+        if not mine:
+            log.warning("none of the %d scenes is in shard %s", len(scenes), share.suffix[1:])
+            return
+        how = MethodRequest(
+            model=model,
+            method=None if method is None else method.value,
+            softness=softness_of(softness),
+            consistency=consistency,
+            steps=steps,
+            seed=seed,
+            device=_own_device(device),
+            dtype=dtype.value,
+        )
+        from uknowpan.archive.run import BatchSettings, load_method
+
+        settings = BatchSettings(
+            method=how,
+            scene=SceneRequest(
+                PairRequest("", (), pan_bidx, bidx, nodata, ratio, resampling.value, None),
+                output="",
+                tile=tile,
+                overlap=overlap,
+                batch_size=batch_size,
+                coregister=coregister,
+                max_value=max_value,
+                output_dtype=None if output_dtype is None else output_dtype.value,
+                format=format.value,
+                creation=co,
+                overviews=overviews,
+                overwrite=overwrite,
+            ),
+            folder=str(folder),
+            uncertainty=uncertainty,
+            num_threads=num_threads,
+            retries=retries,
+        )
+        # Workers have devices of their own; here it is only seen whether the model can be loaded.
+        at_hand = how if cluster is None or dry_run else replace(how, device="cpu")
+        loaded = load_method(at_hand, num_threads)
+        if uncertainty:
+            check_uncertainty(loaded.sharpener)
+        if dry_run:
+            _plan(mine, settings, as_json)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _run(mine, settings, report_path(folder, share), cluster, fail_fast, as_json, quiet)
+
+
+def _cluster(dask: str | None, workers: int | None) -> ClusterRequest | None:
+    if dask is None and workers is None:
+        return None
+    from uknowpan.archive.cluster import cluster_request
+
+    return cluster_request(dask, workers)
+
+
+def _folder(output: Path | None) -> Path:
+    if output is None:
+        raise UsageError("-o names the folder for the results; it is missing.")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"-o: {output} is a file; name a folder.")
+    return output.absolute()
+
+
+def _entries(manifest: str | None, pan_glob: str | None, ms_glob: str | None, skip_missing: bool) -> list[Entry]:
+    if manifest is not None and pan_glob is None and ms_glob is None:
+        entries = read_manifest(manifest, skip_missing)
+        nothing = f"{manifest} names no scene."
+    elif manifest is None and pan_glob is not None and ms_glob is not None:
+        entries = by_patterns(pan_glob, ms_glob, skip_missing)
+        nothing = f"No scene matches {pan_glob} and {ms_glob}."
+    else:
+        raise UsageError("Give either a MANIFEST, or --pan-glob and --ms-glob.")
+    if not entries:
+        raise InputError(nothing)
+    return entries
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process where torchrun started several on a machine."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    if device != "auto" or not rank.isdigit():
+        return device
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{int(rank) % count}" if count else device
+
+
+def _tell(folder: Path, as_json: bool) -> None:
+    found = merged_report(folder)
+    typer.echo(to_json(found.as_dict()) if as_json else found.text())
+    if found.of("failed"):
+        raise typer.Exit(exits.BATCH)
+
+
+def _plan(scenes: list[Scene], settings: BatchSettings, as_json: bool) -> None:
+    from uknowpan.archive.run import check_scene
+
+    words = {"todo": "to do", "done": "done already", "cannot": "cannot"}
+    kept = ("id", "status", "code", "message", "output")
+    counts = dict.fromkeys(words, 0)
+    for scene in scenes:
+        plan = check_scene(scene, settings)
+        counts[plan.status] += 1
+        if as_json:
+            typer.echo(to_json({key: getattr(plan, key) for key in kept}))
+        elif plan.status == "cannot":
+            typer.echo(f"{plan.id}: cannot ({plan.code}): {plan.message}")
+        else:
+            typer.echo(f"{plan.id}: {words[plan.status]}: {plan.output}")
+    if counts["cannot"]:
+        raise BatchFailed(f"{counts['cannot']} of {len(scenes)} scenes cannot be sharpened.")
+
+
+def _run(
+    scenes: list[Scene],
+    settings: BatchSettings,
+    path: Path,
+    cluster: ClusterRequest | None,
+    fail_fast: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """All scenes, here or on a cluster; exits with 7 if any failed."""
+
+    def note(outcome: SceneOutcome) -> None:
+        append_line(path, outcome.as_dict())
+        if as_json:
+            typer.echo(to_json(outcome.as_dict()))
+
+    if cluster is None:
+        outcomes = _in_turn(scenes, settings, note, quiet)
+    else:
+        from uknowpan.archive.cluster import on_cluster
+
+        outcomes = on_cluster(scenes, settings, cluster, note)
+    ended, failed = 0, 0
+    try:
+        with closing(outcomes):
+            for outcome in outcomes:
+                ended += 1
+                failed += outcome.status == "failed"
+                _show(outcome, f"{ended}/{len(scenes)} {outcome.id}", quiet)
+                if outcome.status != "failed" and not as_json:
+                    typer.echo(outcome.output)
+                if failed and fail_fast:
+                    break
+    except (exits.Interrupted, KeyboardInterrupt) as error:
+        raise exits.Interrupted(
+            f"Interrupted after {ended} of {len(scenes)} scenes; the same command goes on from there."
+        ) from error
+    if failed:
+        left = len(scenes) - ended
+        stopped = f" and {left} were not tried (--fail-fast)" if left else ""
+        raise BatchFailed(f"{failed} of {len(scenes)} scenes failed{stopped}; see {path}.")
+
+
+def _in_turn(
+    scenes: list[Scene],
+    settings: BatchSettings,
+    note: Callable[[SceneOutcome], None],
+    quiet: bool,
+) -> Generator[SceneOutcome, None, None]:
+    """One scene after the other in this process: `note` has each attempt, yielded is the last."""
+    from uknowpan.archive.run import attempts
+
+    for number, scene in enumerate(scenes, 1):
+        with progress(f"{number}/{len(scenes)} {scene.id}", quiet) as on_progress:
+            for outcome in attempts(scene, settings, on_progress):
+                note(outcome)
+        yield outcome
+
+
+def _show(outcome: SceneOutcome, label: str, quiet: bool) -> None:
+    """One line on stderr."""
+    if outcome.status == "failed":
+        tries = f", {outcome.attempts} attempts" if outcome.attempts > 1 else ""
+        log.error("%s failed (%d%s): %s", label, outcome.code, tries, outcome.message)
+    elif not quiet:
+        said = f"{outcome.status} in {outcome.seconds:.1f} s"
+        if outcome.megapixels_per_second is not None:
+            said += f", {outcome.megapixels_per_second:.3g} Mpx/s, {outcome.peak_mb:.0f} MB"
+        print(f"{label}: {said}", file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""`uknowpan info`: what a scene pair or a checkpoint is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uknowpan import options as opt
+from uknowpan.console import to_json
+from uknowpan.errors import UsageError
+
+if TYPE_CHECKING:
+    from uknowpan.tiling import ScenePair
+
+
+def info(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint."),
+    ],
+    model: opt.ModelOption = None,
+    bidx: opt.BidxOption = None,
+    pan_bidx: opt.PanBidxOption = None,
+    nodata: opt.NodataOption = None,
+    ratio: opt.RatioOption = None,
+    resampling: opt.ResamplingOption = opt.Resampling.cubic,
+    bounds: opt.BoundsOption = None,
+    num_threads: opt.ThreadsOption = None,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a
+    checkpoint (its card)."""
+    with opt.guarded(verbose), opt.bounded_gdal_cache():
+        if len(paths) == 1:
+            _checkpoint(paths[0], as_json)
+            return
+        from uknowpan.models.devices import tune_cpu
+        from uknowpan.opening import PairRequest, open_request
+
+        tune_cpu(num_threads)
+        request = PairRequest(paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling.value, bounds)
+        with open_request(request) as pair:
+            facts = _scene(pair, model)
+        typer.echo(to_json(facts) if as_json else _text(facts))
+
+
+def _checkpoint(path: str, as_json: bool) -> None:
+    from uknowpan.models.checkpoints import bundled_models
+
+    if path not in bundled_models() and not path.endswith(".safetensors"):
+        raise UsageError(
+            f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
+            "nor a .safetensors file."
+        )
+    from uknowpan.commands.models import show
+
+    show(path, as_json)
+
+
+def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
+    from uknowpan.forecast import estimate
+    from uknowpan.models.sharpeners import load_sharpener
+    from uknowpan.sharpening import SharpenOptions, suited, survey
+
+    sharpener = load_sharpener(model)
+    found = suited(survey(pair, soft=True), sharpener)
+    psf = found.measured
+    facts: dict[str, Any] = {
+        "width": pair.grid.width,
+        "height": pair.grid.height,
+        "crs": pair.grid.crs.to_string() if pair.grid.crs else None,
+        "transform": list(pair.grid.transform)[:6],
+        "bounds": list(pair.grid.bounds),
+        "ratio": pair.ratio,
+        "nested": pair.nested,
+        "bands": pair.bands,
+        "descriptions": list(pair.meta.descriptions),
+        "dtype": pair.meta.dtype,
+        "pan_dtype": pair.pan_meta.dtype,
+        "nodata": pair.meta.nodata,
+        "may_have_invalid": pair.may_have_invalid,
+        "scale": asdict(found.scale),
+        "shift_pan_pixels": found.offset,
+        "blur_sigma_pan_pixels": None if psf is None else psf.sigma,
+        "correlation": None if psf is None else psf.correlation,
+        "softness_ms_pixels": found.statistics.softness,
+        "notes": list(pair.notes),
+    }
+    try:
+        sharpener.check(pair.bands, pair.ratio)
+    except Exception as error:
+        facts["model"] = {"name": sharpener.name, "fits": False, "reason": str(error)}
+        return facts
+    forecast = asdict(estimate(pair, sharpener, SharpenOptions(output="", survey=found)))
+    facts["model"] = {"name": sharpener.name, "fits": True}
+    facts |= {key: forecast[key] for key in ("memory_mb", "disk_mb", "seconds")}
+    return facts
+
+
+def _text(facts: dict[str, Any]) -> str:
+    nodata = "none" if facts["nodata"] is None else f"{facts['nodata']:g}"
+    names = [d or f"band {i}" for i, d in enumerate(facts["descriptions"], 1)]
+    scale = facts["scale"]
+    measured = "PAN and MS resemble each other too little to measure it"
+    if facts["shift_pan_pixels"] is not None:
+        dy, dx = facts["shift_pan_pixels"]
+        measured = (
+            f"the MS lies {dy:+.2f} rows, {dx:+.2f} columns off the PAN (PAN pixels, + is down "
+            f"and right), blur sigma {facts['blur_sigma_pan_pixels']:.2f} PAN pixels, "
+            f"correlation {facts['correlation']:.2f}"
+        )
+    rows = [
+        ("output", f"{facts['width']} x {facts['height']} pixels, {facts['crs'] or 'no CRS'}"),
+        ("bounds", ", ".join(f"{v:.10g}" for v in facts["bounds"])),
+        ("ratio", f"{facts['ratio']}, MS {'nests' if facts['nested'] else 'is resampled'}"),
+        ("bands", f"{facts['bands']}: {', '.join(names)}"),
+        ("dtype", f"{facts['dtype']} (PAN {facts['pan_dtype']}), nodata {nodata}"),
+        ("scale", f"PAN {scale['pan']:g}, MS {scale['ms']:g} ({scale['source']})"),
+        ("shift", measured),
+    ]
+    if facts["softness_ms_pixels"] is not None:
+        soft = f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"
+        rows.append(("softness", soft))
+    model = facts["model"]
+    if model["fits"]:
+        rows.append(("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"))
+        rows.append(("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"))
+        rows.append(("time", f"about {facts['seconds']:.0f} s with model {model['name']}"))
+    else:
+        rows.append(("model", model["reason"]))
+    rows += [("note", note) for note in facts["notes"]]
+    return "\n".join(f"{name:8s} {text}" for name, text in rows)

@@ -1,0 +1,65 @@
+"""`uknowpan models`: what checkpoints there are and what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from uknowpan import options as opt
+from uknowpan.console import to_json
+
+models_app = typer.Typer(help="Checkpoints: list, show, verify.", no_args_is_help=True, add_completion=False)
+
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Bundled name or a file.")]
+
+
+@models_app.command("list")
+def list_models(as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0) -> None:
+    """The bundled models."""
+    with opt.guarded(verbose):
+        from uknowpan.models.checkpoints import bundled_models, read_card
+
+        cards = {name: (path, read_card(path)) for name, path in bundled_models().items()}
+        if as_json:
+            entries = [{"name": n, "bytes": p.stat().st_size, "card": asdict(c)} for n, (p, c) in cards.items()]
+            typer.echo(to_json(entries))
+            return
+        for name, (path, card) in cards.items():
+            bands = "any bands" if card.bands is None else f"{card.bands} bands"
+            ratios = f"ratio {min(card.ratios)} to {max(card.ratios)}"
+            size = f"{path.stat().st_size / 1e6:.1f} MB"
+            typer.echo(f"{name}  {card.architecture}, {bands}, {ratios}, {size}")
+
+
+@models_app.command()
+def show(model: NameArgument, as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0) -> None:
+    """The card of a checkpoint."""
+    with opt.guarded(verbose):
+        from uknowpan.models.checkpoints import find_checkpoint, read_card
+
+        card = asdict(read_card(find_checkpoint(model)))
+        if as_json:
+            typer.echo(to_json(card))
+            return
+        for key, value in card.items():
+            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            typer.echo(f"{key}: {text}")
+
+
+@models_app.command()
+def verify(model: NameArgument, as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0) -> None:
+    """Load a checkpoint whole and print its SHA-256."""
+    with opt.guarded(verbose):
+        from uknowpan.models.checkpoints import find_checkpoint, load_model, sha256
+
+        path = find_checkpoint(model)
+        network, card = load_model(path)
+        count = sum(p.numel() for p in network.parameters())
+        digest = sha256(path)
+        if as_json:
+            typer.echo(json.dumps({"name": card.name, "sha256": digest, "parameters": count}))
+        else:
+            typer.echo(f"{digest}  {card.name}  {count} parameters")

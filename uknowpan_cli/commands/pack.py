@@ -1,0 +1,31 @@
+"""`uknowpan pack`: scenes of a recipe into one training file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uknowpan import options as opt
+
+
+def pack(
+    recipe: Annotated[Path, typer.Argument(help="CSV: name,kind,pan,ms,sensor,licence,split,weight[,nodata].")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Scenes file (HDF5) to write.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder the recipe's paths start from.")],
+    overwrite: opt.OverwriteOption = False,
+    quiet: opt.QuietOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Gather the scenes of a recipe (see docs/recipes) into one file that `train` reads."""
+    with opt.guarded(-1 if quiet else verbose):
+        from uknowpan.datasets.pack import pack_scenes, read_recipe
+        from uknowpan.tiling import check_output
+
+        files = [str(root / name) for scene in read_recipe(recipe) for name in scene.files]
+        check_output(str(output), [str(recipe), *files], overwrite)
+        for line in pack_scenes(recipe, root, output):
+            if not quiet:
+                typer.echo(line, err=True)
+        typer.echo(output)

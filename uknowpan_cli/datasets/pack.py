@@ -1,0 +1,209 @@
+"""`uknowpan pack`: gather scenes into one file that training streams from (no raster library
+needed where it trains)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from uknowpan.models.errors import DataError
+
+LEAST_SIDE = 16
+"""MS pixels along a side below which blur and shift cannot be told from a scene."""
+
+
+@dataclass(frozen=True)
+class PackedScene:
+    """One row of a recipe."""
+
+    name: str
+    kind: str
+    """pair (PAN finer than MS), reduced (PAN on the MS's grid), ms (no PAN)."""
+    pan: str
+    ms: str
+    """Several files of one grid are joined by a semicolon."""
+    sensor: str
+    licence: str
+    split: str
+    """train, valid, or skip (not packed)."""
+    weight: float
+    nodata: float | None = None
+    """Of both rasters, where they do not say it themselves; the column may be left out."""
+
+    @property
+    def files(self) -> list[str]:
+        """All of its rasters."""
+        return [path for path in (self.pan, *self.ms_files) if path]
+
+    @property
+    def ms_files(self) -> list[str]:
+        """The rasters that hold its bands, in order."""
+        return [path.strip() for path in self.ms.split(";")]
+
+
+def read_recipe(path: Path) -> list[PackedScene]:
+    """Rows of a recipe (CSV with the columns of `PackedScene`).
+
+    Raises:
+        DataError: no such table, or a row that makes no sense.
+    """
+    texts = ("name", "kind", "pan", "ms", "sensor", "licence", "split")
+    try:
+        with open(path, newline="") as file:
+            scenes = [
+                PackedScene(
+                    **{k: row[k] or "" for k in texts},
+                    weight=float(row["weight"]),
+                    nodata=float(row["nodata"]) if row.get("nodata") else None,
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} is no recipe, a CSV with the columns {','.join(texts)},weight: {error}.") from error
+    for scene in scenes:
+        for word, value, known in (
+            ("kind", scene.kind, ("pair", "reduced", "ms")),
+            ("split", scene.split, ("train", "valid", "skip")),
+        ):
+            if value not in known:
+                raise DataError(f"{path}: {word} of scene {scene.name!r} is {value!r}, not {', '.join(known)}.")
+    names = [scene.name for scene in scenes]
+    if not names or "" in names or len(set(names)) < len(names):
+        raise DataError(f"{path} must hold scenes, each with a name of its own.")
+    return scenes
+
+
+def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
+    """Write the scenes file of a recipe.
+
+    The PAN of a pair is brought onto the MS grid by an antialiased cubic at ratio : 1, moved by
+    the shift that the pair itself shows, so that truth and PAN lie on each other. Of a scene with
+    invalid pixels the largest rectangle without any is taken.
+
+    Args:
+        recipe: CSV, see `PackedScene`.
+        root: folder that the recipe's paths start from.
+        output: the scenes file; written beside itself and renamed.
+
+    Returns:
+        One line per scene: what was measured.
+
+    Raises:
+        DataError: no recipe, or a scene whose files do not lie on each other, whose PAN and MS do
+            not resemble each other, or that has hardly a valid pixel.
+        TilingError: see `uknowpan.tiling.open_pair`.
+    """
+    import h5py
+
+    lines = []
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for scene in read_recipe(recipe):
+                if scene.split == "skip":
+                    continue
+                gt, pan, note = _load(scene, root)
+                group = file.create_group(scene.name)
+                group.attrs.update(
+                    sensor=scene.sensor,
+                    licence=scene.licence,
+                    split=scene.split,
+                    weight=scene.weight,
+                    note=note,
+                )
+                group.create_dataset("gt", data=gt, compression="gzip", shuffle=True)
+                if pan is not None:
+                    group.create_dataset("pan", data=pan, compression="gzip", shuffle=True)
+                lines.append(f"{scene.name}: gt {gt.shape} {note}")
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return lines
+
+
+def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """(gt, PAN on the same grid or None, what was measured)."""
+    from uknowpan.tiling import open_pair
+
+    files = [str(root / path) for path in scene.ms_files]
+    if scene.kind == "pair":
+        pair = open_pair(str(root / scene.pan), files, nodata=scene.nodata)
+    elif scene.kind == "reduced":
+        pair = open_pair(str(root / scene.pan), files, ratio=1, nodata=scene.nodata)
+    else:  # its own first band stands in for the PAN, so that grid and validity are read alike
+        pair = open_pair(files[0], files, pan_band=1, ratio=1, nodata=scene.nodata)
+    with pair:
+        if scene.kind != "pair" and not pair.nested:
+            raise DataError(
+                f"the files of scene {scene.name!r} (kind {scene.kind}) do not lie on one grid: {' '.join(pair.notes)}"
+            )
+        arrays = pair.read_frame(0, 0, *pair.frame_shape)
+    ratio, (h, w) = pair.ratio, pair.frame_shape
+    valid = arrays.ms_valid & arrays.pan_valid.reshape(h, ratio, w, ratio).all((1, 3))
+    whole = _largest_rectangle(valid)
+    if whole is None:
+        raise DataError(
+            f"of scene {scene.name!r} {valid.mean():.1%} of {h} x {w} MS pixels are valid in all "
+            f"files, and no {LEAST_SIDE} x {LEAST_SIDE} of them without a gap; crop or skip it."
+        )
+    rows, cols = whole
+    gt, dtype = arrays.ms[:, rows, cols], np.dtype(pair.meta.dtype)
+    gt = gt.astype(dtype) if dtype.kind in "iu" and pair.nested else gt
+    part = f", {gt[0].size / valid.size:.1%} of it without invalid pixels" if gt[0].size < h * w else ""
+    if scene.kind == "ms":
+        return gt, None, f"PAN is synthesised in training{part}"
+    pan, note = _reduced_pan(scene, arrays.pan, gt, whole, ratio)
+    digital = np.dtype(pair.pan_meta.dtype).kind in "iu" or float(np.abs(pan).max()) > 64
+    return gt, np.round(pan * 8) / 8 if digital else pan, f"ratio {ratio}, {note}{part}"
+
+
+def _reduced_pan(
+    scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
+) -> tuple[np.ndarray, str]:
+    """The PAN (1, H, W) of a whole frame on the grid of `gt`, its window in MS pixels, without
+    the shift between the two; and what was measured."""
+    import torch
+
+    from uknowpan.models.blur import estimate_psf, pan_on_ms_grid
+
+    found = torch.from_numpy(pan.astype(np.float32))
+    rows, cols = (slice(s.start * ratio, s.stop * ratio) for s in window)
+    truth = torch.from_numpy(gt.astype(np.float32))
+    psf = estimate_psf([(found[:, rows, cols], truth)], ratio)
+    if psf.correlation == 0:
+        raise DataError(
+            f"PAN and MS of scene {scene.name!r} do not resemble each other, so neither can be the "
+            "other's truth; check its files, or make it kind ms to do without the PAN."
+        )
+    reduced = pan_on_ms_grid(found, ratio, psf.shift)
+    note = f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, correlation {psf.correlation:.3f}"
+    return reduced[:, window[0], window[1]].numpy(), note
+
+
+def _largest_rectangle(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
+    """Rows and columns of the largest window of true pixels, at least `LEAST_SIDE` along a side.
+
+    Every row closes a histogram of the true pixels above it; a stack of its rising steps gives
+    the largest rectangle under each (the textbook's algorithm).
+    """
+    if valid.all() and min(valid.shape) >= LEAST_SIDE:
+        return slice(0, valid.shape[0]), slice(0, valid.shape[1])
+    best, area = None, 0
+    heights = np.zeros(valid.shape[1] + 1, np.int64)  # the last stays 0: it closes every step
+    for bottom, row in enumerate(valid, 1):
+        heights[:-1] = (heights[:-1] + 1) * row
+        steps: list[tuple[int, int]] = []
+        for right, height in enumerate(heights.tolist()):
+            left = right
+            while steps and steps[-1][1] >= height:
+                left, tall = steps.pop()
+                if tall * (right - left) > area and min(tall, right - left) >= LEAST_SIDE:
+                    area = tall * (right - left)
+                    best = slice(bottom - tall, bottom), slice(left, right)
+            steps.append((left, height))
+    return best

@@ -1,0 +1,315 @@
+"""The part of `evaluate` that scores models on a test file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uknowpan import errors as exits
+from uknowpan.errors import InputError, UsageError
+from uknowpan.evaluation.asked import Asked, Measured
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from uknowpan.models.checkpoints import Card
+    from uknowpan.models.metrics.evaluation import Fuse, Results, Scored
+    from uknowpan.models.metrics.sensors import Sensor
+    from uknowpan.models.pancollection.file import PanCollectionFile
+    from uknowpan.models.pancollection.sharpener import PatchSharpener
+
+
+log = logging.getLogger("uknowpan")
+
+COARSE_SCALE = 255.0
+"""Q2n rounds to whole digital numbers: below this full scale there are few of them."""
+
+
+def measure_file(asked: Asked) -> Measured:
+    from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
+    from uknowpan.models.metrics.evaluation import evaluate_file, scored_size
+    from uknowpan.models.pancollection.file import PanCollectionFile
+
+    with PanCollectionFile(asked.target) as file:
+        header = file.header
+        size = scored_size(file, asked.cut)
+        classical = _chosen_methods(asked)
+        models = asked.models
+        if not models and not asked.methods:
+            models = (os.environ.get("UKNOWPAN_MODEL") or DEFAULT_MODEL,)
+        cards = [read_card(find_checkpoint(name)) for name in models]
+        scale = _scale(asked, file, cards)
+        sensor = _sensor(asked, file, cards, needed=bool(classical) or not header.has_gt)
+        folder = _picture_folder(asked, len(file))
+        sharpeners = _load(asked, models, file, scale)
+        sigmas: dict[str, Tensor | None] = {}
+        fuses = {
+            **{name: _classical(name, sensor, file) for name in classical},
+            **{name: _remembering(s, name, sigmas) for name, s in sharpeners.items()},
+        }
+        with _shown(asked, sensor, sigmas, scale, folder) as on_image, _explained(file):
+            results = evaluate_file(
+                file,
+                fuses,
+                scale=scale,
+                sensor=sensor,
+                cut=asked.cut,
+                limit=asked.limit,
+                as_is=classical,
+                on_image=on_image,
+            )
+    return _said(asked, file, results, sensor, scale, size, sharpeners)
+
+
+def _chosen_methods(asked: Asked) -> list[str]:
+    """Names of `BASELINES`, in its order."""
+    if not asked.methods and not asked.baselines:
+        return []
+    from uknowpan.models.metrics.baselines import BASELINES
+
+    wanted = {name.lower() for name in asked.methods}
+    unknown = wanted - {name.lower() for name in BASELINES}
+    if unknown:
+        raise UsageError(
+            f"--method: no classical method is called {min(unknown)!r}; known are "
+            f"{', '.join(name.lower() for name in BASELINES)}."
+        )
+    return [name for name in BASELINES if asked.baselines or name.lower() in wanted]
+
+
+def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> float:
+    """Full scale in DN; exits with 3 if nobody knows it."""
+    from uknowpan.models.metrics.sensors import find_sensor
+
+    known = asked.max_value or file.header.max_value
+    if known is not None:
+        return known
+    if asked.sensor is not None and asked.sensor.max_value is not None:
+        return asked.sensor.max_value
+    for name in (file.header.sensor, *(card.sensor for card in cards)):
+        try:
+            known = None if name is None else find_sensor(name).max_value
+        except ValueError:
+            known = None
+        if known is not None:
+            return known
+    said = {card.max_value for card in cards} - {None}
+    if len(said) == 1:
+        return float(said.pop() or 0.0)
+    raise InputError(
+        f"{asked.target} does not say its full scale, nor does a model; give --sensor, or "
+        "--max-value (2047 for WV2, WV3 and QB, 1023 for GF2)."
+    )
+
+
+def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed: bool) -> Sensor:
+    """Whose MTF gains count; exits with 2 or 3 if they are needed and nobody knows them."""
+    from uknowpan.models.metrics.sensors import SENSORS, find_sensor
+
+    bands, code = file.header.bands, InputError
+    trained = {card.sensor for card in cards} - {"generic"}  # "generic" is any sensor
+    name = file.header.sensor or (trained.pop() if len(trained) == 1 else None)
+    try:
+        if asked.sensor is not None:
+            found, code = asked.sensor, UsageError
+        elif file.header.sensor is not None and (gains := _stored_gains(file)):
+            names = tuple(f"band {b + 1}" for b in range(bands))
+            return replace(find_sensor(name or ""), bands=names, mtf_ms=gains)
+        elif name is not None:
+            found = find_sensor(name)
+        elif not needed:
+            return SENSORS["generic"]
+        else:
+            raise InputError(
+                f"{asked.target} does not say its sensor, whose MTF gains this needs; give "
+                f"--sensor ({', '.join(SENSORS)})."
+            )
+        found.for_bands(bands)
+    except ValueError as error:
+        if not needed:
+            return SENSORS["generic"]
+        raise code(f"{asked.target}: {error}.") from error
+    return found
+
+
+def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
+    """MTF gains that `simulate` degraded by, one per band."""
+    import h5py
+    import numpy as np
+
+    with h5py.File(file.path, "r", locking="best-effort") as opened:
+        gains = np.ravel(opened.attrs.get("mtf_gains", ()))
+    numbers = gains.dtype.kind == "f" and len(gains) == file.header.bands
+    return tuple(gains.tolist()) if numbers else None
+
+
+def _load(asked: Asked, models: Sequence[str], file: PanCollectionFile, scale: float) -> dict[str, PatchSharpener]:
+    """Row -> sharpener."""
+    from uknowpan.models.pancollection.sharpener import load_patch_sharpener
+    from uknowpan.models.statistics import USUAL_SOFTNESS
+    from uknowpan.opening import choose_device
+
+    device = choose_device(asked.device) if models else "cpu"
+    loaded: dict[str, PatchSharpener] = {}
+    for name in models:
+        try:
+            sharpener = load_patch_sharpener(
+                name,
+                file,
+                scale,
+                steps=asked.steps,
+                seed=asked.seed,
+                softness=USUAL_SOFTNESS if asked.softness is None else asked.softness,
+                device=device,
+            )
+        except ValueError as error:
+            if asked.steps is None:
+                raise
+            raise UsageError(f"--steps: {error}.") from error
+        loaded[_row_name(sharpener.card.name, name, loaded)] = sharpener
+    return loaded
+
+
+def _row_name(card: str, typed: str, taken: Mapping[str, object]) -> str:
+    """The card's name; the path where another model has the same."""
+    reserved = {"exp", "pan", "lms", *(name.lower() for name in taken)}
+    if card.lower() not in reserved:
+        return card
+    if typed not in taken:
+        return typed
+    raise UsageError(f"--model {typed} is given twice.")
+
+
+def _classical(name: str, sensor: Sensor, file: PanCollectionFile) -> Fuse:
+    from uknowpan.models.metrics.baselines import BASELINES
+
+    header, baseline = file.header, BASELINES[name]
+    gains, pan_gain = sensor.for_bands(header.bands).mtf_ms, sensor.mtf_pan
+    return lambda patches: baseline(patches, gains, header.ratio, pan_gain)
+
+
+def _remembering(sharpener: PatchSharpener, name: str, sigmas: dict[str, Tensor | None]) -> Fuse:
+    """The sharpener; its latest sigma goes to `sigmas`."""
+
+    def fuse(patches: Any) -> Tensor:
+        done = sharpener.sharpen(patches)
+        sigmas[name] = done.sigma
+        return done.hrms
+
+    return fuse
+
+
+def _picture_folder(asked: Asked, images: int) -> Path | None:
+    """The folder for pictures, in which nothing is in the way."""
+    if asked.pictures is None:
+        return None
+    from uknowpan.tiling import check_output
+
+    try:
+        asked.pictures.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--pictures: {asked.pictures} is a file; name a folder.") from None
+    for number in range(min(asked.limit or images, images)):
+        check_output(str(_picture(asked.pictures, number)), [], asked.overwrite)
+    return asked.pictures
+
+
+def _picture(folder: Path, number: int) -> Path:
+    return folder / f"image_{number:03d}.png"
+
+
+@contextmanager
+def _shown(
+    asked: Asked,
+    sensor: Sensor,
+    sigmas: dict[str, Tensor | None],
+    scale: float,
+    folder: Path | None,
+) -> Iterator[Callable[[Scored], None]]:
+    """What is done after each image: a bar on a terminal, a line with -v, a picture."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="image", file=sys.stderr, leave=False, disable=asked.quiet or not sys.stderr.isatty())
+
+    def show(scored: Scored) -> None:
+        bar.total = scored.count
+        bar.update()
+        log.info("image %d of %d", scored.number + 1, scored.count)
+        if folder is not None:
+            from uknowpan.evaluation.pictures import evaluation_sheet
+            from uknowpan.pictures import write_png
+
+            in_dn = {name: None if s is None else s * scale for name, s in sigmas.items()}
+            write_png(_picture(folder, scored.number), evaluation_sheet(scored, in_dn, sensor))
+
+    with bar:
+        yield show
+
+
+@contextmanager
+def _explained(file: PanCollectionFile) -> Iterator[None]:
+    """Full memory as one sentence and exit 6."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not exits.is_out_of_memory(error):
+            raise
+        header = file.header
+        raise exits.OutOfMemory(
+            f"Memory ran out with one image of {header.bands} x {header.height} x {header.width}; "
+            "take --device cpu, or a smaller model."
+        ) from error
+
+
+def _said(
+    asked: Asked,
+    file: PanCollectionFile,
+    results: Results,
+    sensor: Sensor,
+    scale: float,
+    size: tuple[int, int],
+    sharpeners: Mapping[str, PatchSharpener],
+) -> Measured:
+    from uknowpan.evaluation.report import known_exp
+
+    header = file.header
+    border = f"border {asked.cut} cut, " if header.has_gt else f"{sensor.name} MTF, "
+    title = (
+        f"{Path(file.path).name}, {results.kind} resolution: {results.images} images of "
+        f"{header.bands} x {header.height} x {header.width}, {border}full scale {scale:g}\n"
+        "mean ± standard deviation (N - 1); models clipped to full scale, EXP and classical "
+        "methods as they are"
+    )
+    notes = []
+    if not header.has_gt and size != (header.height, header.width):
+        notes.append(
+            f"Only {size[0]} x {size[1]} of {header.height} x {header.width} pixels are scored: "
+            "full resolution takes whole tiles of 32 x 32."
+        )
+    if scale < COARSE_SCALE:
+        notes.append(
+            f"Q2n and D_lambda_K round to whole numbers, and full scale is only {scale:g}: they say little here."
+        )
+    exp = known_exp(results, sensor.name)
+    about = {
+        "file": str(asked.target),
+        "bands": header.bands,
+        "ratio": header.ratio,
+        "max_value": scale,
+        "sensor": sensor.name,
+        "mtf_gains": list(sensor.for_bands(header.bands).mtf_ms),
+        "cut": asked.cut if header.has_gt else None,
+        "scored_size": list(size),
+        "models": {
+            name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": asked.seed}
+            | ({"softness": asked.softness} if asked.softness and s.minds_softness else {})
+            for name, s in sharpeners.items()
+        },
+    }
+    return Measured(results, title, header.bands, about, [*notes, *([exp] if exp else [])])

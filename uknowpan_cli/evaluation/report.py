@@ -1,0 +1,227 @@
+"""Results of `evaluate` for people and programs: table, JSON, CSV, LaTeX, plain words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uknowpan.models.metrics.evaluation import Results
+
+
+@dataclass(frozen=True)
+class _Index:
+    """How an index is shown."""
+
+    label: str
+    latex: str
+    decimals: int
+    high_is_better: bool
+    best: str = "1"
+
+
+INDICES = {
+    "q2n": _Index("Q2n", r"Q$2^n$", 4, True),
+    "q": _Index("Q", "Q", 4, True),
+    "sam": _Index("SAM, deg", r"SAM ($^\circ$)", 4, False, "0"),
+    "ergas": _Index("ERGAS", "ERGAS", 4, False, "0"),
+    "scc": _Index("SCC", "SCC", 4, True),
+    "psnr": _Index("PSNR, dB", "PSNR (dB)", 3, True, "inf"),
+    "ssim": _Index("SSIM", "SSIM", 4, True),
+    "d_lambda_k": _Index("D_lambda_K", r"$D_\lambda^K$", 4, False, "0"),
+    "d_s": _Index("D_s", "$D_s$", 4, False, "0"),
+    "hqnr": _Index("HQNR", "HQNR", 4, True),
+    "d_lambda": _Index("D_lambda", r"$D_\lambda$", 4, False, "0"),
+    "qnr": _Index("QNR", "QNR", 4, True),
+}
+
+PAPER_EXP = (
+    ("the .mat files that papers use", (0.0232, 0.0813, 0.8975)),
+    ("the H5 files", (0.0456, 0.1201, 0.8399)),
+)
+"""D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images at full
+resolution, which share 6 images (METRICS section 12)."""
+PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
+
+
+def index_label(index: str, bands: int | None = None) -> str:
+    """What an index is called; Q2n is Q4 for 3 or 4 bands, Q8 for 5 to 8."""
+    if index == "q2n" and bands is not None and bands > 1:
+        return f"Q{2 ** math.ceil(math.log2(bands))}"
+    return INDICES[index].label
+
+
+def _indices(results: Results) -> list[str]:
+    return list(next(iter(results.scores.values())))
+
+
+def _best(results: Results, index: str) -> str | None:
+    """The method with the best mean; None where there is no choice."""
+    means = {method: results.mean(method, index) for method in results.scores}
+    if len(means) < 2:
+        return None
+    choose = max if INDICES[index].high_is_better else min
+    return choose(means, key=lambda method: means[method])
+
+
+def _cell(results: Results, method: str, index: str, between: str) -> str:
+    places = INDICES[index].decimals
+    mean, std = results.mean(method, index), results.std(method, index)
+    if math.isnan(std):
+        return f"{mean:.{places}f}"
+    return f"{mean:.{places}f}{between}{std:.{places}f}"
+
+
+def print_table(results: Results, title: str, bands: int | None = None) -> None:
+    """Table on stdout: mean and standard deviation (N - 1) over the images, the best in bold."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold")
+    for index in _indices(results):
+        shown = INDICES[index]
+        table.add_column(f"{index_label(index, bands)}\n(best {shown.best})", justify="right")
+    best = {index: _best(results, index) for index in _indices(results)}
+    for method in results.scores:
+        cells = [_cell(results, method, index, " ± ") for index in best]
+        chosen = (f"[bold]{cell}[/bold]" if best[i] == method else cell for i, cell in zip(best, cells, strict=True))
+        table.add_row(escape(method), *chosen)
+    # A file or a pipe has no width to keep to.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(title, highlight=False, markup=False)
+    console.print(table)
+
+
+def as_dict(results: Results) -> dict[str, Any]:
+    """For JSON: mean, standard deviation and the value of every image."""
+    return {
+        "kind": results.kind,
+        "images": results.images,
+        "scores": {
+            method: {
+                index: {
+                    "mean": results.mean(method, index),
+                    "std": results.std(method, index),
+                    "values": values.tolist(),
+                }
+                for index, values in own.items()
+            }
+            for method, own in results.scores.items()
+        },
+    }
+
+
+def csv_text(results: Results) -> str:
+    """One line for each method and image, images from 0; whole float64 values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    indices = _indices(results)
+    writer.writerow(["method", "image", *indices])
+    for method, own in results.scores.items():
+        for image in range(results.images):
+            writer.writerow([method, image, *(repr(float(own[i][image])) for i in indices)])
+    return text.getvalue()
+
+
+_LATEX_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX_SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def latex_text(results: Results, bands: int | None = None) -> str:
+    """A tabular for the package booktabs, the best of each index in bold."""
+    indices = _indices(results)
+    arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
+    heads = []
+    for index in indices:
+        name = index_label(index, bands) if index == "q2n" and bands else INDICES[index].latex
+        heads.append(f"{name} {arrows[INDICES[index].high_is_better]}")
+    best = {index: _best(results, index) for index in indices}
+    rows = []
+    for method in results.scores:
+        cells = [_cell(results, method, index, r" \pm ") for index in indices]
+        shown = (
+            rf"$\mathbf{{{cell}}}$" if best[i] == method else f"${cell}$"
+            for i, cell in zip(indices, cells, strict=True)
+        )
+        rows.append(" & ".join([_plain_latex(method), *shown]) + r" \\")
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'c' * len(indices)}}}",
+            r"\toprule",
+            " & ".join(["Method", *heads]) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _plain_latex(text: str) -> str:
+    return re.sub(r"[\\~^&%$#_{}]", lambda found: _LATEX_SPECIAL[found[0]], text)
+
+
+def known_exp(results: Results, sensor: str) -> str | None:
+    """Whether EXP is that of a published set; None where nothing is known to compare with."""
+    exp = results.scores.get("EXP")
+    if exp is None or results.kind != "full" or sensor != "WV3" or results.images != PAPER_IMAGES:
+        return None
+    found = [results.mean("EXP", index) for index in ("d_lambda_k", "d_s", "hqnr")]
+    for name, expected in PAPER_EXP:
+        if all(abs(a - b) <= PAPER_TOLERANCE for a, b in zip(found, expected, strict=True)):
+            return f"EXP is that of the 20 full-resolution WV3 images of {name}."
+    said = "; ".join(f"{name} {', '.join(f'{v:.4f}' for v in expected)}" for name, expected in PAPER_EXP)
+    return (
+        f"EXP is none of the published ones of WV3 (D_lambda_K, D_s, HQNR: {said}): other images, or another protocol."
+    )
+
+
+def plain_words(results: Results) -> str | None:
+    """What the scores without a truth say; None for scores against one."""
+    if results.kind != "full":
+        return None
+    methods = [method for method in results.scores if method != "EXP"] or list(results.scores)
+    best = max(methods, key=lambda method: results.mean(method, "hqnr"))
+    colour, detail, both = (results.mean(best, i) for i in ("d_lambda_k", "d_s", "hqnr"))
+    lines = [
+        f"In words{f', for {best}' if len(results.scores) > 1 else ''}:",
+        f"D_lambda_K {colour:.3f}: how far the colours, at the MS's resolution, have left the MS; "
+        f"0 is perfect, 0.02 to 0.05 usual, this is {_judged(colour, 0.02, 0.05)}.",
+        f"D_s {detail:.3f}: how far the detail differs from what the PAN shows; 0 is perfect, 0.03 "
+        f"to 0.10 usual, this is {_judged(detail, 0.03, 0.10)}.",
+        f"HQNR {both:.3f} = (1 - D_lambda_K)(1 - D_s): both together; 1 is perfect, 0.85 to 0.95 "
+        f"usual, this is {_judged(both, 0.85, 0.95)}.",
+    ]
+    if "EXP" in results.scores and best != "EXP":
+        exp = results.mean("EXP", "hqnr")
+        verdict = "" if exp < both else ", which is no worse: PAN and MS may lie apart"
+        lines.append(f"The MS merely enlarged (EXP) has {exp:.3f}{verdict}.")
+    lines.append("No truth stands behind these numbers; differences below 0.005 mean little.")
+    return "\n".join(lines)
+
+
+def _judged(value: float, low: float, high: float) -> str:
+    return "below that" if value < low else "within that" if value <= high else "above that"
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that appears under its name only when it is complete."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:  # of a full disk the system names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From options and TOML files to a training run."""

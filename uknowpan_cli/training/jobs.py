@@ -1,0 +1,243 @@
+"""From what was typed to a stage that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uknowpan import __version__
+from uknowpan.errors import InputError, UsageError
+from uknowpan.training.settings import overridden
+
+if TYPE_CHECKING:
+    from uknowpan.models.pancollection.file import PanCollectionDataset, PatchBatches
+    from uknowpan.models.published.stages import PatchData
+    from uknowpan.models.published.uknow.distillation import FrozenTeacher
+    from uknowpan.models.training.loop import Stage
+    from uknowpan.models.training.presets import Settings
+    from uknowpan.models.training.scenes import Scene
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was typed."""
+
+    stage: str
+    """Or a further model, one of `uknowpan.models.training.presets.MODELS`."""
+    data: Sequence[Path]
+    valid: Sequence[Path]
+    prior: Path | None
+    teacher: Path | None
+    cache: Sequence[Path]
+    teacher_steps: int
+    max_value: float | None
+    preset: str
+    config: dict[str, Any]
+    init: Path | None
+    device: str
+    command: str
+
+    def __post_init__(self) -> None:
+        """Refuse files that the stage has no use for, or lacks."""
+        if self.stage == "fsa-t" and self.prior is None:
+            raise UsageError("The stage fsa-t needs --prior, a checkpoint of `uknowpan train --stage prior`.")
+        for name, stage in (("prior", "fsa-t"), ("teacher", "fsa-s"), ("cache", "fsa-s")):
+            if getattr(self, name) and self.stage != stage:
+                raise UsageError(f"--{name} is of the stage {stage}, not of {self.stage}.")
+        if self.max_value is not None:
+            from uknowpan.models.pancollection.file import is_full_scale
+
+            if not is_full_scale(self.max_value):
+                raise UsageError(f"--max-value: {self.max_value:g} is no full scale (1e-9 to 1e12).")
+        if self.teacher is not None and self.cache:
+            raise UsageError("Give --teacher or --cache, not both.")
+        for name in ("valid", "cache"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.data):
+                raise UsageError(
+                    f"{len(given)} --{name} for {len(self.data)} --data; give one for each, in the same order."
+                )
+
+
+def is_scenes_file(path: Path) -> bool:
+    """Whether a file is one of `uknowpan pack`, which holds groups, not PanCollection's arrays."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(len(file)) and all(isinstance(v, h5py.Group) for v in file.values())
+    except OSError:
+        return False
+
+
+def resolve(request: TrainRequest) -> Settings:
+    """Preset and TOML as settings; looks at the header of the training files only."""
+    from uknowpan.models.network import LiteConfig
+    from uknowpan.models.published.uknow.student_stage import GenericOptions
+    from uknowpan.models.training.loop import TrainConfig
+    from uknowpan.models.training.presets import Settings, preset
+
+    if is_scenes_file(request.data[0]):
+        others = (request.teacher, request.cache, request.valid, request.max_value)
+        alone = len(request.data) == 1 and not any(others) and request.preset == "lite"
+        if request.stage != "fsa-s" or not alone:
+            raise UsageError(
+                "A scenes file of `uknowpan pack` trains the lite form of the stage fsa-s, alone "
+                "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`)."
+            )
+        plain = Settings(TrainConfig(), LiteConfig(), GenericOptions())
+        return overridden(plain, request.config)
+    bands = _files(request.data[:1])[0].header.bands
+    return overridden(preset(request.preset, request.stage, bands), request.config)
+
+
+def make_job(request: TrainRequest, settings: Settings) -> Stage:
+    """The stage, with its data opened."""
+    if is_scenes_file(request.data[0]):
+        return _scenes_job(request, settings)
+    return _patches_job(request, settings)
+
+
+# ------------------------------------------------------------------------------ scenes files
+
+
+def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
+    from uknowpan.models.published.uknow.student_stage import GenericStudentStage
+    from uknowpan.models.training.scenes import GenericBatches, read_scenes
+
+    config = settings.train
+    batches = GenericBatches(
+        read_scenes(request.data[0], "train"),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        halved_share=config.halved_share,
+        subsampled_share=settings.options.subsampled_share,
+        truth_blur_share=settings.options.truth_blur_share,
+    )
+    valid = GenericBatches(read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4)
+    notes = {
+        **_notes(request, settings),
+        "scenes_by_licence": _by_licence(batches.scenes),
+        "validation_scenes_by_licence": _by_licence(valid.scenes),
+    }
+    return GenericStudentStage(settings.network, batches, valid, options=settings.options, notes=notes)
+
+
+def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
+    """Licence -> names of the scenes under it."""
+    found: dict[str, list[str]] = {}
+    for scene in scenes:
+        found.setdefault(scene.licence, []).append(scene.name)
+    return found
+
+
+# ------------------------------------------------------------------------ PanCollection files
+
+
+def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
+    from uknowpan.models.published.stages import PriorStage, TeacherStage
+    from uknowpan.models.published.uknow.student_stage import StudentStage
+    from uknowpan.models.training.presets import MODELS
+
+    data = _patch_data(request, settings)
+    if request.stage in MODELS:
+        return MODELS[request.stage].stage(settings.network, data, settings.options)
+    if request.stage == "prior":
+        return PriorStage(settings.network, data, settings.options)
+    if request.stage == "fsa-t":
+        assert request.prior is not None
+        return TeacherStage(settings.network, data, settings.options, request.prior)
+    return StudentStage(settings.network, data, settings.options, _teacher(request, data))
+
+
+def _teacher(request: TrainRequest, data: PatchData) -> FrozenTeacher | None:
+    from uknowpan.models.published.uknow.distillation import FrozenTeacher
+
+    if request.teacher is None:
+        return None
+    teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
+    teacher.check_serves(data.dataset.files[0].header)
+    return teacher
+
+
+def _files(paths: Sequence[Path]) -> list[Any]:
+    from uknowpan.models.pancollection.file import PanCollectionFile
+
+    return [PanCollectionFile(path, needs_gt=True) for path in paths]
+
+
+def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
+    from uknowpan.models.pancollection.file import PanCollectionDataset
+    from uknowpan.models.published.stages import PatchData
+
+    valid_paths = list(request.valid) or [_beside(path) for path in request.data]
+    train = PanCollectionDataset(_files(request.data), max_value=request.max_value)
+    valid = PanCollectionDataset(_files(valid_paths), max_value=request.max_value)
+    _check_alike(train, valid)
+    notes = {
+        **_notes(request, settings),
+        "files": [path.name for path in request.data],
+        "validation_files": [path.name for path in valid_paths],
+        "patches": len(train),
+        "validation_patches": len(valid),
+    }
+    return PatchData(
+        train=_batches(request, settings, train),
+        valid=valid,
+        validation_samples=settings.train.validation_samples,
+        workers=settings.train.workers,
+        device=request.device,
+        notes=notes,
+    )
+
+
+def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches:
+    from uknowpan.models.pancollection.file import PatchBatches, PatchSampler
+    from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile
+    from uknowpan.models.training.parallel import current_world
+
+    world, config = current_world(), settings.train
+    sampler = PatchSampler(
+        len(train),
+        batch_size=world.share(config.batch_size),
+        seed=config.seed,
+        flips=getattr(settings.options, "flips", False),
+        rank=world.rank,
+        world=world.size,
+    )
+    caches = [CacheFile(path) for path in request.cache]
+    return PatchBatches(CachedDataset(train, caches) if caches else train, sampler)
+
+
+def _beside(path: Path) -> Path:
+    """The validation file that belongs to a training file."""
+    head, found, tail = path.name.rpartition("train")
+    if not found:
+        raise UsageError(f"--valid is missing: {path.name} has no `train` in its name to find the validation file by.")
+    return path.with_name(f"{head}valid{tail}")
+
+
+def _check_alike(train: PanCollectionDataset, valid: PanCollectionDataset) -> None:
+    for name in ("bands", "ratio"):
+        ours, theirs = (getattr(d.files[0].header, name) for d in (train, valid))
+        if ours != theirs:
+            raise InputError(
+                f"The {name} of {train.files[0].path} is {ours}, that of {valid.files[0].path} is "
+                f"{theirs}; validate on data of the same kind."
+            )
+
+
+def _notes(request: TrainRequest, settings: Settings) -> dict[str, Any]:
+    """For the card: what was done by whom."""
+    from uknowpan.models.checkpoints import read_card
+    from uknowpan.models.training.loop import resolved_config
+
+    return {
+        "code_version": __version__,
+        "command": request.command,
+        "seed": settings.train.seed,
+        "config": resolved_config(request.stage, settings.train, settings.network, settings.options),
+        "started_from": None if request.init is None else read_card(request.init).training,
+    }

@@ -1,0 +1,107 @@
+"""Settings of a run: a TOML over the dataclasses of a preset."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uknowpan.errors import UsageError
+
+if TYPE_CHECKING:
+    from uknowpan.models.training.presets import Settings
+
+
+TABLES = ("train", "network", "options")
+COUNTS = frozenset(
+    {
+        *("iterations", "batch_size", "validate_every", "validation_samples", "checkpoint_every"),
+        *("log_every", "width", "deep_width", "timesteps", "heads", "patch", "steps"),
+        *("multipliers", "widths", "head_width", "token_width", "groups", "expansion", "ratio"),
+    }
+)
+"""Fields that must be at least 1."""
+SHARES = frozenset(
+    {
+        *("ema", "halved_share", "subsampled_share", "truth_blur_share", "terminal_share"),
+        *("dropout", "drop_path", "learning_rate"),
+    }
+)
+"""Fields that must be at most 1."""
+LARGEST = 2**31 - 1
+"""Of whole numbers: seeds are multiplied, sizes go to C."""
+
+
+def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
+    """The TOML as a dictionary; usage errors exit with 2."""
+    if path is None:
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {path} cannot be read: {error}.") from error
+    unknown = sorted(set(settings) - {*TABLES, "preset"})
+    if unknown:
+        tables = ", ".join(f"[{table}]" for table in TABLES)
+        raise UsageError(f"--config has preset and {tables}, not {', '.join(unknown)}.")
+    if settings.get("preset", presets[0]) not in presets:
+        raise UsageError(f"There is no preset {settings['preset']!r}; known are {', '.join(presets)}.")
+    return settings
+
+
+def overridden(settings: Settings, config: dict[str, Any]) -> Settings:
+    """The settings with the fields of a TOML; unknown ones are refused with the valid ones."""
+    changed = {table: _replaced(getattr(settings, table), config[table], table) for table in TABLES if table in config}
+    return replace(settings, **changed)
+
+
+def _replaced(there: Any, values: Any, table: str) -> Any:
+    if not isinstance(values, dict):
+        raise UsageError(f"[{table}] is a table, not {values!r}.")
+    valid = [f.name for f in fields(there)]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        raise UsageError(f"{type(there).__name__} has no field {', '.join(unknown)}; valid are {', '.join(valid)}.")
+    checked = {name: _checked(getattr(there, name), value, f"{table}.{name}") for name, value in values.items()}
+    try:
+        return replace(there, **checked)
+    except ValueError as error:
+        raise UsageError(f"[{table}]: {error}.") from error
+
+
+def _checked(there: Any, value: Any, place: str) -> Any:
+    """A value of the type of the one that it replaces."""
+    if is_dataclass(there):
+        return _replaced(there, value, place)
+    name = place.rpartition(".")[2]
+    if isinstance(there, tuple):
+        if not isinstance(value, list) or any(type(v) is not int for v in value):
+            raise UsageError(f"{name} takes a list of whole numbers, not {value!r}.")
+        if max(value, default=0) > LARGEST:
+            raise UsageError(f"{name} must be at most {LARGEST}, not {max(value)}.")
+        if name in COUNTS and min(value, default=1) < 1:
+            raise UsageError(f"{name} must be at least 1, not {min(value)}.")
+        return tuple(value)
+    wanted = type(there)
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        raise UsageError(f"{name} takes {wanted.__name__}, not {value!r}.")
+    if wanted is float and not math.isfinite(value):
+        raise UsageError(f"{name} takes a finite number, not {value}.")
+    for bound, least in _bounds(name, wanted):
+        if value < bound:
+            raise UsageError(f"{name} must be at least {least}, not {value}.")
+    if wanted is int and value > LARGEST:
+        raise UsageError(f"{name} must be at most {LARGEST}, not {value}.")
+    if name in SHARES and value > 1:
+        raise UsageError(f"{name} must be at most 1, not {value}.")
+    return value
+
+
+def _bounds(name: str, kind: type) -> Iterator[tuple[float, str]]:
+    if name in COUNTS:
+        yield 1, "1"
+    elif kind in (int, float):
+        yield 0, "0"

@@ -1,0 +1,120 @@
+"""What a person sees of a training run: lines, a bar, pictures, TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from uknowpan.models.training.loop import Examples
+
+
+log = logging.getLogger("uknowpan")
+
+QUIET_FIELDS = frozenset({"step", "seconds", "score"})
+
+
+class TrainShow:
+    """Shows a run: a bar on a terminal, a line per entry of the log elsewhere; for every validation
+    OUT/pictures/step_*.png; TensorBoard events in OUT if it is installed."""
+
+    def __init__(self, out: Path, iterations: int, *, quiet: bool, writes: bool):
+        self.out, self.iterations, self.quiet = out, iterations, quiet
+        self._writes = writes
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=iterations, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    @cached_property
+    def _events(self) -> Any:
+        """Opened with the first entry: a run that is refused leaves no folder."""
+        return _tensorboard(self.out) if self._writes else None
+
+    def step(self, step: int, parts: dict[str, float]) -> None:
+        """After every step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """After every entry of the log."""
+        step = entry["step"]
+        if self._events is not None:
+            for name, value in entry.items():
+                if name not in ("step", "seconds"):
+                    self._events.add_scalar(name, value, step)
+            self._events.flush()
+        if self.quiet:
+            return
+        values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k not in QUIET_FIELDS)
+        line = f"step {step}/{self.iterations}: {values}"
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def examples(self, step: int, shown: Examples) -> None:
+        """After every validation."""
+        try:
+            from uknowpan.pictures import write_png
+        except ImportError as error:  # training must not need rasterio
+            log.info("no validation pictures: %s", error)
+            return
+        sheet = example_sheet(shown)
+        folder = self.out / "pictures"
+        try:
+            folder.mkdir(exist_ok=True)
+            write_png(folder / f"step_{step:06d}.png", sheet)
+        except OSError as error:  # no reason to end a run of days
+            log.warning("no picture of step %d in %s: %s", step, folder, error.strerror or error)
+        if self._events is not None:
+            self._events.add_image("examples", sheet, step)
+
+    def close(self) -> None:
+        """Finish bar and events."""
+        if self._bar is not None:
+            self._bar.close()
+        if (events := self.__dict__.get("_events")) is not None:
+            events.close()
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out))
+
+
+def example_sheet(shown: Examples) -> np.ndarray:
+    """uint8 (3, H, W): a row for each patch of PAN, LMS, result, truth and error (and 1-sigma, at
+    the error's scale, where the network says one)."""
+    import numpy as np
+
+    from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from
+
+    rows = []
+    for i in range(len(shown.pan)):
+        pan, lms, hrms, gt = (x[i].float().cpu().numpy() for x in (shown.pan, shown.lms, shown.hrms, shown.gt))
+        look = stretch_from(gt, bands=rgb_bands((), (), len(gt)))
+        grey = stretch_from(pan, bands=(0, 0, 0))
+        limit = max(float(np.percentile(np.abs(lms - gt).mean(0), 99)), 1e-6)
+        row = [
+            ("PAN", grey.apply(pan)),
+            ("LMS", look.apply(lms)),
+            ("RESULT", look.apply(hrms)),
+            ("TRUTH", look.apply(gt)),
+            ("ERROR LMS", error_map(lms, gt, limit)),
+            ("ERROR", error_map(hrms, gt, limit)),
+        ]
+        if shown.sigma is not None:
+            sigma = shown.sigma[i].float().cpu().numpy()
+            row.append(("1 SIGMA", error_map(sigma, np.zeros_like(sigma), limit)))
+        rows.append([(text, enlarge(picture, 3)) for text, picture in row])
+    return panels(rows, scale=1)
