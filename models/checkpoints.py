@@ -35,7 +35,7 @@ class Card:
     """How many bands it takes; None: any number."""
     ratios: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6])
     registration: str = "area"
-    """Of the training data, see `uknowpan.models.pancollection.file.registration_of`. Either way the
+    """Of the training data, see `uknowpan.models.pancollection.protocol.registration_of`. Either way the
     LMS that the network learnt from lay on the truth, as `sharpen` lays it on the PAN."""
     residual_scale: float = 1.0
     """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band); "fsa-s-lite"."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.metrics.toolbox import interp23tap
-from uknowpan.models.pancollection.file import wald_ms
+from uknowpan.models.pancollection.protocol import wald_ms
 
 
 def draw_truth(seed: int, bands: int = 4, size: int = 64) -> Tensor:

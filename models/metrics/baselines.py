@@ -18,7 +18,8 @@ from torch import Tensor
 
 from uknowpan.models.metrics.sensors import UNKNOWN_PAN_GAIN
 from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
-from uknowpan.models.pancollection.file import PatchBatch, registration_of, wald_lms, wald_ms
+from uknowpan.models.pancollection.file import PatchBatch
+from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
 
 MAX_MODULATION = 10.0
 """Methods that multiply by a quotient keep it between 0 and this: dark pixels divide by about 0."""

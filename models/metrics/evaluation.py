@@ -17,7 +17,8 @@ from torch import Tensor
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.indices import BLOCK, crop_border, full_resolution, reduced_resolution
 from uknowpan.models.metrics.sensors import Sensor
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch, registration_of
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.protocol import registration_of
 
 EXP = "EXP"
 """The stored lms as a method: what MS alone gives."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from uknowpan.models.blur import Psf, Window, default_psf, estimate_psf
 from uknowpan.models.features import condition_reach, generic_condition
-from uknowpan.models.pancollection.file import PanCollectionDataset, PatchBatch
+from uknowpan.models.pancollection.dataset import PanCollectionDataset
+from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.resample import UPSAMPLE_REACH, mirrored, registration_offset
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition

@@ -21,7 +21,8 @@ from uknowpan.models.features import minds_softness
 from uknowpan.models.network import FSAStudentLite
 from uknowpan.models.noise import position_noise
 from uknowpan.models.pancollection.condition import PatchConditioner
-from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.dataset import PanCollectionDataset
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.published.pan_crafter.network import PanCrafter
 from uknowpan.models.published.ssdiff.network import SSDiff
 from uknowpan.models.published.uknow.distillation import FrozenTeacher

@@ -22,8 +22,8 @@ from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
 from uknowpan.models.noise import position_noise
-from uknowpan.models.pancollection.file import PanCollectionDataset, PatchBatch, PatchBatches
-from uknowpan.models.published.uknow.distillation import CachedDataset
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
+from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
 from uknowpan.models.training.loop import Examples
@@ -98,10 +98,7 @@ class PatchData:
     @property
     def dataset(self) -> PanCollectionDataset:
         """The training patches."""
-        found = self.train.dataset
-        found = found.dataset if isinstance(found, CachedDataset) else found
-        assert isinstance(found, PanCollectionDataset)
-        return found
+        return self.train.dataset.patches
 
     @property
     def bands(self) -> int:

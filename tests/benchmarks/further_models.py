@@ -44,7 +44,8 @@ from uknowpan.datasets.demo_scene import make_demo_scene
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
-from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.dataset import PanCollectionDataset
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.sharpener import load_patch_sharpener
 from uknowpan.models.published.stages import patch_scores, validation_patches
 from uknowpan.models.sharpeners import AS_MS, Sharpened, Sharpener, load_sharpener, sharpen_array

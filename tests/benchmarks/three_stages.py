@@ -17,7 +17,8 @@ from typing import Any
 
 from uknowpan.models.checkpoints import load_model
 from uknowpan.models.devices import tune_cpu
-from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.stages import PatchData, PriorStage, TeacherStage, patch_scores, validation_patches
 from uknowpan.models.published.uknow.student_stage import StudentStage
 from uknowpan.models.training.presets import preset

@@ -38,14 +38,9 @@ from torch import Tensor
 
 from uknowpan.models.checkpoints import save_checkpoint
 from uknowpan.models.devices import tune_cpu
-from uknowpan.models.pancollection.file import (
-    PanCollectionDataset,
-    PanCollectionFile,
-    PanCollectionWriter,
-    PatchBatch,
-    PatchBatches,
-    PatchSampler,
-)
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.published.stages import PatchData, PriorStage, TeacherStage
 from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile, FrozenTeacher, write_cache
 from uknowpan.models.published.uknow.student_stage import StudentStage

@@ -31,14 +31,9 @@ from uknowpan.datasets.simulate import (
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import imresize
-from uknowpan.models.pancollection.file import (
-    PanCollectionDataset,
-    PanCollectionFile,
-    PatchBatches,
-    PatchSampler,
-    wald_lms,
-    wald_ms,
-)
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 GENERIC = find_sensor("generic")

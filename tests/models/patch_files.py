@@ -7,16 +7,10 @@ import torch
 from textures import make_pair
 
 from uknowpan.models.checkpoints import Card, save_checkpoint
-from uknowpan.models.pancollection.file import (
-    PanCollectionDataset,
-    PanCollectionFile,
-    PanCollectionWriter,
-    PatchBatch,
-    PatchBatches,
-    PatchSampler,
-    wald_lms,
-    wald_ms,
-)
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
+from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile

@@ -18,7 +18,8 @@ from uknowpan.models.metrics.toolbox import interp23tap
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.noise import position_noise
 from uknowpan.models.pancollection.condition import PatchConditioner
-from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.dataset import PanCollectionDataset
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.sharpener import load_patch_sharpener
 from uknowpan.models.published.uknow import prior, student, teacher
 from uknowpan.models.published.uknow.distillation import FrozenTeacher

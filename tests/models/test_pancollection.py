@@ -13,17 +13,10 @@ import torch
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
-from uknowpan.models.pancollection.file import (
-    PanCollectionDataset,
-    PanCollectionFile,
-    PanCollectionWriter,
-    PatchBatch,
-    PatchBatches,
-    PatchSampler,
-    registration_of,
-    wald_lms,
-    wald_ms,
-)
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
+from uknowpan.models.pancollection.writer import PanCollectionWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 
@@ -273,7 +266,7 @@ def test_an_error_in_a_worker_is_the_sentence(tmp_path):
 
 STREAM = """
 import json, resource, sys
-from uknowpan.models.pancollection.file import *
+from uknowpan.models.pancollection.dataset import *
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def run(path, steps):

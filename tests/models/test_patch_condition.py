@@ -11,18 +11,10 @@ from textures import Texture
 from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.features import BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, condition_reach, generic_condition
 from uknowpan.models.pancollection.condition import PatchConditioner
-from uknowpan.models.pancollection.file import (
-    Draw,
-    PanCollectionDataset,
-    PanCollectionFile,
-    PanCollectionWriter,
-    PatchBatch,
-    PatchBatches,
-    PatchSampler,
-    registration_of,
-    wald_lms,
-    wald_ms,
-)
+from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
+from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.resample import crop, mirrored, upsample
 from uknowpan.models.statistics import scene_statistics
 

@@ -59,7 +59,8 @@ def distill_cache(
     with opt.guarded(-1 if quiet else verbose):
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
-        from uknowpan.models.pancollection.file import PanCollectionDataset, PanCollectionFile, is_full_scale
+        from uknowpan.models.pancollection.dataset import PanCollectionDataset
+        from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
         from uknowpan.models.published.uknow.distillation import FrozenTeacher, bytes_per_sample, part_of, write_cache
         from uknowpan.opening import choose_device
         from uknowpan.tiling import check_output

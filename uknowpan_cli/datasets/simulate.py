@@ -21,15 +21,9 @@ import numpy as np
 from uknowpan import __version__
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import Sensor, find_sensor
-from uknowpan.models.pancollection.file import (
-    PanCollectionWriter,
-    PatchBatch,
-    is_full_scale,
-    registration_of,
-    wald_lms,
-    wald_margin,
-    wald_ms,
-)
+from uknowpan.models.pancollection.file import PatchBatch, is_full_scale
+from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
+from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.opening import NOTICEABLE_SHIFT
 from uknowpan.options import Coregister
 

@@ -12,7 +12,7 @@ from uknowpan.errors import InputError, UsageError
 from uknowpan.training.settings import overridden
 
 if TYPE_CHECKING:
-    from uknowpan.models.pancollection.file import PanCollectionDataset, PatchBatches
+    from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
     from uknowpan.models.published.stages import PatchData
     from uknowpan.models.published.uknow.distillation import FrozenTeacher
     from uknowpan.models.training.loop import Stage
@@ -169,7 +169,7 @@ def _files(paths: Sequence[Path]) -> list[Any]:
 
 
 def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
-    from uknowpan.models.pancollection.file import PanCollectionDataset
+    from uknowpan.models.pancollection.dataset import PanCollectionDataset
     from uknowpan.models.published.stages import PatchData
 
     valid_paths = list(request.valid) or [_beside(path) for path in request.data]
@@ -194,7 +194,7 @@ def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
 
 
 def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches:
-    from uknowpan.models.pancollection.file import PatchBatches, PatchSampler
+    from uknowpan.models.pancollection.dataset import PatchBatches, PatchSampler
     from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile
     from uknowpan.models.training.parallel import current_world
 

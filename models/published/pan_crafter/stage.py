@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.pancollection.file import PanCollectionDataset, PatchBatch
+from uknowpan.models.pancollection.dataset import PanCollectionDataset
+from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.pan_crafter.network import MS_MODE, PAN_MODE, PanCrafter, PanCrafterConfig, low_pan
 from uknowpan.models.published.stages import (
     STATISTICS_SAMPLES,

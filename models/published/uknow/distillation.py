@@ -29,15 +29,8 @@ from uknowpan.models.checkpoints import Card, load_model, sha256
 from uknowpan.models.diffusion import NoiseSchedule
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.noise import position_noise
-from uknowpan.models.pancollection.file import (
-    Draw,
-    HDF5Reader,
-    PanCollectionDataset,
-    PanCollectionFile,
-    PanCollectionHeader,
-    PatchBatch,
-    reason_of,
-)
+from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
+from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, PatchBatch, reason_of
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.published.uknow.teacher import TeacherConfig
 
@@ -483,17 +476,7 @@ class CacheFile(HDF5Reader):
             DataError: a sample is damaged or holds values that are not finite.
             IndexError: no such sample.
         """
-        for index in indices:
-            if not 0 <= index < len(self):
-                raise IndexError(f"{self.path} holds samples 0 to {len(self) - 1}, not {index}")
-        found = self._stacked(self.names, indices)
-        for name, values in found.items():
-            bad = ~np.isfinite(values).all((1, 2, 3))
-            if bad.any():
-                raise DataError(
-                    f"{self.path}: {name} of sample {indices[int(bad.argmax())]} holds NaN or "
-                    "infinite values; write the cache anew."
-                )
+        found = self._samples(self.names, indices, len(self), "write the cache anew")
         stacks = found.values()
         sr, variance, *features = (torch.from_numpy(v.astype(np.float32)) for v in stacks)
         return TeacherAnswer(sr, variance, tuple(features))
@@ -534,7 +517,7 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
     """
 
     def __init__(self, dataset: PanCollectionDataset, caches: Sequence[CacheFile]):
-        self.dataset, self.caches = dataset, list(caches)
+        self.patches, self.caches = dataset, list(caches)
         if len(self.caches) != len(dataset.files):
             raise DataError(
                 f"{len(self.caches)} caches for {len(dataset.files)} training files; give one for "
@@ -555,13 +538,13 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
                     )
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.patches)
 
     def __getitem__(self, draw: Draw | int) -> tuple[PatchBatch, TeacherAnswer]:
         if isinstance(draw, int):
             draw = Draw(draw)
-        file, index = self.dataset.place(draw.sample)
-        return self.dataset[draw], self.caches[file].read([index]).flip(draw.axes)
+        file, index = self.patches.place(draw.sample)
+        return self.patches[draw], self.caches[file].read([index]).flip(draw.axes)
 
     @staticmethod
     def collate(
@@ -573,6 +556,6 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
 
     def close(self) -> None:
         """Let go of all files; the next read opens them again."""
-        self.dataset.close()
+        self.patches.close()
         for cache in self.caches:
             cache.close()

@@ -1,0 +1,67 @@
+"""Wald's protocol as PanCollection's files follow it: the reduced MS, and the LMS made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from uknowpan.models.metrics.toolbox import MTF_REACH, interp23tap, mirror_index, mtf_filter
+from uknowpan.models.resample import upsample
+from uknowpan.models.training.degradations import Degradation, degrade_truth
+
+LMS_REACH = 10
+"""MS pixels that an interpolated pixel depends on, at ratio 8 and below."""
+
+
+def registration_of(ratio: int) -> str:
+    """Where the MS lies in simulated data, as a checkpoint's card names it.
+
+    "pancollection": MS sample i at truth index ratio * i + ratio // 2, for powers of two, by which
+    the toolbox's interpolator enlarges. "area": at ratio * i + (ratio - 1) / 2.
+    """
+    return "pancollection" if ratio & (ratio - 1) == 0 else "area"
+
+
+def wald_margin(ratio: int) -> int:
+    """Margin in reduced MS pixels that a simulated patch depends on."""
+    return LMS_REACH + -(-MTF_REACH // ratio) + 1
+
+
+def wald_ms(gt: Tensor, gains: Sequence[float], ratio: int) -> Tensor:
+    """The reduced MS of a truth: blurred by the sensor's MTF and sampled.
+
+    Args:
+        gt: (C, H, W), H and W multiples of the ratio.
+        gains: MTF gain at the MS Nyquist frequency, one per band.
+        ratio: PAN pixels per MS pixel; `registration_of` gives the registration.
+
+    Returns:
+        (C, H / ratio, W / ratio) float64.
+    """
+    if registration_of(ratio) == "area":
+        return degrade_truth(gt.double(), Degradation(ratio, "gaussian", tuple(gains)))
+    first = ratio // 2
+    return mtf_filter(gt, gains, ratio)[..., first::ratio, first::ratio]
+
+
+def wald_lms(ms: Tensor, ratio: int) -> Tensor:
+    """The reduced MS enlarged again: by `interp23tap` for powers of two, else by cubic convolution.
+
+    The toolbox's interpolator wraps around at the borders of a scene; here they are mirrored.
+
+    Args:
+        ms: (C, h, w).
+        ratio: PAN pixels per MS pixel.
+
+    Returns:
+        (C, ratio * h, ratio * w) float64.
+    """
+    if registration_of(ratio) == "area":
+        return upsample(ms.double()[None], ratio)[0]
+    rows, columns = (mirror_index(n, LMS_REACH, LMS_REACH) for n in ms.shape[-2:])
+    # Band by band: the convolutions of all at once took a gigabyte for 8 x 640 x 640.
+    wide = torch.stack([interp23tap(band[rows][:, columns], ratio) for band in ms])
+    inner = slice(LMS_REACH * ratio, -LMS_REACH * ratio)
+    return wide[..., inner, inner]
