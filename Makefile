@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
-# TORCH=cuda takes whatever build pip finds (on Linux the CUDA one, several gigabytes) into an
-# environment of its own; TORCH_INDEX=URL names the package index that torch comes from.
+# TORCH=cuda takes the default build of PyTorch (on Linux the CUDA one, several gigabytes) into an environment of its own.
+# TORCH_INDEX=URL names the package index that PyTorch comes from.
 PYTHON ?= python3
 TORCH ?= cpu
 TORCH_INDEX ?=
@@ -13,28 +13,41 @@ VENV ?= .venv
 TORCH_REQUIREMENT = torch==2.13.0
 endif
 RUN = $(VENV)/bin
-STAMP = $(VENV)/.installed
+LIBRARIES = $(VENV)/.libraries
+FILES = $(VENV)/.files
+INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean again
 
-$(STAMP): pyproject.toml
+$(LIBRARIES): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH_REQUIREMENT)"
-	$(RUN)/python -m pip install --quiet -e ".[dev]"
+	$(RUN)/python -m pip install --quiet -e ".[dev]" --config-settings editable_mode=strict
 	touch $@
 
-demo: $(STAMP)
+# A strict editable install links the files that were there: a new or moved file needs another one.
+$(FILES): again | $(LIBRARIES)
+	@find uknowpan_cli models tiling -type f ! -path '*/__pycache__/*' | LC_ALL=C sort > $@.now
+	@cmp -s $@.now $@ && rm $@.now || mv $@.now $@
+
+$(INSTALLED): $(LIBRARIES) $(FILES)
+	rm -rf build
+	$(RUN)/python -m pip install --quiet --no-deps --no-build-isolation -e . --config-settings editable_mode=strict
+	touch $@
+
+demo: $(INSTALLED)
 	$(RUN)/uknowpan demo --out demo
 
-test: $(STAMP)
+# The tests of the packaging build a wheel, install it into an environment of its own and run the demo from there.
+test: lint
 	$(RUN)/python -m pytest -n auto
 
-lint: $(STAMP)
+lint: $(INSTALLED)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy -p uknowpan
 
-bench: $(STAMP)
+bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
 
 clean:
