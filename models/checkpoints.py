@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
+from uknowpan.models.architectures import ARCHITECTURES, TIMESTEPS, architecture_of, resolve
 from uknowpan.models.errors import CheckpointError
 
 DEFAULT_MODEL = "generic"
@@ -78,29 +79,16 @@ class Card:
         for name, value in positive.items():
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
-        timesteps = self.config.get("timesteps", 500) if isinstance(self.config, dict) else 500
-        if self.steps > timesteps:
-            raise ValueError(f"steps must be at most its {timesteps} timesteps, not {self.steps}")
+        if self.steps > self.timesteps:
+            raise ValueError(f"steps must be at most its {self.timesteps} timesteps, not {self.steps}")
         if self.registration not in ("area", "pancollection"):
             raise ValueError(f"registration {self.registration!r} is unknown")
 
-
-def _architectures() -> dict[str, Any]:
-    from uknowpan.models.network import FSAStudentLite, LiteConfig
-    from uknowpan.models.published.pan_crafter.network import PanCrafter, PanCrafterConfig
-    from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
-    from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
-    from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
-    from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
-
-    return {
-        "fsa-s-lite": (FSAStudentLite, LiteConfig),
-        "fsa-s": (FSAStudent, StudentConfig),
-        "fsa-t": (GuidedTeacher, GuidedTeacherConfig),
-        "prior": (PriorNet, PriorConfig),
-        "pan-crafter": (PanCrafter, PanCrafterConfig),
-        "ssdiff": (SSDiff, SSDiffConfig),
-    }
+    @property
+    def timesteps(self) -> int:
+        """Length of the noise schedule that the network was trained with."""
+        stored = self.config.get("timesteps", TIMESTEPS) if isinstance(self.config, dict) else TIMESTEPS
+        return int(stored)
 
 
 def _config_of(kind: Any, values: Any) -> Any:
@@ -115,10 +103,10 @@ def _config_of(kind: Any, values: Any) -> Any:
     return kind(**{name: field_of(name, value) for name, value in values.items()})
 
 
-def network_of(config: Any) -> nn.Module:
+def network_of(config: object) -> nn.Module:
     """The network that a config dataclass describes, with random weights."""
-    network = next(n for n, kind in _architectures().values() if type(config) is kind)
-    return network(config)
+    network: nn.Module = resolve(architecture_of(config).network)(config)
+    return network
 
 
 def build_network(card: Card) -> nn.Module:
@@ -127,19 +115,19 @@ def build_network(card: Card) -> nn.Module:
     Raises:
         CheckpointError: unknown architecture or config fields.
     """
-    known = _architectures()
-    if card.architecture not in known:
+    entry = ARCHITECTURES.get(card.architecture)
+    if entry is None:
         raise CheckpointError(
             f"the checkpoint's architecture {card.architecture!r} is unknown to this version "
-            f"(known: {', '.join(known)})"
+            f"(known: {', '.join(ARCHITECTURES)})"
         )
-    network, config = known[card.architecture]
     try:
-        return network(_config_of(config, card.config))
+        network: nn.Module = resolve(entry.network)(_config_of(resolve(entry.config), card.config))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint's config does not fit architecture {card.architecture}: {error}"
         ) from error
+    return network
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.types import Condition, Denoised
 
 Denoiser = Callable[[Tensor, Tensor, Condition], Denoised]
@@ -26,7 +27,7 @@ class NoiseSchedule:
     """(T,) float64, falling."""
 
     @staticmethod
-    def cosine(timesteps: int = 500, s: float = 0.008) -> NoiseSchedule:
+    def cosine(timesteps: int = TIMESTEPS, s: float = 0.008) -> NoiseSchedule:
         """alpha_bar_t = f((t + 1) / T) / f(0), f(u) = cos^2((u + s) / (1 + s) * pi / 2)."""
         u = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
 

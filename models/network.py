@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, PLAIN_SCENE_FEATURES
 from uknowpan.models.types import Condition, Denoised
 
@@ -32,7 +33,7 @@ class LiteConfig:
     """Residual blocks on the 2 x 2 grid, before and again after the deep part."""
     deep_blocks: int = 3
     """Residual blocks on the 4 x 4 grid."""
-    timesteps: int = 500
+    timesteps: int = TIMESTEPS
     """Length of the noise schedule (scales the time embedding)."""
     back_projection: bool = False
     """The band feature of that name is seen, and mixed into the answer like an injection."""

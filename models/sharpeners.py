@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
@@ -150,7 +151,7 @@ class _DiffusionSharpener:
         self.steps = card.steps if steps is None else steps
         self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
         self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.schedule = NoiseSchedule.cosine(int(card.config.get("timesteps", 500)))
+        self.schedule = NoiseSchedule.cosine(card.timesteps)
         self.timesteps = self.schedule.respace(self.steps)
 
     def check(self, bands: int, ratio: int) -> None:
@@ -436,21 +437,6 @@ def _shrunk(condition: Condition, border: int) -> Condition:
     return condition.crop(slice(border, height - border), slice(border, width - border))
 
 
-SHARPENERS: dict[str, type[StudentSharpener] | type[UNetSharpener]] = {
-    "fsa-s-lite": StudentSharpener,
-    "fsa-s": UNetSharpener,
-    "pan-crafter": OnePassSharpener,
-    "ssdiff": UNetSharpener,
-}
-
-NO_STUDENTS = {
-    "fsa-t": "a teacher (fsa-t); distil a student with `uknowpan train --stage fsa-s --teacher` and sharpen with that",
-    "prior": "the prior of a teacher (prior); train the teacher and its student with `uknowpan "
-    "train` and sharpen with the student",
-}
-"""Architecture -> what such a model is, and the way out."""
-
-
 def load_sharpener(model: str | None, method: str | None = None, *, consistency: int = 0, **options: Any) -> Sharpener:
     """A sharpener by name: a classical `method`, else a model (bundled name or path).
 
@@ -472,10 +458,15 @@ def load_sharpener(model: str | None, method: str | None = None, *, consistency:
 def _load(model: str | None, options: dict[str, Any]) -> StudentSharpener | UNetSharpener:
     path = find_checkpoint(model or DEFAULT_MODEL)
     card = read_card(path)
-    if card.architecture in NO_STUDENTS:
-        raise ModelMismatch(f"model {card.name} is {NO_STUDENTS[card.architecture]}")
+    entry = ARCHITECTURES.get(card.architecture)
+    if entry is not None and entry.unfit_for_scenes:
+        raise ModelMismatch(f"model {card.name} is {entry.unfit_for_scenes}")
     network, card = load_model(path)
-    return SHARPENERS[card.architecture](network, card, digest=sha256(path), **options)
+    entry = ARCHITECTURES[card.architecture]
+    sharpener: StudentSharpener | UNetSharpener = resolve(entry.sharpener)(
+        network, card, digest=sha256(path), **options
+    )
+    return sharpener
 
 
 def sharpen_array(sharpener: Sharpener, pan: Tensor, ms: Tensor, *, max_value: float | None = None) -> Sharpened:

@@ -76,7 +76,7 @@ class _Setting:
         """DDIM from noise that is the same for every image."""
         bands, height, width = condition.lms.shape[1:]
         noise = position_noise(self.seed, 0, 0, height, width, bands, self.device)
-        schedule = NoiseSchedule.cosine(int(self.card.config.get("timesteps", 500)))
+        schedule = NoiseSchedule.cosine(self.card.timesteps)
         return ddim_sample(
             model,
             noise.expand(len(condition.lms), -1, -1, -1),
@@ -123,7 +123,7 @@ def load_patch_sharpener(
     taken = 1 if card.architecture in ONE_PASS else taken
     setting = _Setting(card, file, scale, taken, seed, device, softness)
     _check(network, setting)
-    NoiseSchedule.cosine(int(card.config.get("timesteps", 500))).respace(taken)
+    NoiseSchedule.cosine(card.timesteps).respace(taken)
     return PatchSharpener(card, sha256(path), taken, _MAKERS[card.architecture](network, setting))
 
 

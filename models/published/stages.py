@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.checkpoints import Card, load_model
 from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
 from uknowpan.models.errors import DataError, ModelMismatch
@@ -31,7 +32,6 @@ from uknowpan.models.training.losses import beta_nll
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.types import Condition, Denoised
 
-TIMESTEPS = 500
 """Length of the published noise schedule."""
 VALIDATION_BATCH = 32
 EXAMPLES = 4

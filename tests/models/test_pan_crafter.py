@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from patch_files import assert_same_state, patch_data, stirred, write_patches
 from textures import make_pair
 
+from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.checkpoints import Card, load_model, network_of, read_card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.pancollection.file import PanCollectionFile
@@ -26,7 +27,7 @@ from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCr
 from uknowpan.models.published.stages import residual_std_of
 from uknowpan.models.sharpeners import OnePassSharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.loop import Interrupted, TrainConfig, train
-from uknowpan.models.training.presets import MODELS, PRESETS, preset
+from uknowpan.models.training.presets import PRESETS, preset
 from uknowpan.models.types import Condition
 
 SMALL = PanCrafterConfig(
@@ -284,7 +285,7 @@ def test_presets(name, bands):
     count = sum(p.numel() for p in model.parameters())
     assert settings.network.bands == bands and type(settings.options) is PanCrafterOptions
     assert count < 1_000_000 if name == "lite" else settings.network == PanCrafterConfig(bands)
-    assert MODELS["pan-crafter"].stage is PanCrafterStage
+    assert resolve(ARCHITECTURES["pan-crafter"].trainer) is PanCrafterStage
     if name == "paper":
         wanted = {
             "iterations": 50_000, "batch_size": 48, "learning_rate": 1e-4, "weight_decay": 0.01,

@@ -16,6 +16,7 @@ import typer
 from uknowpan import errors as exits
 from uknowpan import options as opt
 from uknowpan.errors import OutputExists, UsageError
+from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.stopping import stop_requests
 
 
@@ -28,7 +29,7 @@ def distill_cache(
     teacher: Annotated[str, typer.Option("--teacher", help="Checkpoint of a trained teacher (fsa-t).")],
     data: Annotated[Path, typer.Option("--data", help="Training file in PanCollection's layout.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The cache to write, an h5 file.")],
-    steps: Annotated[int, typer.Option("--steps", min=1, max=500, help="Network evaluations per answer.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=TIMESTEPS, help="Network evaluations per answer.")] = 1,
     seed: Annotated[
         int,
         typer.Option("--seed", min=0, max=2**63 - 1, help="Of the noise that answers start from."),

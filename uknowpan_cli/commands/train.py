@@ -8,24 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uknowpan import errors as exits
 from uknowpan import options as opt
 from uknowpan.errors import OutputExists, UsageError
+from uknowpan.models.architectures import TIMESTEPS, stage_names
 
-
-class StageName(StrEnum):
-    prior = "prior"
-    fsa_t = "fsa-t"
-    fsa_s = "fsa-s"
-
-
-class ModelName(StrEnum):
-    pan_crafter = "pan-crafter"
-    ssdiff = "ssdiff"
+if TYPE_CHECKING:
+    StageName = StrEnum
+    ModelName = StrEnum
+else:  # the table of networks has the names
+    StageName = StrEnum("StageName", {name: name for name in stage_names("--stage")})
+    ModelName = StrEnum("ModelName", {name: name for name in stage_names("--model")})
 
 
 class PresetName(StrEnum):
@@ -68,7 +65,7 @@ def train(
     ] = None,
     teacher_steps: Annotated[
         int,
-        typer.Option("--teacher-steps", min=1, max=500, help="Evaluations of --teacher per answer."),
+        typer.Option("--teacher-steps", min=1, max=TIMESTEPS, help="Evaluations of --teacher per answer."),
     ] = 1,
     preset: Annotated[
         PresetName | None,
@@ -117,7 +114,7 @@ def train(
 
         if stage is not None and model is not None:
             raise UsageError(f"--model {model.value} is trained in one stage of its own; leave --stage out.")
-        kind = model or stage or StageName.fsa_s
+        kind = model or stage or StageName("fsa-s")
         settings = read_config(config, tuple(PresetName))
         request = TrainRequest(
             stage=kind.value,

@@ -25,7 +25,7 @@ class TrainRequest:
     """What was typed."""
 
     stage: str
-    """Or a further model, one of `uknowpan.models.training.presets.MODELS`."""
+    """A stage of `uknowpan.models.architectures`."""
     data: Sequence[Path]
     valid: Sequence[Path]
     prior: Path | None
@@ -137,19 +137,15 @@ def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
 
 
 def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan.models.published.stages import PriorStage, TeacherStage
-    from uknowpan.models.published.uknow.student_stage import StudentStage
-    from uknowpan.models.training.presets import MODELS
+    from uknowpan.models.architectures import architecture_of, resolve
 
     data = _patch_data(request, settings)
-    if request.stage in MODELS:
-        return MODELS[request.stage].stage(settings.network, data, settings.options)
-    if request.stage == "prior":
-        return PriorStage(settings.network, data, settings.options)
-    if request.stage == "fsa-t":
-        assert request.prior is not None
-        return TeacherStage(settings.network, data, settings.options, request.prior)
-    return StudentStage(settings.network, data, settings.options, _teacher(request, data))
+    source = {"fsa-t": request.prior, "fsa-s": _teacher(request, data)}.get(request.stage)
+    sources = () if source is None else (source,)
+    stage: Stage = resolve(architecture_of(settings.network).trainer)(
+        settings.network, data, settings.options, *sources
+    )
+    return stage
 
 
 def _teacher(request: TrainRequest, data: PatchData) -> FrozenTeacher | None:
