@@ -1,6 +1,5 @@
 """Rasters to arrays and back: scene pairs, tiles, blending, GeoTIFF output. No torch in here."""
 
-from uknowpan.tiling.blend import StripBlender, feather
 from uknowpan.tiling.errors import (
     IncompatiblePair,
     InputUnreadable,
@@ -10,6 +9,7 @@ from uknowpan.tiling.errors import (
     TilingError,
 )
 from uknowpan.tiling.fill import FILL_REACH, TileArrays, output_valid
+from uknowpan.tiling.metadata import MsMeta, PanMeta, uncertainty_meta
 from uknowpan.tiling.output import (
     Encoding,
     OutputOptions,
@@ -18,42 +18,18 @@ from uknowpan.tiling.output import (
     encode,
     output_encoding,
     sweep_temporary,
-    uncertainty_meta,
 )
-from uknowpan.tiling.pair import Grid, MsMeta, PanMeta, ScenePair, open_pair, parse_band_spec, sample_windows
+from uknowpan.tiling.pair import ScenePair, open_pair, sample_windows
+from uknowpan.tiling.raster import parse_band_spec
 from uknowpan.tiling.strips import StripStore
-from uknowpan.tiling.tiles import Tile, plan_tiles, strip_rows, tile_rows_needed
+from uknowpan.tiling.tiles import StripBlender, Tile, feather, plan_tiles, strip_rows, tile_rows_needed
+from uknowpan.tiling.window import Frame, Grid, Window
 
+# fmt: off
 __all__ = [
-    "FILL_REACH",
-    "Encoding",
-    "Grid",
-    "IncompatiblePair",
-    "InputUnreadable",
-    "MsMeta",
-    "OutputError",
-    "OutputExists",
-    "OutputOptions",
-    "PanMeta",
-    "ResumeMismatch",
-    "ScenePair",
-    "SceneWriter",
-    "StripBlender",
-    "StripStore",
-    "Tile",
-    "TileArrays",
-    "TilingError",
-    "check_output",
-    "encode",
-    "feather",
-    "open_pair",
-    "output_encoding",
-    "output_valid",
-    "parse_band_spec",
-    "plan_tiles",
-    "sample_windows",
-    "strip_rows",
-    "sweep_temporary",
-    "tile_rows_needed",
-    "uncertainty_meta",
+    "FILL_REACH", "Encoding", "Frame", "Grid", "IncompatiblePair", "InputUnreadable", "MsMeta", "OutputError",
+    "OutputExists", "OutputOptions", "PanMeta", "ResumeMismatch", "ScenePair", "SceneWriter", "StripBlender",
+    "StripStore", "Tile", "TileArrays", "TilingError", "Window", "check_output", "encode", "feather", "open_pair",
+    "output_encoding", "output_valid", "parse_band_spec", "plan_tiles", "sample_windows", "strip_rows",
+    "sweep_temporary", "tile_rows_needed", "uncertainty_meta",
 ]

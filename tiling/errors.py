@@ -1,12 +1,11 @@
 """Errors of maps. The text of each is one sentence for the user, with the way out."""
 
-from uknowpan.errors import InputError, OutputExists
-
-__all__ = ["IncompatiblePair", "InputUnreadable", "OutputError", "OutputExists", "ResumeMismatch", "TilingError"]
+from uknowpan.errors import InputError
+from uknowpan.errors import OutputExists as OutputExists
 
 
 class TilingError(InputError):
-    """Base of the errors of this package."""
+    """Base of the errors of this package, but OutputExists."""
 
 
 class InputUnreadable(TilingError):

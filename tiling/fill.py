@@ -5,22 +5,24 @@ pixel comes out the same however the scene was cut.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+AnyArray = npt.NDArray[Any]
 
 FILL_REACH = 4
-"""How far (MS pixels; times ratio on the PAN grid) valid values spread into invalid areas."""
+"""The reach: MS pixels (times ratio on the PAN grid) that valid values spread into invalid areas."""
 
 _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
 
 @dataclass(frozen=True)
 class TileArrays:
-    """What a model needs of one tile; H = h * ratio, W = w * ratio; values in input units (DN).
+    """The input of a model for one tile; H = h * ratio, W = w * ratio; values in input units (DN).
 
     Every value is finite. Pixels outside a raster are its reflection, invalid ones are filled.
     float64 input is rounded to float32 and nothing is subtracted: data with an offset larger

@@ -1,14 +1,15 @@
 """Writing the result: metadata, rounding, nodata, and files that exist only when complete."""
 
+import glob
 import os
 import re
 import shutil
 import socket
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 
@@ -16,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy as raster_copy
-from rasterio.windows import Window
+from rasterio.windows import Window as GdalWindow
 
 from uknowpan.tiling.errors import OutputError, OutputExists, TilingError
-from uknowpan.tiling.fill import BoolArray
-from uknowpan.tiling.pair import Grid, MsMeta
-from uknowpan.tiling.raster import GDAL_ERRORS, reason, usable_nodata
+from uknowpan.tiling.fill import AnyArray, BoolArray
+from uknowpan.tiling.metadata import MsMeta
+from uknowpan.tiling.raster import GDAL_ERRORS, quiet, reason, usable_nodata
+from uknowpan.tiling.window import Grid
 
 _BLOCK = 512
 _LOSSLESS = {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS"}
@@ -62,10 +63,7 @@ class Encoding:
 
 
 def output_encoding(
-    meta: MsMeta,
-    dtype: str | None = None,
-    nodata: float | None = None,
-    may_have_invalid: bool = False,
+    meta: MsMeta, dtype: str | None = None, nodata: float | None = None, may_have_invalid: bool = False
 ) -> Encoding:
     """Decide dtype, nodata and range before the header is written.
 
@@ -88,8 +86,7 @@ def output_encoding(
     else:
         chosen = usable_nodata(meta.nodata, name)
         if chosen is None and may_have_invalid:
-            lowest = float("nan") if kind.kind == "f" else float(np.iinfo(kind).min)
-            chosen = lowest  # 0 for unsigned
+            chosen = float("nan") if kind.kind == "f" else float(np.iinfo(kind).min)
     if kind.kind == "f":
         return Encoding(kind.name, chosen, -np.inf, np.inf)
     info = np.iinfo(kind)
@@ -99,7 +96,7 @@ def output_encoding(
     return Encoding(kind.name, chosen, low, high)
 
 
-def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encoding) -> npt.NDArray:
+def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encoding) -> AnyArray:
     """(C, n, W) and (n, W) -> (C, n, W) in the file's dtype.
 
     Rounds half to even and clips; invalid or non-finite pixels become nodata (0 if there is
@@ -127,22 +124,6 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
         taken = out == kind.type(nodata)
         out[taken] = kind.type(nodata + 1 if nodata < encoding.high else nodata - 1)
     return np.where(keep, out, kind.type(nodata))
-
-
-def uncertainty_meta(meta: MsMeta) -> MsMeta:
-    """Metadata of a 1-sigma raster in the MS's units: float32, nodata NaN, no offset."""
-    n = len(meta.descriptions)
-    return replace(
-        meta,
-        dtype="float32",
-        nodata=float("nan"),
-        descriptions=tuple(f"{name or f'band {i}'} 1-sigma" for i, name in enumerate(meta.descriptions, 1)),
-        colorinterp=(ColorInterp.gray,) + (ColorInterp.undefined,) * (n - 1),
-        offsets=(0.0,) * n,
-        band_tags=({},) * n,
-        tags={},
-        nbits=None,
-    )
 
 
 def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:
@@ -202,7 +183,7 @@ class SceneWriter:
         self._target = Path(path).resolve()
         self._temp, self._temp_cog = _temp_paths(self._target)
         self._next = 0
-        self._pending: list[npt.NDArray] = []
+        self._pending: list[AnyArray] = []
         self._sums: list[tuple[int, int, int]] = []
         self._dataset: rasterio.io.DatasetWriter | None = None
         try:
@@ -243,14 +224,9 @@ class SceneWriter:
             if self._creation.get("TILED", "YES").upper() in ("NO", "FALSE", "OFF"):
                 del creation["BLOCKXSIZE"], creation["BLOCKYSIZE"]
             creation |= self._creation
-        if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
-            creation.setdefault("PREDICTOR", self._predictor())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _predict(creation, "3" if np.dtype(self.encoding.dtype).kind == "f" else "2")
+        with quiet():
             return rasterio.open(self._temp, "w", **profile, **{k.lower(): v for k, v in creation.items()})
-
-    def _predictor(self) -> str:
-        return "3" if np.dtype(self.encoding.dtype).kind == "f" else "2"
 
     def _describe(self, meta: MsMeta, tags: dict[str, str]) -> None:
         dataset = self._dataset
@@ -273,7 +249,7 @@ class SceneWriter:
         """Encode and write rows (C, n, W) with validity (n, W), beginning at output row `row`."""
         self.write_encoded(row, encode(values, valid, self.encoding))
 
-    def write_encoded(self, row: int, rows: npt.NDArray) -> None:
+    def write_encoded(self, row: int, rows: AnyArray) -> None:
         """Write rows (C, n, W) that `encode` made. Rows come in order, without gaps."""
         if row != self._next or rows.dtype != np.dtype(self.encoding.dtype):
             raise ValueError(f"row {row} ({rows.dtype}) where {self._next} is next in {self.path}")
@@ -298,7 +274,7 @@ class SceneWriter:
         self._pending = [buffer[:, n:]] if n < buffer.shape[1] else []
         for top in range(0, n, self._block_rows):
             part = np.ascontiguousarray(buffer[:, top : min(top + self._block_rows, n)])
-            window = Window(0, first + top, part.shape[2], part.shape[1])
+            window = GdalWindow(0, first + top, part.shape[2], part.shape[1])
             with self._explained():
                 self._dataset.write(part, window=window)
             self._sums.append((first + top, part.shape[1], zlib.crc32(part.data)))
@@ -331,9 +307,9 @@ class SceneWriter:
         return compress in _LOSSLESS and "NBITS" not in self._creation
 
     def _verify(self, path: Path, exactly: bool) -> None:
-        with _quiet_open(path) as dataset:
+        with quiet(), rasterio.open(path) as dataset:
             for row, n, checksum in self._sums:
-                rows = dataset.read(window=Window(0, row, self._grid.width, n))
+                rows = dataset.read(window=GdalWindow(0, row, self._grid.width, n))
                 if exactly and zlib.crc32(rows.data) != checksum:
                     raise OutputError(
                         f"{self.path} does not hold what was written at row {row}; is the disk full or broken?"
@@ -350,7 +326,7 @@ class SceneWriter:
                 rasterio.open(self._temp, "r+") as dataset,
             ):
                 dataset.build_overviews(levels, Resampling.average)
-            with _quiet_open(self._temp) as dataset:
+            with quiet(), rasterio.open(self._temp) as dataset:
                 made = len(dataset.overviews(1))
             if made != len(levels) or not all(self._is_complete(i) for i in range(made)):
                 raise OutputError(f"Overviews of {self.path} are incomplete; is the disk full?")
@@ -361,15 +337,13 @@ class SceneWriter:
         with rasterio.open(self._temp, overview_level=level) as small:
             height, width = small.block_shapes[0]
             columns, rows = -(-small.width // width), -(-small.height // height)
-        with _quiet_open(self._temp) as dataset:
-            for band in dataset.indexes:
-                for block in (f"{x}_{y}" for y in range(rows) for x in range(columns)):
-                    start, length = (
-                        dataset.get_tag_item(f"BLOCK_{what}_{block}", "TIFF", band, level)
-                        for what in ("OFFSET", "SIZE")
-                    )
-                    if start is None or length is None or int(start) + int(length) > size:
-                        return False
+        with quiet(), rasterio.open(self._temp) as dataset:
+            for band, y, x in product(dataset.indexes, range(rows), range(columns)):
+                start, length = (
+                    dataset.get_tag_item(f"BLOCK_{item}_{x}_{y}", "TIFF", band, level) for item in ("OFFSET", "SIZE")
+                )
+                if start is None or length is None or int(start) + int(length) > size:
+                    return False
         return True
 
     def _copy_to_cog(self) -> None:
@@ -380,10 +354,8 @@ class SceneWriter:
             "OVERVIEW_RESAMPLING": "AVERAGE",
             "NUM_THREADS": str(self._options.num_threads),
         } | self._creation
-        if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
-            creation.setdefault("PREDICTOR", "YES")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _predict(creation, "YES")
+        with quiet():
             raster_copy(self._temp, self._temp_cog, driver="COG", **creation)
 
     def abort(self) -> None:
@@ -412,10 +384,7 @@ class SceneWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
             self.close()
@@ -423,16 +392,16 @@ class SceneWriter:
             self.abort()
 
 
-def _quiet_open(path: Path) -> rasterio.DatasetReader:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+def _predict(creation: dict[str, str], predictor: str) -> None:
+    """Set a default PREDICTOR where the compression has one."""
+    if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
+        creation.setdefault("PREDICTOR", predictor)
 
 
 def sweep_temporary(target: Path) -> None:
     """Remove what killed runs on this machine left of a file that they were writing."""
     stem = _temp_stem(target)
-    for old in target.parent.glob(f"{_glob_escape(stem)}*.tmp.tif"):
+    for old in target.parent.glob(f"{glob.escape(stem)}*.tmp.tif"):
         pid = old.name[len(stem) :].split(".")[0]
         if pid.isdigit() and not _is_running(int(pid)):
             _remove_temps([old])
@@ -450,10 +419,6 @@ def _temp_paths(target: Path) -> tuple[Path, Path]:
     temp, cog = target.with_name(f"{stem}.tmp.tif"), target.with_name(f"{stem}.cog.tmp.tif")
     _remove_temps([temp, cog])
     return temp, cog
-
-
-def _glob_escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _is_running(pid: int) -> bool:

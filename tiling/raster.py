@@ -1,26 +1,38 @@
-"""One raster seen on a pixel grid: opening, validity, reflection at its edges, warping."""
+"""One raster seen on a pixel grid: opening, bands, validity, reflection at its edges, warping, GDAL's cache."""
 
+import os
+import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 from xml.sax.saxutils import escape
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window
+from rasterio.windows import Window as GdalWindow
 
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
-from uknowpan.tiling.fill import BoolArray, FloatArray, reflected_indices
+from uknowpan.tiling.fill import AnyArray, BoolArray, FloatArray, reflected_indices
+from uknowpan.tiling.window import Box, Grid, Window
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 """What rasterio raises when GDAL fails; some calls let its own classes through."""
+
+RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
+"""A file that GDAL opens, `FILE,band=N`, or an open dataset, which stays open."""
+
+GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
+"""Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours.
+Tiles overlap by their margins only, so little is read twice, but for files in wide strips."""
 
 # GDAL wants some CRS to warp; where neither file has one, both are put into this one.
 _ANY_CRS = CRS.from_epsg(3857)
@@ -28,12 +40,47 @@ _ANY_CRS = CRS.from_epsg(3857)
 _EXACT = 1e-9
 
 
-def open_raster(path: str) -> rasterio.DatasetReader:
-    """Open a raster, or say in one sentence why not."""
+@contextmanager
+def bounded_gdal_cache(wanted: int = 0) -> Iterator[None]:
+    """GDAL with a small block cache, so that memory is as forecast on any machine.
+
+    Args:
+        wanted: bytes without which blocks would be read again and again.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=min(max(wanted, GDAL_CACHE_BYTES), MOST_GDAL_CACHE_BYTES)):
+        yield
+
+
+class Remarks:
+    """The sentences about rasters that collect while they are opened."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.assumptions: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def assume(self, sentence: str) -> None:
+        """Add a guess; it is a note too."""
+        self.note(sentence)
+        if sentence not in self.assumptions:
+            self.assumptions.append(sentence)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings about rasters without georeferencing: they get sentences of our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def open_raster(path: str) -> DatasetReader:
+    """Open a raster. Raises InputUnreadable."""
     try:
-        with warnings.catch_warnings():
-            # Judged, with a sentence of our own, when the pair is placed.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with quiet():
             dataset = rasterio.open(path)
     except GDAL_ERRORS as error:
         raise InputUnreadable(f"{path} cannot be opened as a raster: {reason(error)}.") from error
@@ -46,29 +93,62 @@ def open_raster(path: str) -> rasterio.DatasetReader:
 
 
 def reason(error: BaseException) -> str:
-    """What GDAL said, without its line breaks and full stop."""
+    """GDAL's message without its line breaks and full stop."""
     text = str(error.__cause__ or error).replace("\n", " ").strip()
     return text.rstrip(".") or type(error).__name__
 
 
-def alpha_bands(dataset: rasterio.DatasetReader) -> list[int]:
+def parse_band_spec(spec: str) -> tuple[str, int | None]:
+    """`FILE,band=2` -> (FILE, 2); anything else, also with commas, is a path.
+
+    Raises IncompatiblePair for a band that is no positive number.
+    """
+    match = None if os.path.exists(spec) else re.fullmatch(r"(.+),band=(.*)", spec)
+    if match is None:
+        return spec, None
+    path, band = match.groups()
+    if not re.fullmatch(r"[1-9][0-9]*", band):
+        raise IncompatiblePair(f"{spec}: band must be a number from 1, as in FILE,band=2.")
+    return path, int(band)
+
+
+class Opener:
+    """Opens each file once and closes those it opened with `closing`."""
+
+    def __init__(self, closing: ExitStack) -> None:
+        self._closing = closing
+        self._opened: dict[str, DatasetReader] = {}
+
+    def __call__(self, spec: RasterLike) -> tuple[DatasetReader, str, int | None]:
+        """(dataset, name, band that the argument names). Raises InputUnreadable, IncompatiblePair."""
+        if isinstance(spec, DatasetReader | DatasetWriter | WarpedVRT):
+            return spec, spec.name, None
+        if not isinstance(spec, str | os.PathLike):
+            raise IncompatiblePair(f"A raster is a path or an open rasterio dataset, not {type(spec).__name__}.")
+        path, band = parse_band_spec(os.fspath(spec))
+        if path not in self._opened:
+            self._opened[path] = self._closing.enter_context(open_raster(path))
+        return self._opened[path], path, band
+
+
+def alpha_bands(dataset: DatasetReader) -> list[int]:
     """1-based numbers of the bands marked alpha (never all of them)."""
     alpha = [i for i, c in zip(dataset.indexes, dataset.colorinterp, strict=True) if c == ColorInterp.alpha]
     return alpha if len(alpha) < dataset.count else []
 
 
-def holds_image(dataset: rasterio.DatasetReader, band: int) -> bool:
+def holds_image(dataset: DatasetReader, band: int) -> bool:
     """Whether a band marked alpha is no mask: most values are neither 0 nor full."""
     kind = np.dtype(dataset.dtypes[band - 1])
     full = [1, 255] if kind.kind == "f" else [1, 255, np.iinfo(kind).max]
     samples = []
     for i in range(1, 10, 2):
         for j in range(1, 10, 2):
-            window = Window(dataset.width * j // 10, dataset.height * i // 10, 8, 8)
+            window = GdalWindow(dataset.width * j // 10, dataset.height * i // 10, 8, 8)
             try:
                 samples.append(dataset.read(band, window=window).ravel())
             except GDAL_ERRORS:
-                return False  # the read that matters says it better
+                return False  # the read that matters raises a better error
     values = np.concatenate(samples)
     values = values[values != 0]
     return values.size > 0 and float(np.isin(values, full).mean()) < 0.5
@@ -87,171 +167,220 @@ def usable_nodata(value: float | None, dtype: str) -> float | None:
     return value if info.min <= value <= info.max else None
 
 
-def has_mask(dataset: rasterio.DatasetReader) -> bool:
+def has_mask(dataset: DatasetReader) -> bool:
     """Whether the file has a mask of its own, internal or .msk, apart from nodata and alpha."""
     return any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums)
 
 
 @dataclass(frozen=True)
-class BandSelection:
-    """The bands taken from one file and what marks its pixels invalid."""
+class Raster:
+    """The bands taken from one open dataset, and what marks their pixels invalid."""
 
+    dataset: DatasetReader
     path: str
     bands: tuple[int, ...]
     """1-based"""
     nodata: tuple[float | None, ...]
     """per band, already checked against the dtype"""
     mask: bool
+    """whether the file's own mask applies"""
     alpha: int | None
     """band used as mask; None where there is none or it was named as data"""
+    limits: tuple[int, int] | None = None
+    """range that values are clipped to: cubic overshoot must not leave that of the sensor's integers"""
+
+    @property
+    def grid(self) -> Grid:
+        data = self.dataset
+        return Grid(data.crs, data.transform, data.width, data.height, data.tags().get("AREA_OR_POINT", "Area"))
+
+    @property
+    def dtypes(self) -> list[str]:
+        return [self.dataset.dtypes[band - 1] for band in self.bands]
 
     @property
     def may_have_holes(self) -> bool:
-        return self.mask or self.alpha is not None or any(n is not None for n in self.nodata)
+        """Whether a pixel may be invalid, by the header alone; floats need no announcement of NaN."""
+        declared = self.mask or self.alpha is not None or any(n is not None for n in self.nodata)
+        return declared or any(np.dtype(dtype).kind == "f" for dtype in self.dtypes)
 
+    def read(self, window: Window) -> tuple[FloatArray, BoolArray]:
+        """Values (C, h, w) and validity (h, w) in a window inside the file; a pixel is valid where all bands are.
 
-class Source:
-    """Selected bands of one dataset, placed at (row, col) of a larger grid of its own pixels."""
-
-    def __init__(self, dataset: rasterio.DatasetReader, selection: BandSelection, row: int, col: int) -> None:
-        self.dataset = dataset
-        self.selection = selection
-        self.row, self.col = row, col
-        self.height, self.width = dataset.height, dataset.width
-
-    def read(self, row: int, col: int, h: int, w: int) -> tuple[FloatArray, BoolArray, BoolArray]:
-        """(values (C, h, w), data (h, w), inside (h, w)) at a window of the grid.
-
-        Outside of the raster values and data are its reflection. `data`: no band is invalid;
-        `values` may hold anything where it is not.
+        Values may be anything where they are invalid. Raises InputUnreadable.
         """
-        rows = reflected_indices(row - self.row, h, self.height)
-        cols = reflected_indices(col - self.col, w, self.width)
-        top, left = int(rows.min()), int(cols.min())
-        window = Window(left, top, int(cols.max()) + 1 - left, int(rows.max()) + 1 - top)
-        values, data = self._read_window(window)
-        values = values[:, rows - top][:, :, cols - left]
-        data = data[rows - top][:, cols - left]
-        inside = _within(row - self.row, h, self.height)[:, None] & _within(col - self.col, w, self.width)
-        return values, data, inside
-
-    def _read_window(self, window: Window) -> tuple[FloatArray, BoolArray]:
-        pick = self.selection
+        place = GdalWindow(window.col, window.row, window.width, window.height)
         try:
-            raw = self.dataset.read(indexes=list(pick.bands), window=window)
+            raw = self.dataset.read(indexes=list(self.bands), window=place)
             data = np.ones(raw.shape[1:], bool)
-            if pick.mask:
-                data &= self.dataset.read_masks(pick.bands[0], window=window) != 0
-            if pick.alpha is not None:
-                data &= self.dataset.read(pick.alpha, window=window) != 0
+            if self.mask:
+                data &= self.dataset.read_masks(self.bands[0], window=place) != 0
+            if self.alpha is not None:
+                data &= self.dataset.read(self.alpha, window=place) != 0
         except GDAL_ERRORS as error:
             raise InputUnreadable(
-                f"{pick.path} cannot be read at rows {window.row_off} to "
-                f"{window.row_off + window.height - 1} (truncated or corrupt?): {reason(error)}."
+                f"{self.path} cannot be read at rows {window.row} to {window.row + window.height - 1} "
+                f"(truncated or corrupt?): {reason(error)}."
             ) from error
-        for band, nodata in zip(raw, pick.nodata, strict=True):
+        for band, nodata in zip(raw, self.nodata, strict=True):
             if nodata is not None:
                 data &= ~_equals(band, nodata)
         # float64 beyond the float32 range becomes inf here and is invalid below.
         with np.errstate(over="ignore", invalid="ignore"):
             values = raw.astype(np.float32, copy=False)
-        if values.dtype.kind == "f" and raw.dtype.kind == "f":
+        if raw.dtype.kind == "f":
             data &= np.isfinite(values).all(axis=0)
-        return values, data
+        return values if self.limits is None else np.clip(values, *self.limits), data
 
-    def close(self) -> None:
-        self.dataset.close()
+
+def select_bands(
+    dataset: DatasetReader, path: str, bands: Sequence[int], nodata: float | None, remarks: Remarks
+) -> Raster:
+    """Bands of a file with the nodata that applies to each. Raises IncompatiblePair."""
+    values: list[float | None] = []
+    for band in bands:
+        if not 1 <= band <= dataset.count:
+            raise IncompatiblePair(f"{path} has no band {band}; it has bands 1 to {dataset.count}.")
+        dtype = dataset.dtypes[band - 1]
+        if dtype.startswith("complex"):
+            raise IncompatiblePair(f"Band {band} of {path} is complex ({dtype}); take its magnitude first.")
+        if dataset.colorinterp[band - 1] == ColorInterp.palette:
+            raise IncompatiblePair(
+                f"Band {band} of {path} is a colour table, not an image; expand it first: gdal_translate -expand rgb."
+            )
+        value = usable_nodata(nodata, dtype)
+        if value is None:
+            value = usable_nodata(dataset.nodatavals[band - 1], dtype)
+            if nodata is not None:
+                remarks.note(
+                    f"Nodata {nodata:g} does not fit into {path} ({dtype}): "
+                    f"{'none' if value is None else f'its own, {value:g},'} is used there."
+                )
+        values.append(value)
+    alpha = [b for b in alpha_bands(dataset) if b not in bands]
+    return Raster(dataset, path, tuple(bands), tuple(values), has_mask(dataset), alpha[0] if alpha else None)
+
+
+def _equals(band: AnyArray, nodata: float) -> BoolArray:
+    """Float nodata is compared within two units of the last place: headers hold rounded text."""
+    equal: BoolArray
+    if band.dtype.kind != "f":
+        equal = band == band.dtype.type(nodata)
+    elif np.isnan(nodata):
+        equal = np.isnan(band)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = band.dtype.type(nodata)
+            near = 2 * np.finfo(band.dtype).eps * np.abs(value)
+            equal = (band == value) | (np.abs(band - value) <= near)
+    return equal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raster placed at (row, col) of a larger grid of its own pixels, which it reflects beyond its edges."""
+
+    raster: Raster
+    row: int
+    col: int
+    extent: Box
+    """where the raster may give output, in pixels of the larger grid"""
+    may_have_holes: bool
+    """whether a pixel inside may be invalid"""
+    warped: bool = False
+    """whether pixels are resampled"""
+
+    @staticmethod
+    def native(raster: Raster, row: int = 0, col: int = 0) -> "Source":
+        """The raster as it is; it gives output up to half a pixel beyond its edges."""
+        height, width = raster.dataset.height, raster.dataset.width
+        extent = Box(row - 0.5, col - 0.5, row + height + 0.5, col + width + 0.5)
+        return Source(raster, row, col, extent, raster.may_have_holes)
+
+    def read(self, window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
+        """(values (C, h, w), data (h, w), inside (h, w)) at a window of the grid.
+
+        Outside of the raster values and data are its reflection. `data`: no band is invalid;
+        `values` may hold anything where it is not.
+        """
+        height, width = self.raster.dataset.height, self.raster.dataset.width
+        row, col = window.row - self.row, window.col - self.col
+        rows = reflected_indices(row, window.height, height)
+        cols = reflected_indices(col, window.width, width)
+        top, left = int(rows.min()), int(cols.min())
+        values, data = self.raster.read(Window(top, left, int(rows.max()) + 1 - top, int(cols.max()) + 1 - left))
+        values = values[:, rows - top][:, :, cols - left]
+        data = data[rows - top][:, cols - left]
+        inside = _within(row, window.height, height)[:, None] & _within(col, window.width, width)
+        return values, data, inside
 
 
 def _within(start: int, count: int, size: int) -> BoolArray:
     index = np.arange(start, start + count)
-    return (index >= 0) & (index < size)
+    inside: BoolArray = (index >= 0) & (index < size)
+    return inside
 
 
-def _equals(band: npt.NDArray, nodata: float) -> BoolArray:
-    """Float nodata is compared within two units of the last place: headers hold rounded text."""
-    if band.dtype.kind != "f":
-        return band == band.dtype.type(nodata)
-    if np.isnan(nodata):
-        return np.isnan(band)
-    with np.errstate(over="ignore", invalid="ignore"):
-        value = band.dtype.type(nodata)
-        near = 2 * np.finfo(band.dtype).eps * np.abs(value)
-        return (band == value) | (np.abs(band - value) <= near)
+def read_stack(sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
+    """Bands of all sources on one grid, (C, h, w); valid and inside where every source is."""
+    values, data, inside = zip(*(source.read(window) for source in sources), strict=True)
+    stacked = values[0] if len(values) == 1 else np.concatenate(values)
+    return stacked, np.logical_and.reduce(data), np.logical_and.reduce(inside)
 
 
-class WarpedSource(Source):
-    """A raster seen through a WarpedVRT; validity is NaN there, so nothing bleeds into data."""
+def warped(
+    closing: ExitStack,
+    raster: Raster,
+    grid: Grid,
+    *,
+    src_transform: Affine,
+    same_crs: bool,
+    scale: tuple[float, float],
+    resampling: Resampling,
+) -> Raster:
+    """The raster through a WarpedVRT on another grid; validity is NaN there, so nothing bleeds into data.
 
-    def __init__(
-        self,
-        dataset: rasterio.DatasetReader,
-        selection: BandSelection,
-        row: int,
-        col: int,
-        *,
-        crs: CRS | None,
-        same_crs: bool,
-        src_transform: Affine,
-        transform: Affine,
-        shape: tuple[int, int],
-        scale: tuple[float, float],
-        resampling: Resampling,
-    ) -> None:
-        """`transform`, `shape`: the grid to see it on; `scale`: its pixels per source pixel
-        (y, x), given to GDAL because it would otherwise guess it anew for every window."""
-        known = [n for n in selection.nodata if n is not None]
-        kwargs: dict = {"nodata": float("nan"), "dtype": "float32", "tolerance": _EXACT}
-        if known:
-            kwargs["src_nodata"] = known[0]
-        if selection.alpha is not None:
-            kwargs["src_alpha"] = selection.alpha
-        if same_crs:
-            # One CRS object on both sides keeps PROJ out of it.
-            kwargs["src_crs"] = kwargs["crs"] = crs or _ANY_CRS
-        else:
-            kwargs["crs"] = crs
-        native = dataset
-        if selection.alpha is None and alpha_bands(dataset):
-            # An alpha band named as data: GDAL would weight the others by it.
-            dataset = _without_alpha(dataset, selection.path)
-        if src_transform != dataset.transform:
-            kwargs["src_transform"] = src_transform
-        try:
-            vrt = WarpedVRT(
-                dataset,
-                transform=transform,
-                height=shape[0],
-                width=shape[1],
-                resampling=resampling,
-                YSCALE=repr(scale[0]),
-                XSCALE=repr(scale[1]),
-                **kwargs,
-            )
-        except (*GDAL_ERRORS, ValueError) as error:
-            raise IncompatiblePair(
-                f"{selection.path} cannot be resampled onto the PAN grid: {reason(error)}."
-            ) from error
-        self._opened = [dataset, native]
-        kind = np.dtype(dataset.dtypes[selection.bands[0] - 1])
-        self._limits = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in "iu" else None
-        plain = BandSelection(selection.path, selection.bands, (None,) * len(selection.bands), False, None)
-        super().__init__(vrt, plain, row, col)
+    scale: pixels of the grid per source pixel (y, x), given to GDAL because it would otherwise guess it
+        anew for every window.
 
-    def _read_window(self, window: Window) -> tuple[FloatArray, BoolArray]:
-        values, data = super()._read_window(window)
-        if self._limits is not None:
-            # Cubic overshoot must not leave the range of the sensor's integers.
-            values = np.clip(values, *self._limits)
-        return values, data
-
-    def close(self) -> None:
-        self.dataset.close()
-        for dataset in self._opened:
-            dataset.close()
+    Raises IncompatiblePair.
+    """
+    known = [n for n in raster.nodata if n is not None]
+    options: dict[str, object] = {"nodata": float("nan"), "dtype": "float32", "tolerance": _EXACT}
+    if known:
+        options["src_nodata"] = known[0]
+    if raster.alpha is not None:
+        options["src_alpha"] = raster.alpha
+    options["crs"] = grid.crs
+    if same_crs:
+        # One CRS object on both sides keeps PROJ out of it.
+        options["src_crs"] = options["crs"] = grid.crs or _ANY_CRS
+    dataset = raster.dataset
+    if raster.alpha is None and alpha_bands(dataset):
+        # An alpha band named as data: GDAL would weight the others by it.
+        dataset = closing.enter_context(_without_alpha(dataset, raster.path))
+    if src_transform != dataset.transform:
+        options["src_transform"] = src_transform
+    try:
+        vrt = WarpedVRT(
+            dataset,
+            transform=grid.transform,
+            height=grid.height,
+            width=grid.width,
+            resampling=resampling,
+            YSCALE=repr(scale[0]),
+            XSCALE=repr(scale[1]),
+            **options,
+        )
+    except (*GDAL_ERRORS, ValueError) as error:
+        raise IncompatiblePair(f"{raster.path} cannot be resampled onto the PAN grid: {reason(error)}.") from error
+    kind = np.dtype(raster.dtypes[0])
+    limits = (int(np.iinfo(kind).min), int(np.iinfo(kind).max)) if kind.kind in "iu" else None
+    none = (None,) * len(raster.bands)
+    return replace(raster, dataset=closing.enter_context(vrt), nodata=none, mask=False, alpha=None, limits=limits)
 
 
-def _without_alpha(dataset: rasterio.DatasetReader, path: str) -> rasterio.DatasetReader:
+def _without_alpha(dataset: DatasetReader, path: str) -> DatasetReader:
     """The same bands, none of them marked alpha."""
     bands = "".join(
         f'<VRTRasterBand dataType="{_gdal_name(dtype)}" band="{band}"><SimpleSource>'
@@ -269,19 +398,4 @@ def _without_alpha(dataset: rasterio.DatasetReader, path: str) -> rasterio.Datas
 
 def _gdal_name(dtype: str) -> str:
     """GDAL's name of a numpy dtype: uint16 -> UInt16, uint8 -> Byte."""
-    if dtype == "uint8":
-        return "Byte"
-    return dtype.capitalize().replace("Uint", "UInt")
-
-
-def read_stack(
-    sources: Sequence[Source], row: int, col: int, h: int, w: int
-) -> tuple[FloatArray, BoolArray, BoolArray]:
-    """Bands of all sources on one grid, (C, h, w); valid and inside where every source is."""
-    parts = [source.read(row, col, h, w) for source in sources]
-    values = parts[0][0] if len(parts) == 1 else np.concatenate([p[0] for p in parts])
-    data, inside = parts[0][1].copy(), parts[0][2].copy()
-    for _, more_data, more_inside in parts[1:]:
-        data &= more_data
-        inside &= more_inside
-    return values, data, inside
+    return "Byte" if dtype == "uint8" else dtype.capitalize().replace("Uint", "UInt")

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from uknowpan.tiling.errors import OutputError, ResumeMismatch
+from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.output import SceneWriter
 
 try:
@@ -28,7 +28,7 @@ _LOOK = 1 << 16
 """values that are compared at once"""
 
 
-def _packed(rows: npt.NDArray) -> npt.NDArray:
+def _packed(rows: AnyArray) -> AnyArray:
     """What is kept of a strip (C, n, W): itself, or a record of its value and shape."""
     rows = np.ascontiguousarray(rows)
     if not _is_constant(rows):
@@ -37,14 +37,14 @@ def _packed(rows: npt.NDArray) -> npt.NDArray:
     return np.array([(rows.flat[0], rows.shape)], record)
 
 
-def _unpacked(kept: npt.NDArray) -> npt.NDArray:
+def _unpacked(kept: AnyArray) -> AnyArray:
     """The strip that `_packed` was given; a constant one takes no memory and is read-only."""
     if kept.dtype.names is None:
         return kept
     return np.broadcast_to(kept["value"][0], tuple(kept["shape"][0]))
 
 
-def _is_constant(rows: npt.NDArray) -> bool:
+def _is_constant(rows: AnyArray) -> bool:
     """Whether all values have the same bits (NaN is NaN then); looks no further than the first
     that differs."""
     if rows.size < 2:
@@ -124,7 +124,7 @@ class StripStore:
             self._lock.close()
             self._lock = None
 
-    def _take_over(self, state: dict, resume: bool) -> bool:
+    def _take_over(self, state: dict[str, Any], resume: bool) -> bool:
         """Continue in the folder of an earlier run. False if there is none: there never was, its
         owner has just removed it, or it was not to be resumed and is removed here."""
         try:
@@ -189,7 +189,7 @@ class StripStore:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _begin(self, state: dict) -> bool:
+    def _begin(self, state: dict[str, Any]) -> bool:
         """Make the folder, with its state and locked from the start; False if another run was
         faster."""
         temp = self.folder.with_name(f".{self.folder.name}.{os.urandom(4).hex()}.new")
@@ -231,7 +231,7 @@ class StripStore:
         """Strips still to be made, in order."""
         return [i for i in range(self.count) if not self.has(i)]
 
-    def put(self, index: int, rows: Mapping[str, npt.NDArray]) -> None:
+    def put(self, index: int, rows: Mapping[str, AnyArray]) -> None:
         """Keep strip `index`: encoded rows (C, n, W) of the output for each layer."""
         if set(rows) != set(self.layers):
             raise ValueError(f"layers {sorted(rows)} where {sorted(self.layers)} are expected")

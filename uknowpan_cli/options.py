@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -161,23 +161,11 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, e
 VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")]
 
 
-GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
-"""Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours.
-Tiles overlap by their margins only, so little is read twice, but for files in wide strips."""
+def bounded_gdal_cache(wanted: int = 0) -> AbstractContextManager[None]:
+    """See `uknowpan.tiling.raster.bounded_gdal_cache`; imported late, as rasterio is heavy."""
+    from uknowpan.tiling.raster import bounded_gdal_cache as bounded
 
-
-@contextmanager
-def bounded_gdal_cache(wanted: int = 0) -> Iterator[None]:
-    """GDAL with a small block cache: memory is then what the forecast says on any machine.
-
-    Args:
-        wanted: bytes without which blocks would be read again and again.
-    """
-    import rasterio
-
-    size = min(max(wanted, GDAL_CACHE_BYTES), MOST_GDAL_CACHE_BYTES)
-    with rasterio.Env(GDAL_CACHEMAX=size):
-        yield
+    return bounded(wanted)
 
 
 def is_typed(ctx: typer.Context, parameter: str) -> bool:

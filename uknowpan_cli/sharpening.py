@@ -22,7 +22,6 @@ from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpened, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
-from uknowpan.options import bounded_gdal_cache
 from uknowpan.tiling import (
     Encoding,
     IncompatiblePair,
@@ -42,6 +41,7 @@ from uknowpan.tiling import (
     tile_rows_needed,
     uncertainty_meta,
 )
+from uknowpan.tiling.raster import bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 

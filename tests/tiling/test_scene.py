@@ -2,11 +2,15 @@
 
 import os
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
 from rasters import ORIGIN, gain, ground, write_raster
 from scipy.ndimage import binary_erosion
 
@@ -265,6 +269,35 @@ def test_band_specs(make_pair, tmp_path):
         open_pair(files.pan, [ms], ms_bands=[5])
 
 
+@pytest.mark.parametrize("kind", ["path", "dataset", "memory", "mixed"])
+def test_a_raster_is_a_path_or_an_open_dataset(make_pair, kind):
+    """Datasets of the caller stay open, those in memory too; one MS file needs no list."""
+    files = make_pair(offset=(0.5, 0.5) if kind == "memory" else (0, 0), dtype="uint8")
+    with ExitStack() as stack, open_pair(files.pan, files.ms) as expected:
+        if kind == "path":
+            pan, ms = Path(files.pan), Path(files.ms[0])
+        elif kind == "dataset":
+            pan, ms = (stack.enter_context(rasterio.open(path)) for path in (files.pan, files.ms[0]))
+        elif kind == "memory":
+            memory = [stack.enter_context(MemoryFile(Path(path).read_bytes())) for path in (files.pan, files.ms[0])]
+            pan, ms = (stack.enter_context(file.open()) for file in memory)
+        else:
+            pan, ms = files.pan, (f"{files.ms[0]},band={b}" for b in (1, 2, 3))
+            ms = [*ms, stack.enter_context(WarpedVRT(stack.enter_context(rasterio.open(files.ms[0]))))]
+        options = {"ms_bands": [1, 2, 3, 7]} if kind == "mixed" else {}
+        with open_pair(pan, ms, **options) as pair:
+            tile, wanted = (p.read_frame(0, 0, *p.frame_shape, 2) for p in (pair, expected))
+            assert pair.bands == 4 and pair.nested == expected.nested
+            for name in ("pan", "ms", "valid"):
+                np.testing.assert_array_equal(getattr(tile, name), getattr(wanted, name))
+        if kind in ("dataset", "memory"):
+            assert not pan.closed and not ms.closed and pan.read().any()
+            assert pair.inputs == [pan.name, ms.name]
+    for wrong in (5, files.pan.encode(), None):
+        with pytest.raises(IncompatiblePair, match="a path or an open rasterio dataset"):
+            open_pair(files.pan, wrong)
+
+
 def test_pan_band_is_asked_for(make_pair, tmp_path):
     files = make_pair()
     both = write_raster(
@@ -468,7 +501,7 @@ def test_closing_waits_for_a_read(make_pair, monkeypatch):
         return read(source, *window)
 
     def let_it_read():
-        closed.append(pair._pan.dataset.closed)
+        closed.append(pair._pan.raster.dataset.closed)
         go_on.set()
 
     monkeypatch.setattr(Source, "read", slow)

@@ -32,7 +32,6 @@ from uknowpan.console import to_json
 from uknowpan.errors import UsageError
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.opening import open_request
-from uknowpan.options import bounded_gdal_cache
 from uknowpan.scene_job import LoadedMethod, MethodRequest, SceneRequest, opened
 from uknowpan.sharpening import SharpenReport
 from uknowpan.tiling import (
@@ -44,7 +43,7 @@ from uknowpan.tiling import (
     StripStore,
     sweep_temporary,
 )
-from uknowpan.tiling.raster import GDAL_ERRORS
+from uknowpan.tiling.raster import GDAL_ERRORS, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 

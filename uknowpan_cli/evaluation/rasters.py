@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from rasterio.crs import CRS
 from torch import Tensor
 
 from uknowpan.datasets.simulate import BIT_DEPTHS
@@ -30,10 +29,20 @@ from uknowpan.models.metrics.regions import (
 )
 from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.models.resample import crop
-from uknowpan.options import GDAL_CACHE_BYTES, bounded_gdal_cache
 from uknowpan.sharpening import FEW_LEVELS
-from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, open_pair, parse_band_spec, sample_windows
-from uknowpan.tiling.raster import BandSelection, Source, alpha_bands, has_mask, holds_image, open_raster, usable_nodata
+from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window, open_pair, parse_band_spec, sample_windows
+from uknowpan.tiling.metadata import declared_bits
+from uknowpan.tiling.raster import (
+    GDAL_CACHE_BYTES,
+    Remarks,
+    Source,
+    alpha_bands,
+    bounded_gdal_cache,
+    holds_image,
+    open_raster,
+    select_bands,
+)
+from uknowpan.tiling.window import crs_name, same_crs
 
 log = logging.getLogger("uknowpan")
 
@@ -180,7 +189,7 @@ class _Raster:
 
     @property
     def bands(self) -> int:
-        return len(self.source.selection.bands)
+        return len(self.source.raster.bands)
 
     @property
     def is_float(self) -> bool:
@@ -188,7 +197,7 @@ class _Raster:
 
     def read(self, region: Region) -> tuple[Tensor, Tensor]:
         """Values (C, h, w), float64, 0 where there is no data, and (h, w) True there."""
-        values, data, _ = self.source.read(region.row, region.col, region.height, region.width)
+        values, data, _ = self.source.read(Window(region.row, region.col, region.height, region.width))
         mask = torch.from_numpy(~data)
         return torch.where(mask, 0.0, torch.from_numpy(values).to(torch.float64)), mask
 
@@ -197,23 +206,10 @@ class _Raster:
 def _open(path: str, nodata: float | None) -> Iterator[_Raster]:
     with open_raster(path) as data:
         masks = [band for band in alpha_bands(data) if not holds_image(data, band)]
-        bands = tuple(band for band in data.indexes if band not in masks)
-        dtypes = [data.dtypes[band - 1] for band in bands]
-        if any(dtype.startswith("complex") for dtype in dtypes):
-            raise IncompatiblePair(f"{path} is complex ({dtypes[0]}); take its magnitude first.")
-        values = []
-        for band, dtype in zip(bands, dtypes, strict=True):
-            own = usable_nodata(data.nodatavals[band - 1], dtype)
-            values.append(own if usable_nodata(nodata, dtype) is None else nodata)
-        pick = BandSelection(path, bands, tuple(values), has_mask(data), masks[0] if masks else None)
-        bits = data.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", "")
-        yield _Raster(
-            path,
-            Source(data, pick, 0, 0),
-            Grid(data.crs, data.transform, data.width, data.height),
-            np.result_type(*map(np.dtype, dtypes)),
-            int(bits) if bits.isdigit() else None,
-        )
+        bands = [band for band in data.indexes if band not in masks]
+        raster = select_bands(data, path, bands, nodata, Remarks())
+        dtype = np.result_type(*map(np.dtype, raster.dtypes))
+        yield _Raster(path, Source.native(raster), raster.grid, dtype, declared_bits(data, bands[0]))
 
 
 def _require_same_grid(raster: _Raster, wanted: Grid, name: str) -> None:
@@ -224,15 +220,15 @@ def _require_same_grid(raster: _Raster, wanted: Grid, name: str) -> None:
             f"{raster.path} has {grid.width} x {grid.height} pixels and {name} has {wanted.width} "
             f"x {wanted.height}; both must lie on one grid: gdalwarp -te -tr, or crop."
         )
-    placed = [_is_placed(g) for g in (grid, wanted)]
+    placed = [g.is_placed for g in (grid, wanted)]
     if not all(placed):
         if any(placed):
             lost = name if placed[0] else raster.path
             log.warning("%s is not georeferenced; the other raster's place is assumed", lost)
         return
-    if not _same_crs(grid.crs, wanted.crs):
+    if not same_crs(grid.crs, wanted.crs):
         raise IncompatiblePair(
-            f"{raster.path} is in {_crs_name(grid.crs)} and {name} in {_crs_name(wanted.crs)}; "
+            f"{raster.path} is in {crs_name(grid.crs)} and {name} in {crs_name(wanted.crs)}; "
             "both must lie on one grid: gdalwarp -t_srs."
         )
     there = ~wanted.transform * grid.transform
@@ -243,22 +239,6 @@ def _require_same_grid(raster: _Raster, wanted: Grid, name: str) -> None:
             f"{raster.path} lies up to {off:.2f} pixels off the grid of {name}; both must lie on "
             "one grid: gdalwarp -te -tr."
         )
-
-
-def _is_placed(grid: Grid) -> bool:
-    return grid.crs is not None or not grid.transform.is_identity
-
-
-def _same_crs(a: CRS | None, b: CRS | None) -> bool:
-    if a is None or b is None or a == b:
-        return True
-    code = a.to_epsg()
-    return code is not None and code == b.to_epsg()
-
-
-def _crs_name(crs: CRS | None) -> str:
-    code = crs.to_epsg() if crs else None
-    return f"EPSG:{code}" if code else "a custom CRS"
 
 
 def _require_same_bands(raster: _Raster, bands: int, name: str) -> None:

@@ -1,0 +1,312 @@
+"""Where an MS raster lies on the PAN: ratio, nesting, displacement, resampling, and what is refused."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import ceil, floor, hypot, isfinite, sqrt
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.warp import transform as transform_points
+from rasterio.warp import transform_bounds
+
+from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
+from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, reason, warped
+from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, is_placed, same_crs
+
+MAX_RATIO = 8
+DEFAULT_RATIO = 4
+"""Taken where the MS lies on the PAN grid and its own ratio is lost."""
+_NEST_TOLERANCE = 0.01
+"""PAN pixels; offsets and drift over the scene below it count as nested."""
+_CONTEXT = 64
+"""MS pixels around the frame up to which a resampled MS is looked at."""
+
+Bounds = tuple[float, float, float, float]
+"""(left, bottom, right, top) in the units of a CRS"""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an MS raster lies, in PAN pixels of the whole PAN."""
+
+    scale: tuple[float, float]
+    """PAN pixels per MS pixel (y, x), positive"""
+    box: Box
+    affine: Affine | None
+    """MS (col, row) -> PAN (col, row); None if the CRS differ"""
+    transform: Affine
+    """of the MS, as read or as assumed"""
+
+    def moved(self, dy: float, dx: float) -> "Placement":
+        """Box and affine moved down and right by PAN pixels; the transform stays."""
+        assert self.affine is not None
+        top, left, bottom, right = self.box
+        box = Box(top + dy, left + dx, bottom + dy, right + dx)
+        return replace(self, box=box, affine=Affine.translation(dx, dy) * self.affine)
+
+    def nested_offset(self, ms: Raster, ratio: int) -> tuple[int, int] | None:
+        """(oy, ox) of the full frame under which the MS needs no resampling, or None."""
+        a = self.affine
+        if a is None:
+            return None
+        drift = max(abs(a.a - ratio) * ms.dataset.width, abs(a.e - ratio) * ms.dataset.height)
+        off = max(abs(a.f - round(a.f)), abs(a.c - round(a.c)))
+        if drift > _NEST_TOLERANCE or off > _NEST_TOLERANCE:
+            return None
+        return -round(a.f) % ratio, -round(a.c) % ratio
+
+
+def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
+    """Refuse rasters placed by control points or RPCs, and georeferencing of one side only."""
+    for raster in [pan, *ms]:
+        data = raster.dataset
+        if not data.transform.is_identity:
+            continue
+        points = len(data.gcps[0])
+        if points or data.rpcs is not None:
+            placed_by = f"{points} ground control points" if points else "RPCs"
+            how = "-tps" if points else "-rpc"
+            raise IncompatiblePair(
+                f"{raster.path} is placed by {placed_by} only; orthorectify it first: gdalwarp {how} IN OUT."
+            )
+    lost = [raster.path for raster in [pan, *ms] if not _is_placed(raster)]
+    if lost and len(lost) <= len(ms):
+        raise IncompatiblePair(
+            f"{lost[0]} has no georeferencing but the other raster has; "
+            "give it one: gdal_edit.py -a_srs CRS -a_ullr LEFT TOP RIGHT BOTTOM."
+        )
+
+
+def _is_placed(raster: Raster) -> bool:
+    return is_placed(raster.dataset.crs, raster.dataset.transform)
+
+
+def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Placement:
+    """Find an MS raster on the whole PAN. Raises IncompatiblePair."""
+    data = ms.dataset
+    if not _is_placed(ms):
+        return _place_by_size(whole, ms, remarks)
+    if not same_crs(whole.crs, data.crs):
+        return _place_by_crs(whole, pan, ms, remarks)
+    if whole.crs is None and data.crs is None:
+        remarks.assume(f"Neither the PAN nor {ms.path} names a CRS; one and the same is assumed.")
+    elif whole.crs is None or data.crs is None:
+        lost, other = (pan, ms) if whole.crs is None else (ms, pan)
+        remarks.assume(f"{lost.path} names no CRS; that of {other.path} is assumed.")
+    affine = ~whole.transform * data.transform
+    skew = max(abs(affine.b) * data.height, abs(affine.d) * data.width)
+    if skew > _NEST_TOLERANCE:
+        raise IncompatiblePair(
+            f"PAN and {ms.path} are rotated against each other ({skew:.2f} PAN pixels over "
+            "the scene); warp both to a north-up grid first: gdalwarp IN OUT."
+        )
+    return Placement((abs(affine.e), abs(affine.a)), _box_through(affine, ms), affine, data.transform)
+
+
+def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
+    """No georeferencing at all: the same corner, if the sizes are exact multiples."""
+    height, width = ms.dataset.height, ms.dataset.width
+    ry, rx = whole.height / height, whole.width / width
+    if ry != rx or ry != int(ry):
+        raise IncompatiblePair(
+            f"Neither raster is georeferenced and the PAN's {whole.width} x {whole.height} pixels are "
+            f"no exact multiple of the MS's {width} x {height}; georeference both."
+        )
+    remarks.assume(f"Neither raster is georeferenced: the same corner and a ratio of {int(ry)} are assumed.")
+    affine = Affine.scale(ry)
+    return Placement((ry, rx), _box_through(affine, ms), affine, affine)
+
+
+def _box_through(affine: Affine, ms: Raster) -> Box:
+    (x0, y0), (x1, y1) = affine * (0, 0), affine * (ms.dataset.width, ms.dataset.height)
+    return Box(min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
+
+
+def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Placement:
+    """Outline and pixel size of an MS in another CRS, through the inverse PAN transform."""
+    data, names = ms.dataset, (crs_name(ms.dataset.crs), crs_name(whole.crs))
+    for raster in (pan, ms):
+        skew = raster.dataset.transform
+        if abs(skew.b) + abs(skew.d) > 1e-9 * raster.dataset.res[0]:
+            raise IncompatiblePair(
+                f"{raster.path} is rotated and the CRS differ; warp it to a north-up grid first: gdalwarp IN OUT."
+            )
+    remarks.note(f"{ms.path} is in {names[0]}, the PAN in {names[1]}: the MS is resampled to the PAN's.")
+    try:
+        back = transform_bounds(whole.crs, data.crs, *whole.bounds)
+        west, south, east, north = _common(back, data.bounds)
+        x, y = (west + east) / 2, (south + north) / 2
+        xs, ys = transform_points(data.crs, whole.crs, [x, x + data.transform.a, x], [y, y, y + data.transform.e])
+        box = transform_bounds(data.crs, whole.crs, west, south, east, north)
+    except GDAL_ERRORS as error:
+        raise IncompatiblePair(
+            f"{ms.path} in {names[0]} cannot be transformed to the PAN's {names[1]}; warp it first: gdalwarp -t_srs."
+        ) from error
+    (x0, y0), (xa, ya), (xb, yb) = cells = [~whole.transform * p for p in zip(xs, ys, strict=True)]
+    (x1, y1), (x2, y2) = corners = [~whole.transform * p for p in [(box[0], box[3]), (box[2], box[1])]]
+    if not all(isfinite(v) for p in [*cells, *corners] for v in p):
+        raise _apart(whole, ms)
+    scale = hypot(xb - x0, yb - y0), hypot(xa - x0, ya - y0)
+    return Placement(scale, Box(min(y1, y2), min(x1, x2), max(y1, y2), max(x1, x2)), None, data.transform)
+
+
+def _common(a: Bounds, b: Bounds) -> Bounds:
+    """Intersection of two bounds, or `b` where there is none (refused later, with numbers)."""
+    west, south, east, north = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    return (west, south, east, north) if west < east and south < north else b
+
+
+def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: Remarks) -> int:
+    """PAN pixels per MS pixel to work at: the wanted ratio, else the measured one. Raises IncompatiblePair."""
+    ry, rx = placement.scale
+    mean = sqrt(ry * rx)
+    size = f"{ms.path}: an MS pixel is {ry:.4g} x {rx:.4g} PAN pixels"
+    if mean < 0.75:
+        raise IncompatiblePair(f"{size}; the MS is finer than the PAN: are the two files swapped?")
+    if wanted is not None:
+        if round(mean) != wanted:
+            remarks.note(f"{size}; it is resampled to the given ratio {wanted}.")
+        return wanted
+    if round(ry) != round(rx) and placement.affine is not None:
+        raise IncompatiblePair(
+            f"{size}, which differs between rows and columns; resample the MS to square "
+            "pixels or give the ratio to work at."
+        )
+    ratio = round(mean)
+    repeats = _pixel_repeats(ms)
+    if repeats > 1 and 1 < ratio * repeats <= MAX_RATIO:
+        remarks.assume(
+            f"{ms.path} was enlarged by repeating every pixel {repeats} times; it is averaged "
+            f"back to ratio {ratio * repeats}, give the true ratio if it is another."
+        )
+        return ratio * repeats
+    if ratio > MAX_RATIO:
+        raise IncompatiblePair(f"{size}; ratios up to {MAX_RATIO} are supported, give a ratio to resample to.")
+    if ratio <= 1:
+        ratio = DEFAULT_RATIO
+        remarks.assume(
+            f"{ms.path} lies on the PAN grid already; it is averaged back to ratio {ratio}, "
+            "give the true ratio if it is another."
+        )
+    return ratio
+
+
+def _pixel_repeats(ms: Raster) -> int:
+    """How often pixels were repeated along each axis to enlarge this raster; 1 if they were not.
+
+    Looks at the lengths of runs of equal values in the middle of the first band: an enlarged
+    raster has hardly any run shorter than the factor, and runs of just the factor abound.
+    """
+    data = ms.dataset
+    h, w = min(data.height, 256), min(data.width, 256)
+    top, left = (data.height - h) // 2, (data.width - w) // 2
+    try:
+        values = data.read(1, window=((top, top + h), (left, left + w)))
+    except GDAL_ERRORS as error:
+        raise InputUnreadable(f"{ms.path} cannot be read (truncated or corrupt?): {reason(error)}.") from error
+    factors = set()
+    for lines in (values, values.T):
+        runs = np.concatenate([np.diff(np.flatnonzero(line[1:] != line[:-1])) for line in lines])
+        if runs.size < 64:
+            return 1
+        counts = np.bincount(np.minimum(runs, MAX_RATIO + 1), minlength=MAX_RATIO + 2)
+        factor = int(counts.argmax())
+        short, exact = counts[:factor].sum() / runs.size, counts[factor] / runs.size
+        factors.add(factor if factor <= MAX_RATIO and short < 0.05 and exact > 0.5 else 1)
+    return factors.pop() if len(factors) == 1 else 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """The full scene's frame as a grid that MS rasters are put on."""
+
+    pan: Grid
+    frame: Frame
+    """of the full scene"""
+    shift: tuple[float, float]
+    """(dy, dx) PAN pixels by which resampling moves the MS down and right"""
+    resampling: str
+
+    def source(self, closing: ExitStack, ms: Raster, place: Placement, nested: bool, remarks: Remarks) -> Source:
+        """The MS on the frame: read as it is where it nests, else resampled. Raises IncompatiblePair."""
+        top, left, bottom, right = place.box
+        if bottom <= 0 or right <= 0 or top >= self.pan.height or left >= self.pan.width:
+            raise _apart(self.pan, ms)
+        if nested:
+            assert place.affine is not None
+            oy, ox = self.frame.offset
+            ratio = self.frame.ratio
+            return Source.native(ms, round((place.affine.f + oy) / ratio), round((place.affine.c + ox) / ratio))
+        return self._resampled(closing, ms, place, remarks)
+
+    def _resampled(self, closing: ExitStack, ms: Raster, place: Placement, remarks: Remarks) -> Source:
+        ratio, offset, shift = self.frame.ratio, self.frame.offset, self.shift
+        top, bottom = ((v + offset[0] + shift[0]) / ratio for v in (place.box.top, place.box.bottom))
+        left, right = ((v + offset[1] + shift[1]) / ratio for v in (place.box.left, place.box.right))
+        if place.affine is not None:
+            # Pixels whose centres lie inside: outside of them GDAL gives nothing.
+            t, b = ceil(top - 0.5 + 1e-6), floor(bottom - 0.5 - 1e-6) + 1
+            l_, r = ceil(left - 0.5 + 1e-6), floor(right - 0.5 - 1e-6) + 1
+        else:
+            t, b, l_, r = floor(top), ceil(bottom), floor(left), ceil(right)
+        t, b = max(t, -_CONTEXT), min(b, self.frame.shape[0] + _CONTEXT)
+        l_, r = max(l_, -_CONTEXT), min(r, self.frame.shape[1] + _CONTEXT)
+        if b <= t or r <= l_:
+            raise _apart(self.pan, ms)
+        scale = (place.scale[0] / ratio, place.scale[1] / ratio)
+        finer = sqrt(scale[0] * scale[1]) < 0.75
+        method = Resampling.average if finer else Resampling[self.resampling]
+        corner = Affine.translation(l_ * ratio - offset[1] - shift[1], t * ratio - offset[0] - shift[0])
+        view = warped(
+            closing,
+            ms,
+            Grid(self.pan.crs or ms.dataset.crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t),
+            same_crs=place.affine is not None,
+            src_transform=place.transform,
+            scale=scale,
+            resampling=method,
+        )
+        if any(shift):
+            why = "moved by ({:+.2f}, {:+.2f}) PAN pixels (y, x)".format(*shift)
+        else:
+            why = (
+                f"{place.scale[0]:.4f} x {place.scale[1]:.4f} PAN pixels large, at offset "
+                f"({place.box.top:.2f}, {place.box.left:.2f})"
+            )
+        remarks.note(f"{ms.path} is resampled ({method.name}) to nest in the PAN grid: {why}.")
+        if place.affine is None:  # through another CRS the outline is only roughly known
+            return Source(view, t, l_, Box(t, l_, b, r), may_have_holes=True, warped=True)
+        extent = Box(top - 0.5, left - 0.5, bottom + 0.5, right + 0.5)
+        return Source(view, t, l_, extent, ms.may_have_holes, warped=True)
+
+
+def _apart(whole: Grid, ms: Raster) -> IncompatiblePair:
+    def show(values: Sequence[float], crs: CRS | None) -> str:
+        return "(" + ", ".join(f"{v:.10g}" for v in values) + f") in {crs_name(crs)}"
+
+    return IncompatiblePair(
+        f"PAN and {ms.path} do not overlap: bounds {show(whole.bounds, whole.crs)} "
+        f"and {show(ms.dataset.bounds, ms.dataset.crs)}; check that they show the same place."
+    )
+
+
+def bounds_window(whole: Grid, bounds: Bounds) -> Window:
+    """PAN pixels under bounds, widened to whole pixels and cut to the PAN. Raises IncompatiblePair."""
+    left, bottom, right, top = bounds
+    if not (left < right and bottom < top):
+        raise IncompatiblePair(
+            f"Bounds {left:g} {bottom:g} {right:g} {top:g} are empty; the order is left bottom right top."
+        )
+    corners = [~whole.transform * (x, y) for x in (left, right) for y in (bottom, top)]
+    xs, ys = zip(*corners, strict=True)
+    c0, c1 = max(0, floor(min(xs) + 1e-6)), min(whole.width, ceil(max(xs) - 1e-6))
+    r0, r1 = max(0, floor(min(ys) + 1e-6)), min(whole.height, ceil(max(ys) - 1e-6))
+    if c0 >= c1 or r0 >= r1:
+        raise IncompatiblePair(
+            f"Bounds {left:.10g} {bottom:.10g} {right:.10g} {top:.10g} lie outside of the PAN "
+            "({:.10g} {:.10g} {:.10g} {:.10g}); give them in the PAN's CRS.".format(*whole.bounds)
+        )
+    return Window(r0, c0, r1 - r0, c1 - c0)
