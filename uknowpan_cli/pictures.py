@@ -1,7 +1,6 @@
-"""Arrays to PNG pictures: common stretch, labelled panels, error maps, previews of rasters.
+"""Arrays to PNG pictures: common stretch, captioned panels, insets, error maps, previews of rasters.
 
-A picture here is a uint8 array (3, H, W) in R, G, B order. Only numpy and rasterio's PNG driver
-are used, so that looking at a result needs no plotting library.
+A picture here is a uint8 array (3, H, W) in R, G, B order.
 """
 
 from __future__ import annotations
@@ -9,26 +8,28 @@ from __future__ import annotations
 import os
 import re
 import uuid
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
+from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND = (24, 26, 30)
 """Colour between panels."""
+CAPTION = (235, 235, 235)
+"""Colour of text and frames."""
 INVALID = (58, 58, 62)
 """Colour of pixels without a value."""
 GAMMA = 1.35
 """Midtones of a linear percentile stretch look too dark on a screen; this lifts them a little."""
 PERCENTILE_SAMPLES = 1_000_000
 """Pixels that percentiles are taken from; more only costs time."""
+SMALLEST_TEXT = 9
+"""Pixels: no caption is shrunk below."""
+HEAT = np.array([*bytes.fromhex("000000 100019 410035 79003c ae1d32 d35319 e98e29 f1c771 faf8d1")]).reshape(-1, 3)
+"""Colours of error maps. Lightness rises evenly in Oklab (Ottosson, 2020): twice the error looks twice as bright."""
 
 COLOURS = ("red", "green", "blue")
 # Words that turn a colour name into another band: red edge, coastal blue, near infra red.
@@ -36,13 +37,11 @@ OTHER_BAND_WORDS = frozenset({"edge", "coastal", "deep", "near", "infra", "ir"})
 
 
 def rgb_bands(descriptions: Sequence[str | None], colorinterp_names: Sequence[str], count: int) -> tuple[int, int, int]:
-    """Which bands to show as red, green and blue (0-based).
+    """The bands to show as red, green and blue (0-based).
 
-    Band descriptions decide ("Red", "B4 red"; not "red edge"), then colour interpretation. A
-    raster that names neither is assumed to be in wavelength order, as sensors deliver it: 4 and
-    more bands blue, green, red, ... -> (2, 1, 0); 8 bands in WorldView order (coastal, blue,
-    green, yellow, red, ...) -> (4, 2, 1). 3 bands are assumed to be R, G, B already; with fewer
-    the first is shown as grey.
+    Band descriptions decide ("Red", "B4 red"; not "red edge"), then colour interpretation. Else
+    8 bands are in WorldView order (coastal, blue, green, yellow, red, ...) and 4 or more are
+    blue, green, red, ... Three bands are red, green, blue; with fewer the first is shown as grey.
 
     Args:
         descriptions: one per band, None or "" where there is none; may be empty.
@@ -70,7 +69,7 @@ def _position(names: Sequence[str | None], colour: str, count: int) -> int | Non
 
 @dataclass(frozen=True)
 class Stretch:
-    """One look, to be applied to every picture of a scene so that they can be compared."""
+    """One look for all pictures of a scene, so that they can be compared."""
 
     bands: tuple[int, int, int]
     """Bands shown as red, green, blue (0-based)."""
@@ -78,11 +77,9 @@ class Stretch:
     """Value per shown band that becomes black."""
     high: tuple[float, float, float]
     """Value per shown band that becomes white."""
-    gamma: float = GAMMA
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (3, H, W) of an image (C, H, W) in the units the stretch was made in; NaN is
-        drawn in the colour of missing values.
+        """The image (C, H, W) as uint8 (3, H, W); NaN gets the colour of missing values.
 
         Raises:
             ValueError: the image lacks a band that the stretch shows.
@@ -94,7 +91,7 @@ class Stretch:
             )
         shown = image[list(self.bands)].astype(np.float32)
         low, high = (np.array(v, np.float32)[:, None, None] for v in (self.low, self.high))
-        unit = np.clip((shown - low) / (high - low), 0, 1) ** np.float32(1 / self.gamma)
+        unit = np.clip((shown - low) / (high - low), 0, 1) ** np.float32(1 / GAMMA)
         missing = ~np.isfinite(shown).all(axis=0)
         rgb = np.rint(255 * np.where(missing, 0, unit)).astype(np.uint8)
         rgb[:, missing] = np.array(INVALID, np.uint8)[:, None]
@@ -108,7 +105,6 @@ def stretch_from(
     high: float = 99,
     *,
     bands: tuple[int, int, int] | None = None,
-    gamma: float = GAMMA,
 ) -> Stretch:
     """Percentile stretch per shown band.
 
@@ -118,12 +114,11 @@ def stretch_from(
         low: percentile that becomes black.
         high: percentile that becomes white.
         bands: bands to show; by default those of `rgb_bands` for an unnamed raster.
-        gamma: above 1 lifts the midtones.
     """
     shown = bands or rgb_bands((), (), image.shape[0])
     limits = [_limits(image[band], valid, (low, high)) for band in shown]
     lows, highs = zip(*limits, strict=True)
-    return Stretch(shown, lows, highs, gamma)
+    return Stretch(shown, lows, highs)
 
 
 def _limits(band: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -137,131 +132,75 @@ def _limits(band: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float
     return low, high if high > low else low + 1
 
 
-# One glyph per character: seven rows of five pixels, "#" is ink.
-FONT_ROWS = """
-A .###. #...# #...# ##### #...# #...# #...#
-B ####. #...# #...# ####. #...# #...# ####.
-C .###. #...# #.... #.... #.... #...# .###.
-D ####. #...# #...# #...# #...# #...# ####.
-E ##### #.... #.... ####. #.... #.... #####
-F ##### #.... #.... ####. #.... #.... #....
-G .###. #...# #.... #.### #...# #...# .####
-H #...# #...# #...# ##### #...# #...# #...#
-I .###. ..#.. ..#.. ..#.. ..#.. ..#.. .###.
-J ..### ...#. ...#. ...#. ...#. #..#. .##..
-K #...# #..#. #.#.. ##... #.#.. #..#. #...#
-L #.... #.... #.... #.... #.... #.... #####
-M #...# ##.## #.#.# #.#.# #...# #...# #...#
-N #...# ##..# ##..# #.#.# #..## #..## #...#
-O .###. #...# #...# #...# #...# #...# .###.
-P ####. #...# #...# ####. #.... #.... #....
-Q .###. #...# #...# #...# #.#.# #..#. .##.#
-R ####. #...# #...# ####. #.#.. #..#. #...#
-S .#### #.... #.... .###. ....# ....# ####.
-T ##### ..#.. ..#.. ..#.. ..#.. ..#.. ..#..
-U #...# #...# #...# #...# #...# #...# .###.
-V #...# #...# #...# #...# #...# .#.#. ..#..
-W #...# #...# #...# #.#.# #.#.# ##.## #...#
-X #...# #...# .#.#. ..#.. .#.#. #...# #...#
-Y #...# #...# .#.#. ..#.. ..#.. ..#.. ..#..
-Z ##### ....# ...#. ..#.. .#... #.... #####
-0 .###. #...# #..## #.#.# ##..# #...# .###.
-1 ..#.. .##.. ..#.. ..#.. ..#.. ..#.. .###.
-2 .###. #...# ....# ..##. .#... #.... #####
-3 ####. ....# ....# .###. ....# ....# ####.
-4 ...#. ..##. .#.#. #..#. ##### ...#. ...#.
-5 ##### #.... ####. ....# ....# #...# .###.
-6 ..##. .#... #.... ####. #...# #...# .###.
-7 ##### ....# ...#. ..#.. ..#.. .#... .#...
-8 .###. #...# #...# .###. #...# #...# .###.
-9 .###. #...# #...# .#### ....# ...#. .##..
-. ..... ..... ..... ..... ..... .##.. .##..
-, ..... ..... ..... ..... .##.. ..#.. .#...
-- ..... ..... ..... .###. ..... ..... .....
-+ ..... ..#.. ..#.. ##### ..#.. ..#.. .....
-/ ....# ....# ...#. ..#.. .#... #.... #....
-% ##..# ##..# ...#. ..#.. .#... #..## #..##
-: ..... .##.. .##.. ..... .##.. .##.. .....
-( ...#. ..#.. .#... .#... .#... ..#.. ...#.
-) .#... ..#.. ...#. ...#. ...#. ..#.. .#...
-= ..... ..... ##### ..... ##### ..... .....
-_ ..... ..... ..... ..... ..... ..... #####
-? .###. #...# ....# ...#. ..#.. ..... ..#..
-"""
-GLYPH_HEIGHT, GLYPH_WIDTH = 7, 5
-
-
 @cache
-def _font() -> dict[str, np.ndarray]:
-    glyphs = {" ": np.zeros((GLYPH_HEIGHT, GLYPH_WIDTH), bool)}
-    for line in FONT_ROWS.strip().splitlines():
-        character, *rows = line.split()
-        glyphs[character] = np.array([[dot == "#" for dot in row] for row in rows])
-    return glyphs
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
-def _ink(text: str, scale: int) -> np.ndarray:
-    """bool (7*scale, W): the text in capitals; a character the font lacks is drawn as "?"."""
-    font = _font()
-    glyphs = [np.pad(font.get(c, font["?"]), ((0, 0), (0, 1))) for c in text.upper()]
-    return np.kron(np.hstack(glyphs)[:, :-1], np.ones((scale, scale), bool))
+def _caption(text: str, width: int, size: int) -> Image.Image:
+    """A strip of that width; the text shrinks to fit, and is cut off where that is not enough."""
+    strip = Image.new("RGB", (width, round(1.6 * size)), BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    fitted = next((n for n in range(size, SMALLEST_TEXT, -1) if _font(n).getlength(text) <= width), SMALLEST_TEXT)
+    draw.text((0, 1.15 * size), text, CAPTION, _font(fitted), anchor="ls")
+    return strip
 
 
-def label(rgb: np.ndarray, text: str, scale: int = 2) -> np.ndarray:
-    """Copy of a picture (3, H, W) with the text on a darkened plate in its upper left corner.
-
-    `scale` is the size of a font dot in pixels; it shrinks where the text would not fit, and what
-    does not fit even at 1 is cut off.
-    """
-    if not text:
-        return rgb.copy()
-    dots = (GLYPH_WIDTH + 1) * len(text) + 5
-    scale = max(1, min(scale, rgb.shape[2] // dots))
-    ink = np.pad(_ink(text, scale), 3 * scale)[: rgb.shape[1], : rgb.shape[2]]
-    labelled = rgb.copy()
-    plate = labelled[:, : ink.shape[0], : ink.shape[1]]
-    plate[:] = np.where(ink, 255, plate * 0.3).astype(np.uint8)
-    return labelled
-
-
-def enlarge(rgb: np.ndarray, factor: int) -> np.ndarray:
-    """Each pixel of (C, H, W) as a block of factor x factor: shows what the sensor saw."""
-    return rgb.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def panels(
-    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
-    gap: int = 6,
-    background: tuple[int, int, int] = BACKGROUND,
-    scale: int = 2,
-) -> np.ndarray:
-    """Labelled pictures in a grid, uint8 (3, H, W).
+def panels(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 8, text: int = 18) -> np.ndarray:
+    """Pictures in a grid with a caption above each, uint8 (3, H, W).
 
     Args:
-        rows: of (label, picture (3, h, w)); a column is as wide as its widest picture, a row as
-            high as its highest, smaller ones are centred in their cell. Rows may differ in length.
+        rows: (caption, picture (3, h, w)) each. A column is as wide as its widest picture, a row
+            as high as its highest; smaller ones are centred. Rows may differ in length.
         gap: pixels around and between the pictures.
-        background: R, G, B between the pictures.
-        scale: size of a font dot, see `label`.
+        text: height of the captions in pixels; they shrink where they do not fit.
 
     Raises:
         ValueError: there is no picture at all.
     """
     if not any(rows):
         raise ValueError("panels need at least one picture, but every row is empty.")
-    heights = [max((p.shape[1] for _, p in row), default=0) for row in rows]
-    columns = max(len(row) for row in rows)
-    widths = [max(row[c][1].shape[2] for row in rows if c < len(row)) for c in range(columns)]
-    size = (sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (columns + 1))
-    sheet = np.empty((3, *size), np.uint8)
-    sheet[:] = np.array(background, np.uint8)[:, None, None]
-    for r, row in enumerate(rows):
-        for c, (text, picture) in enumerate(row):
-            height, width = picture.shape[1:]
-            top = sum(heights[:r]) + gap * (r + 1) + (heights[r] - height) // 2
-            left = sum(widths[:c]) + gap * (c + 1) + (widths[c] - width) // 2
-            sheet[:, top : top + height, left : left + width] = label(picture, text, scale)
-    return sheet
+    cells = [
+        [np.concatenate([_array(_caption(words, p.shape[2], text)), p], axis=1) if words else p for words, p in row]
+        for row in rows
+    ]
+    heights = [max((c.shape[1] for c in row), default=0) for row in cells]
+    widths = [max(row[i].shape[2] for row in cells if i < len(row)) for i in range(max(map(len, cells)))]
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), sum(heights) + gap * (len(rows) + 1)), BACKGROUND)
+    top = gap
+    for row, height in zip(cells, heights, strict=True):
+        left = gap
+        for cell, width in zip(row, widths, strict=False):
+            place = (left + (width - cell.shape[2]) // 2, top + (height - cell.shape[1]) // 2)
+            sheet.paste(_image(cell), place)
+            left += width + gap
+        top += height + gap
+    return _array(sheet)
+
+
+def add_inset(rgb: np.ndarray, source: tuple[int, int, int, int], factor: int) -> np.ndarray:
+    """A copy of a picture (3, H, W) whose lower right corner shows a part of it enlarged.
+
+    Args:
+        rgb: the picture.
+        source: row, column, height and width of the part, which gets a thin frame.
+        factor: pixels of the inset per pixel of the picture.
+    """
+    row, column, height, width = source
+    part = np.pad(
+        enlarge(rgb[:, row : row + height, column : column + width], factor),
+        ((0, 0), (2, 2), (2, 2)),
+        constant_values=CAPTION[0],
+    )
+    framed = _image(rgb)
+    ImageDraw.Draw(framed).rectangle((column - 1, row - 1, column + width, row + height), outline=CAPTION)
+    framed.paste(_image(part), (rgb.shape[2] - part.shape[2], rgb.shape[1] - part.shape[1]))
+    return _array(framed)
+
+
+def enlarge(rgb: np.ndarray, factor: int) -> np.ndarray:
+    """Each pixel of (C, H, W) as a block of factor x factor."""
+    return rgb.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def error_map(fused: np.ndarray, truth: np.ndarray, limit: float) -> np.ndarray:
@@ -284,44 +223,16 @@ def error_map(fused: np.ndarray, truth: np.ndarray, limit: float) -> np.ndarray:
         raise ValueError(f"limit is {limit}; give an error above 0 to be shown brightest.")
     error = np.abs(fused.astype(np.float32) - truth.astype(np.float32)).mean(axis=0)
     missing = ~np.isfinite(error)
-    index = np.rint(255 * np.clip(np.where(missing, 0, error) / limit, 0, 1)).astype(np.intp)
-    rgb = np.ascontiguousarray(np.moveaxis(_heat_ramp()[index], 2, 0))
+    heat = np.where(missing, 0, error) / limit * (len(HEAT) - 1)
+    rgb = np.rint([np.interp(heat, range(len(HEAT)), colour) for colour in HEAT.T]).astype(np.uint8)
     rgb[:, missing] = np.array(INVALID, np.uint8)[:, None]
     return rgb
-
-
-@cache
-def _heat_ramp() -> np.ndarray:
-    """uint8 (256, 3): black, violet, red, orange, pale yellow, evenly spaced in lightness.
-
-    Lightness rises linearly in Oklab (B. Ottosson, 2020, bottomosson.github.io/posts/oklab), so
-    that twice the error looks about twice as bright, for colour-blind readers as well.
-    """
-    t = np.linspace(0, 1, 256)
-    lightness = 0.97 * t
-    chroma = 0.165 * np.sin(np.pi * t) ** 0.8 + 0.05 * t**2
-    hue = np.deg2rad(-65 + 170 * t)
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    # Oklab -> cone responses (cube roots) -> linear sRGB
-    cones = lightness[:, None] + np.outer(a, [0.3963377774, -0.1055613458, -0.0894841775])
-    cones += np.outer(b, [0.2158037573, -0.0638541728, -1.2914855480])
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = np.clip(cones**3 @ to_rgb.T, 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * srgb).astype(np.uint8)
 
 
 def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     """Write uint8 (3, H, W), or (4, H, W) with alpha, or (1, H, W) grey, as a PNG.
 
-    The file appears under its name only when it is complete, and alone: GDAL's side files stay in
-    memory.
+    The file appears under its name only when it is complete.
 
     Raises:
         ValueError: not uint8, or another number of bands.
@@ -330,39 +241,41 @@ def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
         raise ValueError(
             f"a PNG needs uint8 of shape (1, 3 or 4, H, W), got {rgb.dtype} {rgb.shape}; Stretch.apply makes one."
         )
-    count, height, width = rgb.shape
-    with warnings.catch_warnings(), MemoryFile(ext=".png") as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture has no place
-        with memory.open(driver="PNG", width=width, height=height, count=count, dtype="uint8") as png:
-            png.write(rgb)
-        content = memory.read()
     target = Path(path)
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        beside.write_bytes(content)
+        _image(rgb).save(beside, "PNG", optimize=True)
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
 
 
+def _image(rgb: np.ndarray) -> Image.Image:
+    return Image.fromarray(rgb[0] if len(rgb) == 1 else np.ascontiguousarray(np.moveaxis(rgb, 0, 2)))
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    return np.moveaxis(np.asarray(image), 2, 0)
+
+
 def preview_png(
     raster: str | os.PathLike[str], output: str | os.PathLike[str], max_size: int = 1024
 ) -> tuple[int, int]:
-    """Picture of a finished raster; pixels without data are transparent.
-
-    Overviews are used where the raster has them; it is never held at full size.
+    """Picture of a finished raster, read from its overviews where it has them.
 
     Args:
         raster: path or URL that rasterio opens.
-        output: PNG to write.
+        output: PNG to write; pixels without data are transparent.
         max_size: longest side in pixels; a smaller raster keeps its size.
 
     Returns:
         (height, width) of the picture.
     """
+    import rasterio
+    from rasterio.enums import Resampling
+
     with rasterio.open(raster) as source:
-        interpretations = [c.name for c in source.colorinterp]
-        bands = rgb_bands(source.descriptions, interpretations, source.count)
+        bands = rgb_bands(source.descriptions, [c.name for c in source.colorinterp], source.count)
         shrink = max(1.0, max(source.shape) / max_size)
         height, width = (max(1, round(n / shrink)) for n in source.shape)
         read = sorted(set(bands))

@@ -31,7 +31,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.datasets.synthetic import make_scene
 
 TORCH_ONLY = "import torch, rasterio, numpy; torch.ones(8).sum()"
 
@@ -51,7 +51,7 @@ def run(command: list[str]) -> tuple[float, float, str]:
 
 def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
     """A PAN/MS pair of any size, the demo scene repeated; written strip by strip."""
-    scene = make_demo_scene(size=512, seed=7)
+    scene = make_scene(size=512, seed=7)
     paths = []
     for name, data, factor in (("pan", scene.pan, 1), ("ms", scene.ms, scene.ratio)):
         path = folder / f"{name}_{rows}x{cols}.tif"

@@ -27,9 +27,9 @@ from uknowpan.models.devices import tune_cpu
 from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import Degradation, degrade_truth
 from uknowpan.models.training.scenes import Scene, read_scenes
-from uknowpan.pictures import BACKGROUND, enlarge, error_map, label, panels, stretch_from, write_png
+from uknowpan.pictures import enlarge, error_map, panels, stretch_from, write_png
 
-SIDE, ZOOM, CAPTION_HEIGHT = 92, 2, 26
+SIDE, ZOOM = 92, 2
 LOW, HIGH = 2, 98
 SIX_BITS = 0xFC
 """Of eight are kept per colour: nobody sees it, and the file shrinks by a quarter."""
@@ -134,7 +134,7 @@ def sheet(case: Case, shown: Shown, methods: Mapping[str, Sharpener]) -> Sheet:
     row = [("PAN", grey.apply(pan)), ("MS", look.apply(ms))]
     row += [(m, look.apply(x)) for m, x in (*fused.items(), ("truth", truth))]
     row += [(f"error {m}", error_map(fused[m], truth, limit)) for m in DRAWN[1:]]
-    picture = panels([[("", captioned(enlarge(image, ZOOM), text)) for text, image in row]])
+    picture = panels([[(text, enlarge(image, ZOOM)) for text, image in row]])
     return Sheet(
         picture & SIX_BITS,
         limit,
@@ -149,13 +149,6 @@ def contrast(image: np.ndarray) -> float:
     """Mean over the bands of (C, H, W) of the spread between vertical and horizontal neighbours."""
     spreads = [np.diff(image, axis=axis).std(axis=(1, 2)).mean() for axis in (1, 2)]
     return float(np.mean(spreads))
-
-
-def captioned(rgb: np.ndarray, text: str) -> np.ndarray:
-    """The picture with its label on a strip below."""
-    strip = np.empty((3, CAPTION_HEIGHT, rgb.shape[2]), np.uint8)
-    strip[:] = np.array(BACKGROUND, np.uint8)[:, None, None]
-    return np.concatenate([rgb, label(strip, text)], axis=1)
 
 
 def lineage(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:

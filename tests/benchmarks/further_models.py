@@ -40,7 +40,7 @@ from three_stages import table as scores_table
 from torch import Tensor
 from validate import BORDER, geometric_mean, prepare, softness_of, tell
 
-from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.datasets.synthetic import make_scene
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
@@ -259,7 +259,7 @@ def cost_child(folder: Path, kind: str, name: str, steps: str) -> None:
     tune_cpu(1)
     store = folder / "window.npz"
     if kind == SCENE:
-        scene = make_demo_scene(WINDOW, seed=7)
+        scene = make_scene(WINDOW, seed=7)
         np.savez(store, pan=scene.pan, ms=scene.ms)
         return
     with np.load(store) as stored:

@@ -30,7 +30,7 @@ from bench import TORCH_ONLY, run, write_scene
 from rasterio import Affine
 from rasterio.windows import Window
 
-from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.datasets.synthetic import make_scene
 
 RATIO, BLOCK = 4, 512
 METRES, LEFT, TOP = 0.5, 4e5, 5e6
@@ -81,7 +81,7 @@ def write_sparse(folder: Path, size: int, data: Area, texture: int = BLOCK) -> P
         raise ValueError(f"data {data} in a scene of {size}: sides must be multiples of {texture}")
     if row < 0 or col < 0 or row + rows > size or col + cols > size:
         raise ValueError(f"data {data} reach beyond a scene of {size}")
-    scene = make_demo_scene(texture)
+    scene = make_scene(texture)
     paths = []
     for name, values, factor in (("pan", scene.pan, 1), ("ms", scene.ms, RATIO)):
         path = folder / f"sparse_{name}.tif"

@@ -27,7 +27,7 @@ from rasterio.crs import CRS
 from torch import Tensor
 from validate import COARSE_PAN, geometric_mean, prepare
 
-from uknowpan.datasets.demo_scene import DemoScene, make_demo_scene, write_demo_scene
+from uknowpan.datasets.synthetic import SyntheticScene, make_scene, write_scene
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.metrics.indices import ergas
@@ -154,9 +154,9 @@ def write(path: Path, values: Tensor, transform: Affine) -> Path:
     return path
 
 
-def displaced(scene: DemoScene, shift: Shift, folder: Path) -> Files:
+def displaced(scene: SyntheticScene, shift: Shift, folder: Path) -> Files:
     """The demo scene's files; the MS's geotransform is so wrong that it shows `shift` further."""
-    paths = write_demo_scene(scene, folder)
+    paths = write_scene(scene, folder)
     with rasterio.open(paths.ms, "r+") as dataset:
         off = Affine.translation(-shift[1] / scene.ratio, -shift[0] / scene.ratio)
         dataset.transform = dataset.transform * off
@@ -293,7 +293,7 @@ def mean_tables(tables: Mapping[str, Table]) -> Iterator[str]:
 
 def demo_table(methods: Mapping[str, Sharpener], size: int) -> Iterator[str]:
     """The demo scene with a wrong geotransform, through the whole tool."""
-    scene = make_demo_scene(size)
+    scene = make_scene(size)
     truth = torch.from_numpy(scene.truth)
     yield heading(f"demo scene, {size}", [name_of(s) for s in SHIFTS])
     said = []
@@ -312,7 +312,7 @@ def demo_table(methods: Mapping[str, Sharpener], size: int) -> Iterator[str]:
 
 def picture(methods: Mapping[str, Sharpener], target: str) -> None:
     """Crops of the demo scene: rows are shifts, columns PAN, classical methods, the student."""
-    scene = make_demo_scene()
+    scene = make_scene()
     look = stretch_from(scene.truth)
     grey = np.repeat(scene.pan, 3, axis=0)
 

@@ -166,8 +166,8 @@ def test_a_picture_shows_errors_at_one_scale() -> None:
     fused = {"EXP": patch.lms, "same": gt, "half": gt + 20}
     sheet = evaluation_sheet(Scored(0, 1, patch, fused), {"half": None}, SENSORS["generic"])
     assert sheet.dtype == np.uint8
-    side, gap = 256, 6
-    below = slice(gap + side + 2 * gap + 40, -80)  # the errors, without labels and legend
+    side, gap = 256, 8
+    below = slice(-gap - side + 20, -gap - 20)  # the errors, without captions
 
     def brightness(column):
         left = gap + column * (side + gap)

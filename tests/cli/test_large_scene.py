@@ -11,11 +11,11 @@ from affine import Affine
 from rasters import ORIGIN, UTM
 from running import Run
 
-from uknowpan.datasets.demo_scene import make_demo_scene
+from uknowpan.datasets.synthetic import make_scene
 from uknowpan.tiling import open_pair, sample_windows
 
 SIZE, RATIO, SIDE = 60_000, 4, 256
-"""Of the PAN, and PAN pixels of the demo scene that is repeated."""
+"""Of the PAN, and PAN pixels of the drawn scene that is repeated."""
 METRES = 0.5
 Area = tuple[int, int, int, int]
 """Row, column, rows, columns of the PAN."""
@@ -29,7 +29,7 @@ in rows 936 to 1127 and columns 512 to 895."""
 def write_sparse(folder: Path, size: int, area: Area) -> tuple[Path, Path]:
     """PAN and MS, blocks only where there is data, the rest nodata 0."""
     row, col, rows, cols = area
-    scene = make_demo_scene(SIDE)
+    scene = make_scene(SIDE)
     paths = []
     for name, values, factor in (("pan", scene.pan, 1), ("ms", scene.ms, RATIO)):
         path = folder / f"{name}.tif"
@@ -108,5 +108,5 @@ def test_a_part_is_sharpened_as_if_it_were_all(uknowpan: Run, sparse: tuple[Path
     inside = np.zeros(values.shape[1:], bool)
     inside[:512, :512] = True
     assert (values[:, inside] > 0).all() and (values[:, ~inside] == 0).all()
-    colours = make_demo_scene(SIDE).ms.mean((1, 2))
+    colours = make_scene(SIDE).ms.mean((1, 2))
     np.testing.assert_allclose(values[:, inside].mean(1), colours, rtol=0.03)

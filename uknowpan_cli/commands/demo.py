@@ -1,26 +1,39 @@
-"""`uknowpan demo`: a made-up scene with a known truth, sharpened and scored."""
+"""`uknowpan demo`: a real scene with a known truth, sharpened and scored."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uknowpan import options as opt
 from uknowpan.errors import OutputExists
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from uknowpan.datasets.synthetic import SyntheticScene
+
 METHODS = ("bicubic", "brovey", "gsa")
 """Classical methods shown beside the model."""
-
 PICTURE = "before_after.png"
+FILES = ("demo_pan.tif", "demo_ms.tif", "demo_truth.tif", *(f"{m}.tif" for m in (*METHODS, "uknowpan")), PICTURE)
+BORDER = 8
+"""PAN pixels along the border that scores leave out."""
+CROP, DETAIL, ZOOM = (136, 8, 148, 196), (108, 68, 52, 60), 3
+"""Row, column, height and width of the part of the scene in the picture, and of its inset in the part."""
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the scene and results.")] = Path("demo"),
-    size: Annotated[int, typer.Option("--size", min=128, max=4096, help="PAN pixels along a side.")] = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Of the scene.")] = 7,
+    out: Annotated[
+        Path, typer.Option("--output", "--out", "-o", metavar="DIR", help="Folder for the scene and the results.")
+    ] = Path("demo"),
+    size: Annotated[
+        int, typer.Option("--size", min=128, max=4096, metavar="PIXELS", help="PAN pixels along a side, up to 304.")
+    ] = 512,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the sensor noise.")] = 7,
     model: opt.ModelOption = None,
     overwrite: opt.OverwriteOption = False,
     num_threads: opt.ThreadsOption = None,
@@ -28,96 +41,91 @@ def demo(
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Make a small georeferenced scene, sharpen it, score it against its truth, draw a picture."""
+    """Sharpen a small real scene, score it against its known truth, draw a picture.
+
+    The scene is aerial imagery (USDA NAIP, public domain), degraded to a PAN/MS pair.
+
+    Example: uknowpan demo -o demo
+    """
     with opt.guarded(-1 if quiet else verbose), opt.bounded_gdal_cache():
-        if not overwrite:
-            _spare_foreign_files(out)
+        # An earlier demo, even an interrupted one, has left the pair, which is written first.
+        if not overwrite and not all((out / name).exists() for name in FILES[:2]):
+            for name in FILES:
+                if (out / name).exists():
+                    raise OutputExists(f"{out / name} exists and is no earlier demo's; use --overwrite or another -o.")
         from uknowpan.models.devices import tune_cpu
 
         tune_cpu(num_threads)
-        size -= size % 16
-        scores = _run(out, size, seed, model)
-        picture = out / PICTURE
+        scores = _run(out, size - size % 16, seed, model)
         if as_json:
-            typer.echo(json.dumps({"scores": scores, "picture": str(picture)}))
+            typer.echo(json.dumps({"scores": scores, "picture": str(out / PICTURE)}))
             return
         if not quiet:
-            _table(scores)
-        typer.echo(picture)
-
-
-def _spare_foreign_files(out: Path) -> None:
-    """Exit with 4 where the demo would replace files that no demo made: an earlier one, even
-    if it was interrupted, has left the made-up scene, which it writes first."""
-    if (out / "demo_pan.tif").exists() and (out / "demo_ms.tif").exists():
-        return
-    scene = ("demo_pan.tif", "demo_ms.tif", "demo_truth.tif")
-    for name in (*scene, *(f"{m}.tif" for m in (*METHODS, "uknowpan")), PICTURE):
-        if (out / name).exists():
-            raise OutputExists(f"{out / name} exists and is no earlier demo's; use --overwrite or another --out.")
+            _print_table(scores)
+        typer.echo(out / PICTURE)
 
 
 def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[str, float]]:
-    """Everything that the demo does, through files like a user's run."""
-    import numpy as np
+    """Scores by method and index; files are written and read as in a user's run."""
     import rasterio
     import torch
 
-    from uknowpan.datasets.demo_scene import make_demo_scene, write_demo_scene
+    from uknowpan.datasets.synthetic import load_demo_scene, write_scene
     from uknowpan.models.metrics.indices import ergas, psnr, sam
     from uknowpan.models.sharpeners import load_sharpener
-    from uknowpan.pictures import panels, stretch_from, write_png
+    from uknowpan.pictures import write_png
     from uknowpan.sharpening import SharpenOptions, sharpen_scene
     from uknowpan.tiling import OutputOptions, open_pair
 
-    out.mkdir(parents=True, exist_ok=True)
-    scene = make_demo_scene(size=size, seed=seed)
-    paths = write_demo_scene(scene, out)
-    truth = torch.from_numpy(np.asarray(scene.truth)).double()
-    inner = (..., slice(8, -8), slice(8, -8))
-    sharpeners = {name: load_sharpener(None, name) for name in METHODS}
-    sharpeners["uknowpan"] = load_sharpener(model)
+    scene = load_demo_scene(size, seed=seed)
+    paths = write_scene(scene, out)
+    inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+    truth = torch.from_numpy(scene.truth).double()[inner]
     scores, images = {}, {}
-    for name, sharpener in sharpeners.items():
+    for name in (*METHODS, "uknowpan"):
         target = str(out / f"{name}.tif")
+        sharpener = load_sharpener(model) if name == "uknowpan" else load_sharpener(None, name)
         with open_pair(str(paths.pan), [str(paths.ms)]) as pair:
             report = sharpen_scene(pair, sharpener, SharpenOptions(target, writing=OutputOptions(overwrite=True)))
         with rasterio.open(target) as dataset:
-            images[name] = dataset.read().astype(np.float32)
-        fused = torch.from_numpy(images[name]).double()
+            images[name] = dataset.read()
+        fused = torch.from_numpy(images[name]).double()[inner]
         scores[name] = {
-            "ergas": float(ergas(fused[inner], truth[inner], scene.ratio)),
-            "sam": float(sam(fused[inner], truth[inner])),
-            "psnr": float(psnr(fused[inner], truth[inner], 2047.0)),
+            "ergas": float(ergas(fused, truth, scene.ratio)),
+            "sam": float(sam(fused, truth)),
+            "psnr": float(psnr(fused, truth, 255.0)),
             "seconds": report.seconds,
         }
-    look = stretch_from(scene.truth)
-    side = min(size, 256)
-    start = (size - side) // 2
-    window = (slice(None), slice(start, start + side), slice(start, start + side))
-    ms = scene.ms.repeat(scene.ratio, axis=1).repeat(scene.ratio, axis=2)
-    grey = np.repeat(scene.pan, 3, axis=0)
-    pictures = {
-        "PAN": stretch_from(grey).apply(grey),
-        f"MS, {scene.ratio} x coarser": look.apply(ms),
-        **{name: look.apply(images[name]) for name in sharpeners},
-        "truth": look.apply(scene.truth),
-    }
-
-    def cell(title: str, key: str) -> tuple[str, np.ndarray]:
-        cut = pictures[key][window]
-        return title, cut.repeat(2, axis=1).repeat(2, axis=2)
-
-    coarse = f"MS, {scene.ratio} x coarser"
-    rows = [
-        [cell("PAN", "PAN"), cell("MS as delivered", coarse), cell("bicubic", "bicubic")],
-        [cell("Brovey", "brovey"), cell("uknowpan", "uknowpan"), cell("truth", "truth")],
-    ]
-    write_png(out / PICTURE, panels(rows))
+    write_png(out / PICTURE, _draw(scene, images))
     return scores
 
 
-def _table(scores: dict[str, dict[str, float]]) -> None:
+def _draw(scene: SyntheticScene, images: dict[str, np.ndarray]) -> np.ndarray:
+    """PAN, MS, bicubic, Brovey, uknowpan and truth at one stretch, each with an enlarged detail."""
+    from uknowpan.pictures import add_inset, enlarge, panels, stretch_from
+
+    look, grey = stretch_from(scene.truth), stretch_from(scene.pan, bands=(0, 0, 0))
+    shown = [
+        ("PAN, 1 m", grey.apply(scene.pan)),
+        ("MS, 4 m", look.apply(enlarge(scene.ms, scene.ratio))),
+        ("Bicubic", look.apply(images["bicubic"])),
+        ("Brovey", look.apply(images["brovey"])),
+        ("uknowpan", look.apply(images["uknowpan"])),
+        ("Truth, 1 m", look.apply(scene.truth)),
+    ]
+    row, column, height, width = CROP
+
+    def cell(picture: np.ndarray) -> np.ndarray:
+        if picture.shape[1] < row + height:  # a smaller scene is shown whole
+            return enlarge(picture, 2)
+        cut = enlarge(picture[:, row : row + height, column : column + width], 2)
+        return add_inset(cut, DETAIL, ZOOM)
+
+    cells = [(text, cell(picture)) for text, picture in shown]
+    return panels([cells[:3], cells[3:]])
+
+
+def _print_table(scores: dict[str, dict[str, float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -125,11 +133,5 @@ def _table(scores: dict[str, dict[str, float]]) -> None:
     for name in ("method", "ERGAS (0 is best)", "SAM, degrees (0)", "PSNR, dB", "seconds"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for name, s in scores.items():
-        table.add_row(
-            name,
-            f"{s['ergas']:.2f}",
-            f"{s['sam']:.2f}",
-            f"{s['psnr']:.2f}",
-            f"{s['seconds']:.1f}",
-        )
+        table.add_row(name, f"{s['ergas']:.2f}", f"{s['sam']:.2f}", f"{s['psnr']:.2f}", f"{s['seconds']:.1f}")
     Console(stderr=True).print(table)

@@ -214,9 +214,8 @@ def simulate_files(
 
 
 def simulate_sample(folder: Path) -> Simulation:
-    """A tiny data set of drawn landscapes, the same on every machine: FOLDER/train.h5, valid.h5
-    and test.h5, made if need be."""
-    from uknowpan.datasets.demo_scene import PAN_WEIGHTS, make_demo_scene, write_demo_scene
+    """A tiny data set of drawn scenes: FOLDER/train.h5, valid.h5 and test.h5; the folder is made if need be."""
+    from uknowpan.datasets.synthetic import PAN_WEIGHTS, make_scene, write_scene
 
     folder.mkdir(parents=True, exist_ok=True)
     options = SimulationOptions(
@@ -229,9 +228,9 @@ def simulate_sample(folder: Path) -> Simulation:
     with TemporaryDirectory() as drawn:
         scenes = []
         for seed in seeds:
-            paths = write_demo_scene(make_demo_scene(384, seed=seed), Path(drawn) / str(seed))
+            paths = write_scene(make_scene(384, seed=seed), Path(drawn) / str(seed))
             scenes.append(SceneFiles(None, (str(paths.truth),)))
-        names = [f"drawn landscape, seed {seed}" for seed in seeds]
+        names = [f"drawn scene, seed {seed}" for seed in seeds]
         return simulate_files(scenes, folder / "train.h5", options, names=names)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from
+from uknowpan.pictures import BACKGROUND, enlarge, error_map, panels, rgb_bands, stretch_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 SHOWN = 256
-"""Small images are enlarged, pixel by pixel, to about so many pixels."""
-LEGEND_HEIGHT = 44
+"""Pixels along a side that small images are enlarged to, about."""
+LEGEND_HEIGHT = 24
 LIMIT_PERCENTILE = 99
-"""Of the LMS's error, which is shown brightest."""
+"""Percentile of the error that is shown brightest."""
+BLANK = "", np.array(BACKGROUND, np.uint8)[:, None, None]
 
 
 def evaluation_sheet(scored: Scored, sigmas: Mapping[str, Tensor | None], sensor: Sensor) -> np.ndarray:
-    """uint8 (3, H, W): PAN, LMS, every method and the truth; below the error of each; below that
-    the 1-sigma of methods that tell one; a legend of their common scale.
+    """uint8 (3, H, W): PAN, LMS, every method and the truth; below them errors and 1-sigma at one scale.
 
     Args:
         scored: an image in DN.
@@ -36,64 +36,36 @@ def evaluation_sheet(scored: Scored, sigmas: Mapping[str, Tensor | None], sensor
     gt = None if scored.patch.gt is None else _array(scored.patch.gt)
     fused = {name: _array(x) for name, x in scored.fused.items() if name != "EXP"}
     known = {name: _array(x) for name, x in sigmas.items() if x is not None}
-    look = stretch_from(lms if gt is None else gt, bands=_shown(sensor, len(lms)))
-    top = [
-        ("PAN", stretch_from(pan, bands=(0, 0, 0)).apply(pan)),
-        ("LMS (EXP)", look.apply(lms)),
-        *((name, look.apply(x)) for name, x in fused.items()),
-    ]
-    blank = np.full_like(top[0][1], BLANK)
-    rows = [top]
-    largest = _limit(lms, gt, known)
+    try:
+        bands = sensor.for_bands(len(lms)).rgb
+    except ValueError:
+        bands = rgb_bands((), (), len(lms))
+    look = stretch_from(lms if gt is None else gt, bands=bands)
+    rows = [[("PAN", stretch_from(pan, bands=(0, 0, 0)).apply(pan)), ("LMS (EXP)", look.apply(lms))]]
+    rows[0] += [(name, look.apply(x)) for name, x in fused.items()]
+
+    shown = [np.abs(lms - gt).mean(0)] if gt is not None else [sigma.mean(0) for sigma in known.values()]
+    limit = max([1e-6, *(float(np.percentile(error, LIMIT_PERCENTILE)) for error in shown)])
+    ramp = np.broadcast_to(np.linspace(0, limit, lms.shape[2]), (1, 1, lms.shape[2]))
+    legend = f"0 to {limit:.3g} DN, mean of bands", error_map(ramp, np.zeros_like(ramp), limit)
     if gt is not None:
-        top.append(("TRUTH", look.apply(gt)))
-        errors = {"LMS (EXP)": lms, **fused}
-        rows.append([("", blank), *((f"ERROR {n}", error_map(x, gt, largest)) for n, x in errors.items())])
+        rows[0].append(("truth", look.apply(gt)))
+        rows.append(
+            [legend, *((f"error {n}", error_map(x, gt, limit)) for n, x in {"LMS (EXP)": lms, **fused}.items())]
+        )
     if known:
-        cells = [
-            (f"1 SIGMA {n}", error_map(known[n], np.zeros_like(known[n]), largest)) if n in known else ("", blank)
-            for n in fused
-        ]
-        rows.append([("", blank), ("", blank), *cells])
-    factor = max(1, round(SHOWN / lms.shape[-1]))
-    sheet = [[(text, enlarge(x, factor)) for text, x in row] for row in rows]
-    if len(rows) > 1:
-        sheet.append([_legend(largest, sum(x.shape[2] + 6 for _, x in sheet[0]) - 6)])
-    return _stacked(sheet)
+        zero = np.zeros_like(lms)
+        cells = [(f"1-sigma {n}", error_map(known[n], zero, limit)) if n in known else BLANK for n in fused]
+        rows.append([BLANK if gt is not None else legend, BLANK, *cells])
+    factor = max(1, round(SHOWN / lms.shape[2]))
+    return panels([[(text, _enlarged(picture, factor)) for text, picture in row] for row in rows])
 
 
-BLANK = np.array((24, 26, 30), np.uint8)[:, None, None]
-
-
-def _stacked(sheet: list[list[tuple[str, np.ndarray]]]) -> np.ndarray:
-    """The rows below each other; the legend, one wide cell, must not widen the first column."""
-    parts = [panels([row]) for row in sheet]
-    width = max(part.shape[2] for part in parts)
-    whole = [np.concatenate([p, np.broadcast_to(BLANK, (3, p.shape[1], width - p.shape[2]))], axis=2) for p in parts]
-    return np.concatenate(whole, axis=1)
+def _enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
+    """The legend, one pixel high, becomes a bar."""
+    wide = enlarge(picture, factor)
+    return wide if picture.shape[1] > 1 else np.repeat(wide[:, :1], LEGEND_HEIGHT, axis=1)
 
 
 def _array(x: Tensor) -> np.ndarray:
     return x[0].float().cpu().numpy()
-
-
-def _shown(sensor: Sensor, bands: int) -> tuple[int, int, int]:
-    """Bands for red, green and blue."""
-    try:
-        return sensor.for_bands(bands).rgb
-    except ValueError:
-        return rgb_bands((), (), bands)
-
-
-def _limit(lms: np.ndarray, gt: np.ndarray | None, sigmas: Mapping[str, np.ndarray]) -> float:
-    """DN that the maps show brightest."""
-    values = [np.abs(lms - gt).mean(0)] if gt is not None else [s.mean(0) for s in sigmas.values()]
-    largest = max((float(np.percentile(v, LIMIT_PERCENTILE)) for v in values), default=0.0)
-    return max(largest, 1e-6)
-
-
-def _legend(largest: float, width: int) -> tuple[str, np.ndarray]:
-    """The colours of the maps from 0 to the largest, left to right."""
-    ramp = np.broadcast_to(np.linspace(0, largest, width, dtype=np.float32), (LEGEND_HEIGHT, width))
-    bar = error_map(ramp[None], np.zeros_like(ramp)[None], largest)
-    return f"0 (LEFT) TO {largest:.3g} DN (RIGHT), MEAN OF BANDS", bar

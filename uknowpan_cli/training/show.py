@@ -61,11 +61,8 @@ class TrainShow:
 
     def examples(self, step: int, shown: Examples) -> None:
         """After every validation."""
-        try:
-            from uknowpan.pictures import write_png
-        except ImportError as error:  # training must not need rasterio
-            log.info("no validation pictures: %s", error)
-            return
+        from uknowpan.pictures import write_png
+
         sheet = example_sheet(shown)
         folder = self.out / "pictures"
         try:
@@ -108,13 +105,13 @@ def example_sheet(shown: Examples) -> np.ndarray:
         row = [
             ("PAN", grey.apply(pan)),
             ("LMS", look.apply(lms)),
-            ("RESULT", look.apply(hrms)),
-            ("TRUTH", look.apply(gt)),
-            ("ERROR LMS", error_map(lms, gt, limit)),
-            ("ERROR", error_map(hrms, gt, limit)),
+            ("result", look.apply(hrms)),
+            ("truth", look.apply(gt)),
+            ("error LMS", error_map(lms, gt, limit)),
+            ("error", error_map(hrms, gt, limit)),
         ]
         if shown.sigma is not None:
             sigma = shown.sigma[i].float().cpu().numpy()
-            row.append(("1 SIGMA", error_map(sigma, np.zeros_like(sigma), limit)))
+            row.append(("1-sigma", error_map(sigma, np.zeros_like(sigma), limit)))
         rows.append([(text, enlarge(picture, 3)) for text, picture in row])
-    return panels(rows, scale=1)
+    return panels(rows, text=14)
