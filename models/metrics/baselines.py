@@ -1,17 +1,14 @@
-"""Methods of the field's benchmarks that need no training, to set a model's scores against.
+"""Classical methods of the field's benchmarks, whose scores a model's are compared with.
 
-As their papers define them and with the toolbox's filters and resampling (Vivone et al., "A
-Critical Comparison Among Pansharpening Algorithms", IEEE TGRS 2015, and "A New Benchmark Based on
-Recent Advances in Multispectral Pansharpening", IEEE GRSM 2021). All statistics are those of the
-one image, so these are for patches and test files; `classical` has methods for whole scenes.
-Nothing is clipped.
+They follow their papers, with the toolbox's filters and resampling (Vivone et al., "A Critical Comparison Among
+Pansharpening Algorithms", IEEE TGRS 2015; "A New Benchmark Based on Recent Advances in Multispectral Pansharpening",
+IEEE GRSM 2021). All statistics are those of one image: `classical` has the methods for whole scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,33 +19,7 @@ from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
 
 MAX_MODULATION = 10.0
-"""Methods that multiply by a quotient keep it between 0 and this: dark pixels divide by about 0."""
-
-
-class Baseline(Protocol):
-    """A method by itself: `BASELINES` holds them."""
-
-    def __call__(
-        self,
-        patches: PatchBatch,
-        gains: Sequence[float],
-        ratio: int,
-        pan_gain: float = UNKNOWN_PAN_GAIN,
-    ) -> Tensor:
-        """Sharpen each image by its own statistics.
-
-        Args:
-            patches: in any unit; `lms` is taken as it is.
-            gains: MTF gains of the MS bands, or one for all.
-            ratio: PAN pixels per MS pixel along one axis.
-            pan_gain: MTF gain of the PAN; only BDSD-PC asks for it.
-
-        Returns:
-            (B, C, H, W) float64 in the unit of the patches, not clipped.
-
-        Raises:
-            ValueError: sizes or the number of gains do not fit.
-        """
+"""Largest quotient that a method multiplies by: dark pixels divide by about 0."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +33,23 @@ class _Image:
     lms: Tensor
     """(C, H, W)"""
     gains: tuple[float, ...]
-    """One per band."""
+    """MTF gain of each band."""
     pan_gain: float
     ratio: int
 
     @property
     def mean_gain(self) -> float:
-        """Of a filter that takes the PAN to the MS's resolution without looking at a band."""
+        """Gain of one filter for all bands, which takes the PAN to the MS's resolution."""
         return sum(self.gains) / len(self.gains)
 
     def pan_on_ms_grid(self, gain: float) -> Tensor:
-        """PAN (h, w) filtered and sampled where the MS lies."""
+        """PAN (h, w) filtered and sampled on the MS grid."""
         return wald_ms(self.pan[None], [gain], self.ratio)[0]
 
     def pan_low(self) -> Tensor:
-        """PAN (C, H, W) with the resolution of each band: filtered, sampled, enlarged again.
+        """PAN (C, H, W) at the resolution of each band: filtered, sampled, enlarged.
 
-        As in the toolbox borders wrap around, which patches of 64 pixels scored without a cut feel.
+        Borders wrap around, as in the toolbox; patches of 64 pixels scored without a cut show the effect.
         """
         small = wald_ms(self.pan.expand_as(self.lms), self.gains, self.ratio)
         if registration_of(self.ratio) == "area":
@@ -86,57 +57,58 @@ class _Image:
         return interp23tap(small, self.ratio)
 
 
-Method = Callable[[_Image], Tensor]
+@dataclass(frozen=True)
+class Baseline:
+    """A method that sharpens each image by its own statistics."""
 
+    method: Callable[[_Image], Tensor]
 
-def _per_image(method: Method) -> Baseline:
-    """The method for a batch."""
-
-    def baseline(
-        patches: PatchBatch,
-        gains: Sequence[float],
-        ratio: int,
-        pan_gain: float = UNKNOWN_PAN_GAIN,
+    def __call__(
+        self, patches: PatchBatch, gains: Sequence[float], ratio: int, pan_gain: float = UNKNOWN_PAN_GAIN
     ) -> Tensor:
-        _check(patches, gains, ratio)
-        each = tuple(gains) if len(gains) > 1 else tuple(gains) * patches.ms.shape[1]
+        """Sharpened images (B, C, H, W), float64, in the unit of the patches, not clipped.
+
+        Args:
+            patches: images in any unit with their `lms`.
+            gains: MTF gains of the MS bands, or one for all.
+            ratio: PAN pixels per MS pixel along one axis.
+            pan_gain: MTF gain of the PAN; only BDSD-PC uses it.
+
+        Raises:
+            ValueError: sizes or the number of gains do not fit.
+        """
+        bands, height, width = patches.ms.shape[1:]
+        if len(gains) not in (1, bands):
+            raise ValueError(f"{len(gains)} MTF gains for an image of {bands} bands; give one per band, or one")
+        if any(x.shape[-2:] != (ratio * height, ratio * width) for x in (patches.pan, patches.lms)):
+            raise ValueError(
+                f"an MS of {height} x {width} pixels at ratio {ratio} needs PAN and LMS of"
+                f" {ratio * height} x {ratio * width}, not {tuple(patches.pan.shape[-2:])} and"
+                f" {tuple(patches.lms.shape[-2:])}; check the ratio"
+            )
+        each = tuple(gains) if len(gains) > 1 else tuple(gains) * bands
         wide = patches.to(torch.float64)
         images = zip(wide.pan[:, 0], wide.ms, wide.lms, strict=True)
-        return torch.stack([method(_Image(*image, each, pan_gain, ratio)) for image in images])
-
-    return baseline
-
-
-def _check(patches: PatchBatch, gains: Sequence[float], ratio: int) -> None:
-    bands, *small = patches.ms.shape[1:]
-    if len(gains) not in (1, bands):
-        raise ValueError(f"{len(gains)} MTF gains for an image of {bands} bands; give one per band, or one")
-    large = [ratio * length for length in small]
-    if any(list(x.shape[-2:]) != large for x in (patches.pan, patches.lms)):
-        raise ValueError(
-            f"an MS of {small[0]} x {small[1]} pixels at ratio {ratio} needs PAN and LMS of"
-            f" {large[0]} x {large[1]}, not {tuple(patches.pan.shape[-2:])} and"
-            f" {tuple(patches.lms.shape[-2:])}; check the ratio"
-        )
+        return torch.stack([self.method(_Image(*image, each, pan_gain, ratio)) for image in images])
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Of each band, (..., H, W) to (..., 1, 1)."""
+    """Mean (..., 1, 1) of each band of (..., H, W)."""
     return x.mean((-2, -1), keepdim=True)
 
 
 def _covariance(x: Tensor, y: Tensor) -> Tensor:
-    """Of each band with each, (..., H, W) twice to (..., 1, 1)."""
+    """Covariance (..., 1, 1) of the bands of two images (..., H, W)."""
     return _mean((x - _mean(x)) * (y - _mean(y)))
 
 
 def _slope(covariance: Tensor, variance: Tensor) -> Tensor:
-    """Of a regression; 0 where nothing varies."""
+    """Slope of a regression; 0 where nothing varies."""
     return torch.where(variance != 0, covariance / variance, 0.0)
 
 
 def _modulation(sharp: Tensor, blurred: Tensor) -> Tensor:
-    """Their quotient, from 0 to `MAX_MODULATION`; 1 where both are 0."""
+    """Quotient of the two, from 0 to `MAX_MODULATION`; 1 where both are 0."""
     quotient = torch.where((sharp == 0) & (blurred == 0), 1.0, sharp / blurred)
     return quotient.clamp(0.0, MAX_MODULATION)
 
@@ -144,9 +116,8 @@ def _modulation(sharp: Tensor, blurred: Tensor) -> Tensor:
 def _brovey(image: _Image) -> Tensor:
     """Brovey transform: lms * P / I, the intensity I being the mean of the bands.
 
-    P is the PAN with mean and contrast of I, the contrast compared at the MS's resolution
-    (Alparone, Garzelli, Vivone, "Intersensor Statistical Matching for Pansharpening", TGRS 2017).
-    No haze is taken off: this is not the BT-H of the 2021 benchmark.
+    P is the PAN with the mean and contrast of I, the contrast compared at the MS's resolution (Alparone, Garzelli,
+    Vivone, "Intersensor Statistical Matching for Pansharpening", TGRS 2017). Haze stays in, unlike in BT-H.
     """
     intensity = image.lms.mean(0)
     low = mtf_filter(image.pan[None], [image.mean_gain], image.ratio)[0]
@@ -158,9 +129,8 @@ def _brovey(image: _Image) -> Tensor:
 def _gsa(image: _Image) -> Tensor:
     """Gram-Schmidt adaptive: lms + g_b (P - I), g_b = cov(lms_b, I) / var(I).
 
-    The intensity I is the linear combination of the bands that is nearest to the PAN on the MS's
-    grid (Aiazzi, Baronti, Selva, "Improving Component Substitution Pansharpening Through
-    Multivariate Regression of MS + Pan Data", TGRS 2007).
+    The intensity I is the linear combination of the bands nearest to the PAN on the MS grid (Aiazzi, Baronti, Selva,
+    "Improving Component Substitution Pansharpening Through Multivariate Regression of MS + Pan Data", TGRS 2007).
     """
     bands = (image.ms - _mean(image.ms)).flatten(1)
     low = image.pan_on_ms_grid(image.mean_gain)
@@ -174,8 +144,8 @@ def _gsa(image: _Image) -> Tensor:
 def _mtf_glp_fs(image: _Image) -> Tensor:
     """MTF-GLP with full-scale regression: lms + g_b (P - P_b), g_b = cov(lms_b, P) / cov(P_b, P).
 
-    P_b is the PAN at the resolution of band b (Vivone, Restaino, Chanussot, "Full Scale
-    Regression-Based Injection Coefficients for Panchromatic Sharpening", IEEE TIP 2018).
+    P_b is the PAN at the resolution of band b (Vivone, Restaino, Chanussot, "Full Scale Regression-Based Injection
+    Coefficients for Panchromatic Sharpening", IEEE TIP 2018).
     """
     low = image.pan_low()
     gains = _slope(_covariance(image.lms, image.pan), _covariance(low, image.pan))
@@ -185,9 +155,8 @@ def _mtf_glp_fs(image: _Image) -> Tensor:
 def _mtf_glp_hpm_r(image: _Image) -> Tensor:
     """MTF-GLP with regression-based high-pass modulation: lms (g_b P + c_b) / (g_b P_b + c_b).
 
-    g_b and c_b are the regression of lms_b on P_b, the PAN at the resolution of band b (Vivone,
-    Restaino, Chanussot, "A Regression-Based High-Pass Modulation Pansharpening Approach", TGRS
-    2018).
+    g_b and c_b are the regression of lms_b on P_b, the PAN at the resolution of band b (Vivone, Restaino, Chanussot,
+    "A Regression-Based High-Pass Modulation Pansharpening Approach", TGRS 2018).
     """
     low = image.pan_low()
     slope = _slope(_covariance(image.lms, low), _covariance(low, low))
@@ -198,10 +167,9 @@ def _mtf_glp_hpm_r(image: _Image) -> Tensor:
 def _bdsd_pc(image: _Image) -> Tensor:
     """Band-dependent spatial detail, physically constrained: lms_b + g_b P - sum_i w_bi lms_i.
 
-    All g and w are least squares one resolution below, where the MS itself is the truth, and not
-    negative, like the spectral responses that they stand for (Vivone, "Robust Band-Dependent
-    Spatial-Detail Approaches for Panchromatic Sharpening", TGRS 2019; BDSD of Garzelli, Nencini,
-    Capobianco, TGRS 2008). There the PAN is blurred by its own MTF, as if taken from farther off.
+    All g and w are non-negative least squares one resolution below, where the MS is the truth (Vivone, "Robust
+    Band-Dependent Spatial-Detail Approaches for Panchromatic Sharpening", TGRS 2019; BDSD of Garzelli, Nencini,
+    Capobianco, TGRS 2008). The PAN is blurred by its own MTF there.
     """
     low_ms = mtf_filter(image.ms, image.gains, image.ratio)
     low_pan = image.pan_on_ms_grid(image.pan_gain)
@@ -212,27 +180,19 @@ def _bdsd_pc(image: _Image) -> Tensor:
 
 
 def _nonnegative_least_squares(a: Tensor, y: Tensor) -> Tensor:
-    """x >= 0 that brings a @ x nearest to each column of y.
-
-    Args:
-        a: (M, K) with a small K.
-        y: (M, C).
-
-    Returns:
-        (K, C) on the CPU.
-    """
-    # A triangle of K rows has the same solutions; unlike a.T @ a it keeps the conditioning.
+    """x >= 0, (K, C) on the CPU, that minimises |a x - y| for each column of y; a is (M, K), y (M, C)."""
+    # The triangle of K rows has the same solutions and, unlike a.T @ a, the same conditioning.
     q, r = torch.linalg.qr(a)
     small, targets = r.cpu(), (q.T @ y).cpu()
     return torch.stack([_active_set(small, column) for column in targets.T], 1)
 
 
 def _active_set(a: Tensor, y: Tensor) -> Tensor:
-    """The algorithm of Lawson and Hanson, "Solving Least Squares Problems", chapter 23."""
+    """Solution for one column (Lawson and Hanson, "Solving Least Squares Problems", chapter 23)."""
     x = a.new_zeros(a.shape[1])
     free = torch.zeros_like(x, dtype=torch.bool)
     tolerance = 1e-12 * float(a.norm() * y.norm())
-    for _ in range(3 * len(x)):  # the bound is for rounding: it ends by itself, as each fit is best
+    for _ in range(3 * len(x)):  # without rounding errors the loop ends before this bound
         slope = (a.T @ (y - a @ x)).masked_fill(free, -torch.inf)
         if float(slope.max()) <= tolerance:
             break
@@ -242,14 +202,14 @@ def _active_set(a: Tensor, y: Tensor) -> Tensor:
 
 
 def _back_into_bounds(a: Tensor, y: Tensor, x: Tensor, free: Tensor) -> Tensor:
-    """Best x on the free columns, after those that would turn negative were bound (in place)."""
+    """Best x on the free columns; columns that would turn negative are bound, which changes `free`."""
     while bool(free.any()):
         best = torch.zeros_like(x)
         best[free] = torch.linalg.lstsq(a[:, free], y, driver="gelsd").solution
         negative = free & (best <= 0)
         if not bool(negative.any()):
             return best
-        # 0 / 0 is a column that was freed only now and does not help.
+        # 0 / 0 is a column that was freed just now and does not help.
         steps = torch.where(negative, (x / (x - best)).nan_to_num(0.0), torch.inf)
         x = x + steps.min() * (best - x)
         free &= steps > steps.min()
@@ -258,10 +218,10 @@ def _back_into_bounds(a: Tensor, y: Tensor, x: Tensor, free: Tensor) -> Tensor:
 
 
 BASELINES: dict[str, Baseline] = {
-    "Brovey": _per_image(_brovey),
-    "GSA": _per_image(_gsa),
-    "MTF-GLP-FS": _per_image(_mtf_glp_fs),
-    "MTF-GLP-HPM-R": _per_image(_mtf_glp_hpm_r),
-    "BDSD-PC": _per_image(_bdsd_pc),
+    "Brovey": Baseline(_brovey),
+    "GSA": Baseline(_gsa),
+    "MTF-GLP-FS": Baseline(_mtf_glp_fs),
+    "MTF-GLP-HPM-R": Baseline(_mtf_glp_hpm_r),
+    "BDSD-PC": Baseline(_bdsd_pc),
 }
-"""By the names that the benchmarks' tables have; EXP, the LMS itself, is not among them."""
+"""Methods by their names in the benchmarks' tables; EXP, the LMS itself, is not among them."""

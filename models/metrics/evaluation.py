@@ -1,8 +1,8 @@
-"""Scores of pansharpening methods on PanCollection's files, as published tables have them.
+"""Scores of pansharpening methods on PanCollection's files, by the protocol of published tables.
 
-Images are read, sharpened and scored one at a time. Everything is scored in digital numbers and in
-float64, at reduced resolution after `crop_border`. The stored ``lms``, called EXP, is scored as it
-is and comes first: its row tells whether file and protocol are those of a published table.
+Images are read, sharpened and scored one at a time, in digital numbers and float64, at reduced resolution after
+`crop_border`. The stored ``lms``, called EXP, comes first and unchanged: its row shows whether file and protocol are
+those of a published table.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.errors import DataError
-from uknowpan.models.metrics.indices import BLOCK, crop_border, full_resolution, reduced_resolution
+from uknowpan.models.metrics.full_resolution import full_resolution
+from uknowpan.models.metrics.indices import BLOCK, crop_border, reduced_resolution
 from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.protocol import registration_of
 
 EXP = "EXP"
-"""The stored lms as a method: what MS alone gives."""
+"""Name of the stored lms as a method."""
 
 FULL_INDICES = ("d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr")
-"""Of full resolution, in the order of display."""
+"""Indices of full resolution in the order of display."""
 
 Fuse = Callable[[PatchBatch], Tensor]
-"""Patches divided by full scale, float64 -> hrms (B, C, H, W) in the same units."""
+"""A method: patches divided by full scale, float64, to hrms (B, C, H, W) in the same unit."""
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,43 @@ class Results:
     """Scores of several methods on the same images."""
 
     kind: Literal["reduced", "full"]
-    """Against a truth, or without one."""
+    """Scores against a truth, or without one."""
     images: int
     scores: dict[str, dict[str, Tensor]]
-    """Method -> index -> (N,) float64, one value per image; in the order of display. Indices are
-    the fields of `ReducedResolution`, or those of `FullResolution` with ``hqnr`` and ``qnr``."""
+    """Method -> index -> (N,) float64, one value per image, in the order of display.
+
+    Indices are the fields of `ReducedResolution`, or `FULL_INDICES`.
+    """
 
     def mean(self, method: str, index: str) -> float:
-        """Over the images."""
+        """Mean over the images."""
         return float(self.scores[method][index].mean())
 
     def std(self, method: str, index: str) -> float:
-        """Standard deviation over the images, by N - 1 as MATLAB has it; NaN for one image."""
+        """Standard deviation over the images, with N - 1 as in MATLAB; NaN for one image."""
         values = self.scores[method][index]
         return float(values.std()) if len(values) > 1 else float("nan")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An image after scoring, for who wants to see it."""
+    """An image after scoring."""
 
     number: int
-    """In the file, from 0."""
+    """Place in the file, from 0."""
     count: int
-    """Images that are evaluated."""
+    """Number of images that are evaluated."""
     patch: PatchBatch
     """One image in DN, float64."""
     fused: dict[str, Tensor]
-    """Method -> (1, C, H, W) in DN, as it was scored but for the border."""
+    """Method -> (1, C, H, W) in DN, with the border that was cut before scoring."""
 
 
 def scored_size(file: PanCollectionFile, cut: int) -> tuple[int, int]:
     """Rows and columns of an image that are scored.
 
-    Reduced resolution: what `crop_border` leaves. Full resolution: the largest multiples of 32,
-    from the upper left corner (the toolbox takes no others).
+    `crop_border` leaves them at reduced resolution; at full resolution they are the largest multiples of 32, from
+    the upper left corner, as the toolbox takes no others.
 
     Raises:
         DataError: less than one window is left, or a ratio without a definition.
@@ -106,24 +109,23 @@ def evaluate_file(
     as_is: Collection[str] = (),
     on_image: Callable[[Scored], None] | None = None,
 ) -> Results:
-    """Score EXP and the methods: against the truth if the file holds one, else without.
+    """Score EXP and the methods, against the truth if the file holds one.
 
-    Results of methods are clipped to [0, 1], as those of networks are published, and multiplied
-    by `scale`.
+    Results of methods are clipped to [0, 1], as those of networks are published, and multiplied by `scale`.
 
     Args:
-        file: what is sharpened.
+        file: test file with the images to sharpen.
         methods: name -> method, in the order of display.
         scale: full scale in DN; also the peak of PSNR and SSIM.
-        sensor: whose MTF gains full resolution is scored with.
-        cut: border at reduced resolution, see `crop_border`; published numbers have 21.
-        limit: only so many images, the first ones.
+        sensor: sensor whose MTF gains are used at full resolution.
+        cut: border at reduced resolution, see `crop_border`; published numbers use 21.
+        limit: number of images at most, the first ones.
         as_is: methods whose results are not clipped, as the toolbox scores classical ones.
         on_image: called after each image.
 
     Raises:
         DataError: an image that cannot be read, sharpened or scored.
-        ValueError: the sensor has not so many bands, or a method is called EXP.
+        ValueError: the sensor has another number of bands, or a method is called EXP.
     """
     if EXP in methods:
         raise ValueError(f"{EXP} is the name of the stored lms; call the method something else")
@@ -131,13 +133,13 @@ def evaluate_file(
     gains = () if header.has_gt else sensor.for_bands(header.bands).mtf_ms
     size = scored_size(file, cut)
     count = len(file) if limit is None else min(limit, len(file))
-    found: dict[str, list[dict[str, float]]] = {}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in (EXP, *methods)}
     for number in range(count):
         patch = file.read([number], torch.float64)
         origin = torch.tensor([[int(file.sources[number]), 0, 0]])
         scaled = replace(patch.map(lambda x: x / scale), origin=origin)
         fused = {EXP: patch.lms}
-        for name in (EXP, *methods):
+        for name in rows:
             try:
                 if name in methods:
                     hrms = _checked(methods[name](scaled), patch)
@@ -148,10 +150,14 @@ def evaluate_file(
                     scores = _full(fused[name], patch, size, gains, header.ratio)
             except ValueError as error:
                 raise DataError(f"{file.path}, image {number}, {name}: {error}.") from error
-            found.setdefault(name, []).append(scores)
+            rows[name].append(scores)
         if on_image is not None:
             on_image(Scored(number, count, patch, fused))
-    return Results("reduced" if header.has_gt else "full", count, _columns(found))
+    columns = {
+        name: {index: torch.tensor([row[index] for row in own], dtype=torch.float64) for index in own[0]}
+        for name, own in rows.items()
+    }
+    return Results("reduced" if header.has_gt else "full", count, columns)
 
 
 def _checked(hrms: Tensor, patch: PatchBatch) -> Tensor:
@@ -165,21 +171,13 @@ def _checked(hrms: Tensor, patch: PatchBatch) -> Tensor:
 
 def _reduced(image: Tensor, patch: PatchBatch, cut: int, peak: float, ratio: int) -> dict[str, float]:
     assert patch.gt is not None
-    said = reduced_resolution(crop_border(image, cut), crop_border(patch.gt, cut), ratio=ratio, peak=peak)
-    return {field.name: float(getattr(said, field.name)) for field in fields(said)}
+    scores = reduced_resolution(crop_border(image, cut), crop_border(patch.gt, cut), ratio=ratio, peak=peak)
+    return {field.name: float(getattr(scores, field.name)) for field in fields(scores)}
 
 
 def _full(
     image: Tensor, patch: PatchBatch, size: tuple[int, int], gains: tuple[float, ...], ratio: int
 ) -> dict[str, float]:
     whole = (..., slice(size[0]), slice(size[1]))
-    said = full_resolution(image[whole], patch.lms[whole], patch.pan[whole], gains, ratio=ratio)
-    return {name: float(getattr(said, name)) for name in FULL_INDICES}
-
-
-def _columns(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Tensor]]:
-    """Values of each index in a row."""
-    return {
-        method: {index: torch.tensor([row[index] for row in rows], dtype=torch.float64) for index in rows[0]}
-        for method, rows in found.items()
-    }
+    scores = full_resolution(image[whole], patch.lms[whole], patch.pan[whole], gains, ratio=ratio)
+    return {name: float(getattr(scores, name)) for name in FULL_INDICES}

@@ -1,38 +1,26 @@
-"""Quality of a pansharpened image, as the DLPan-Toolbox defines it.
+"""Quality of a pansharpened image against a reference, as the DLPan-Toolbox defines it.
 
-Images are (C, H, W), giving one number (a float64 tensor without axes), or (B, C, H, W), giving
-(B,) numbers, one per image. Values are digital numbers (DN), of any dtype; all is computed in
-float64. Q2n (also inside D_lambda of Khan) rounds to uint16, so images scaled to [0, 1] must be
-multiplied first. The image to be judged, `fused`, always comes first.
+Images are (C, H, W), giving one number (a float64 tensor without axes), or (B, C, H, W), giving (B,) numbers.
+Values are digital numbers (DN) of any dtype; all is computed in float64. Q2n rounds to uint16, so that images scaled
+to [0, 1] must be multiplied first. The image to be judged, `fused`, comes first.
 
-`mask` (H, W) is True where there is no data (as in numpy.ma, unlike a GDAL mask); such pixels may
-hold anything, NaN included, and what depends on them is left out: pixels, windows or tiles.
+`mask` (H, W) is True where there is no data, as in numpy.ma. Masked pixels may hold anything, NaN included; pixels,
+windows or tiles that depend on them are left out.
 
-Every function raises ValueError where shapes do not fit or nothing is left to measure. Where the
-toolbox divides 0 by 0 the answer is said in the function's docstring.
+Every function raises ValueError where shapes do not fit or nothing is left to measure. A docstring states the result
+where the toolbox divides 0 by 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uknowpan.models.metrics.q2n import fill_tiles, q2n_tiles
-from uknowpan.models.metrics.toolbox import INTERP23TAP_REACH, MTF_REACH, imresize, interp23tap, mtf_filter
-from uknowpan.models.metrics.windows import (
-    as_batch,
-    clean_windows,
-    dilate,
-    mean_over,
-    prepare,
-    require_some,
-    window_quality,
-)
+from uknowpan.models.metrics.windows import clean_windows, dilate, mean_over, prepare, require_some, window_quality
 
 BLOCK = 32
 """Width of the windows and tiles of Q, Q2n, D_lambda and D_s."""
@@ -58,34 +46,10 @@ class ReducedResolution:
     """Structural similarity: best 1."""
 
 
-@dataclass(frozen=True)
-class FullResolution:
-    """Scores without a reference; each () or (B,)."""
-
-    d_lambda_k: Tensor
-    """Spectral distortion of Khan: best 0."""
-    d_lambda: Tensor
-    """Spectral distortion of QNR: best 0."""
-    d_s: Tensor
-    """Spatial distortion: best 0."""
-
-    @property
-    def hqnr(self) -> Tensor:
-        """Hybrid quality with no reference: best 1."""
-        return (1 - self.d_lambda_k) * (1 - self.d_s)
-
-    @property
-    def qnr(self) -> Tensor:
-        """Quality with no reference: best 1."""
-        return (1 - self.d_lambda) * (1 - self.d_s)
-
-
 def crop_border(x: Tensor, cut: int = 21) -> Tensor:
-    """Take off the border as the toolbox does: `cut` - 1 rows and columns at the top and left,
-    `cut` at the bottom and right (256 to 215 pixels at 21); 0 keeps all.
+    """Image or mask (..., H, W) without its border, cut as the toolbox does.
 
-    Args:
-        x: (..., H, W), a mask as well as an image.
+    `cut` - 1 rows and columns go at the top and left, `cut` at the bottom and right; 0 keeps all.
 
     Raises:
         ValueError: nothing would be left.
@@ -101,7 +65,7 @@ def crop_border(x: Tensor, cut: int = 21) -> Tensor:
 def reduced_resolution(
     fused: Tensor, gt: Tensor, *, ratio: float, peak: float, mask: Tensor | None = None
 ) -> ReducedResolution:
-    """All scores against the reference; `crop_border` comes before, as the protocol has it."""
+    """All scores against the reference; the protocol calls for `crop_border` first."""
     return ReducedResolution(
         q2n=q2n(fused, gt, mask=mask),
         q=q_index(fused, gt, mask=mask),
@@ -113,32 +77,11 @@ def reduced_resolution(
     )
 
 
-def full_resolution(
-    fused: Tensor,
-    lms: Tensor,
-    pan: Tensor,
-    gains: Sequence[float],
-    *,
-    ratio: int = 4,
-    mask: Tensor | None = None,
-) -> FullResolution:
-    """All scores without a reference; arguments as `d_lambda_khan` and `d_s` have them."""
-    return FullResolution(
-        d_lambda_k=d_lambda_khan(fused, lms, gains, ratio, mask=mask),
-        d_lambda=d_lambda(fused, lms, mask=mask),
-        d_s=d_s(fused, lms, pan, ratio, mask=mask),
-    )
-
-
 # ------------------------------------------------------------------------- reduced resolution
 
 
 def sam(fused: Tensor, gt: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Spectral angle mapper in degrees, mean over the pixels.
-
-    Pixels where either spectrum is zero have no angle and are left out; an image of such pixels
-    only raises ValueError.
-    """
+    """Spectral angle mapper: mean angle in degrees over the pixels whose two spectra are not zero."""
     f, g, keep = prepare(fused, gt, mask)
     norms = ((f * f).sum(1) * (g * g).sum(1)).sqrt()  # (B, H, W)
     has_angle = keep & (norms > 0)
@@ -157,7 +100,7 @@ def sam(fused: Tensor, gt: Tensor, *, mask: Tensor | None = None) -> Tensor:
 def ergas(fused: Tensor, gt: Tensor, ratio: float = 4, *, mask: Tensor | None = None) -> Tensor:
     """Relative dimensionless global error (ERGAS), normalised by the band means of gt.
 
-    A band without error counts 0 even if its mean is 0; with an error ERGAS is then infinite.
+    A band of mean 0 counts 0 without an error, and makes ERGAS infinite with one.
     """
     f, g, keep = prepare(fused, gt, mask)
     mse = mean_over((f - g) ** 2, keep)  # (B, C)
@@ -166,11 +109,7 @@ def ergas(fused: Tensor, gt: Tensor, ratio: float = 4, *, mask: Tensor | None = 
 
 
 def psnr(fused: Tensor, gt: Tensor, peak: float, *, mask: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, one MSE over all bands; infinite for equal images.
-
-    Args:
-        peak: largest possible DN, 2^bits - 1.
-    """
+    """Peak signal-to-noise ratio in dB, one MSE over all bands; `peak` is the largest possible DN."""
     f, g, keep = prepare(fused, gt, mask)
     mse = mean_over((f - g) ** 2, keep).mean(-1)
     return (10.0 * torch.log10(peak**2 / mse)).reshape(fused.shape[:-3])
@@ -179,8 +118,7 @@ def psnr(fused: Tensor, gt: Tensor, peak: float, *, mask: Tensor | None = None) 
 def scc(fused: Tensor, gt: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Spatial correlation: one cosine of the Sobel gradients' magnitudes over all bands.
 
-    The outermost pixels are dropped first, what lies outside counts 0, as in the toolbox. Two
-    images of zeros give 1, one of zeros and another give 0.
+    The outermost pixels are dropped, and zeros lie outside, as in the toolbox. Two images of zeros give 1; one gives 0.
     """
     f, g, keep = prepare(fused, gt, mask)
     if min(f.shape[-2:]) < 3:
@@ -204,11 +142,7 @@ def _gradient(x: Tensor) -> Tensor:
 
 
 def ssim(fused: Tensor, gt: Tensor, peak: float, *, mask: Tensor | None = None) -> Tensor:
-    """Structural similarity: Gaussian windows 11 x 11 of sigma 1.5, K 0.01 and 0.03, no borders.
-
-    Args:
-        peak: largest possible DN, 2^bits - 1.
-    """
+    """Structural similarity: Gaussian windows 11 x 11 of sigma 1.5, K 0.01 and 0.03, no borders."""
     f, g, keep = prepare(fused, gt, mask)
     keep = clean_windows(keep, 11, 1)
     steps = torch.arange(-5, 6, dtype=f.dtype, device=f.device)
@@ -232,9 +166,9 @@ def ssim(fused: Tensor, gt: Tensor, peak: float, *, mask: Tensor | None = None) 
 
 
 def q_index(fused: Tensor, gt: Tensor, *, window: int = BLOCK, mask: Tensor | None = None) -> Tensor:
-    """Universal quality index (Wang and Bovik) in a sliding window, mean over windows and bands.
+    """Universal quality index (Wang and Bovik), mean over sliding windows and bands.
 
-    Where both images are flat their means alone are compared; where both means are 0 it is 1.
+    A window flat in both images compares their means alone; two windows of mean 0 give 1.
     """
     f, g, keep = prepare(fused, gt, mask)
     keep = clean_windows(keep, window, 1)
@@ -255,84 +189,9 @@ def q2n(fused: Tensor, gt: Tensor, *, block: int = BLOCK, mask: Tensor | None = 
 def q2n_map(fused: Tensor, gt: Tensor, *, block: int = BLOCK) -> Tensor:
     """Q2n of each tile: (rows, cols), or (B, rows, cols); an incomplete last tile is mirrored.
 
-    Both images are rounded to uint16 first, halves away from zero. Tiles where the reference is
-    flat have the toolbox's answer: about 0 unless the other image is flat too.
+    Both images are rounded to uint16 first, halves away from zero. A tile with a flat reference gives about 0, as in
+    the toolbox, unless the other image is flat too.
     """
     f, g, _ = prepare(fused, gt, None)
     tiles = q2n_tiles(f, g, block)
     return tiles.reshape(*fused.shape[:-3], *tiles.shape[-2:])
-
-
-# --------------------------------------------------------------------------- full resolution
-
-
-def d_lambda_khan(
-    fused: Tensor,
-    lms: Tensor,
-    gains: Sequence[float],
-    ratio: int = 4,
-    *,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Spectral distortion of Khan et al.: 1 - Q2n of MTF-blurred `fused` against `lms`.
-
-    Args:
-        fused: (C, H, W) or (B, C, H, W).
-        lms: as fused; the MS enlarged, by `interp23tap` for published numbers. The mask should
-            cover what the enlargement mixed with nodata.
-        gains: MTF gains of the sensor's bands, or one for all.
-        ratio: PAN pixels per MS pixel along one axis.
-    """
-    f, m, _ = prepare(fused, lms, mask)
-    blurred = mtf_filter(f, gains, ratio)
-    spoiled = None if mask is None else dilate(mask, MTF_REACH)
-    return (1 - q2n(blurred, m, mask=spoiled)).reshape(fused.shape[:-3])
-
-
-def d_lambda(fused: Tensor, lms: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Spectral distortion of QNR: how much the likeness between bands differs from that in lms.
-
-    Incomplete tiles at the bottom and the right are left out. One band alone has no distortion.
-    """
-    f, m, keep = prepare(fused, lms, mask)
-    keep = clean_windows(keep, BLOCK, BLOCK)
-    pairs = list(combinations(range(f.shape[1]), 2))
-    if not pairs:
-        return f.new_zeros(fused.shape[:-3])
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-
-    def likeness(x: Tensor) -> Tensor:
-        return mean_over(window_quality(x[:, first], x[:, second], BLOCK, BLOCK), keep)
-
-    return (likeness(f) - likeness(m)).abs().mean(-1).reshape(fused.shape[:-3])
-
-
-def d_s(fused: Tensor, lms: Tensor, pan: Tensor, ratio: int = 4, *, mask: Tensor | None = None) -> Tensor:
-    """Spatial distortion: how much the bands' likeness to PAN differs from lms's to blurred PAN.
-
-    Incomplete tiles at the bottom and the right are left out; tiles flat in both images, NaN in
-    the toolbox, compare their means alone.
-
-    Args:
-        fused: (C, H, W) or (B, C, H, W), H and W multiples of the ratio.
-        lms: as fused.
-        pan: (1, H, W) or (B, 1, H, W).
-        ratio: a power of two.
-    """
-    if pan.shape != (*fused.shape[:-3], 1, *fused.shape[-2:]):
-        raise ValueError(
-            f"an image {tuple(fused.shape)} needs a PAN of one band on the same grid, not {tuple(pan.shape)}"
-        )
-    f, m, keep = prepare(fused, lms, mask)
-    p = torch.where(keep, as_batch(pan), 0.0)
-    blurred = interp23tap(imresize(p, ratio), ratio)
-    if mask is not None:
-        reach = 2 * ratio + 1 + INTERP23TAP_REACH * (ratio - 1)
-        keep = ~dilate(~keep, reach, circular=True)
-    keep = clean_windows(keep, BLOCK, BLOCK)
-
-    def likeness(x: Tensor, y: Tensor) -> Tensor:
-        return mean_over(window_quality(x, y.expand_as(x), BLOCK, BLOCK), keep)
-
-    distortion = (likeness(f, p) - likeness(m, blurred)).abs().mean(-1)
-    return distortion.reshape(fused.shape[:-3])

@@ -1,4 +1,4 @@
-"""Algebra of Q2n: hypercomplex quality of tiles (Garzelli and Nencini 2009, toolbox's variant)."""
+"""Q2n of tiles by hypercomplex algebra (Garzelli and Nencini, GRSL 2009), in the toolbox's variant."""
 
 from __future__ import annotations
 

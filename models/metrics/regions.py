@@ -1,9 +1,8 @@
-"""Scores of images that do not fit into memory: sums over regions, the same numbers in the end.
+"""Scores of images that do not fit into memory, summed over regions.
 
-`AgainstReference` and `WithoutReference` give what `metrics.reduced_resolution` and
-`metrics.full_resolution` give of the whole image, but for the order of the sums. The image is cut
-into `regions` that start at multiples of 32 pixels; for each of them `needed` says what to read:
-the region and the halo that windows and filters look at, within the image.
+`AgainstReference` and `WithoutReference` give what `reduced_resolution` and `full_resolution` give of the whole
+image, but for the order of the sums. The image is cut into `regions` that start at multiples of 32 pixels. `needed`
+returns the part of the image to read for a region: the region and the halo of windows and filters.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from uknowpan.models.metrics.indices import BLOCK, FullResolution, ReducedResolution, _gradient, sam, ssim
+from uknowpan.models.metrics.full_resolution import FullResolution, between_bands
+from uknowpan.models.metrics.indices import BLOCK, ReducedResolution, _gradient, sam, ssim
 from uknowpan.models.metrics.q2n import fill_tiles, q2n_tiles
 from uknowpan.models.metrics.toolbox import INTERP23TAP_REACH, MTF_REACH, imresize, interp23tap, mtf_filter
-from uknowpan.models.metrics.windows import dilate, prepare, window_quality
+from uknowpan.models.metrics.windows import clean_windows, dilate, prepare, require_window, window_quality
 from uknowpan.models.resample import UPSAMPLE_REACH, crop, registration_offset, upsample
 
 ROWS, COLS = 256, 640
-"""Pixels of a region: multiples of 32; with the halo of the MTF filters they suit an FFT."""
+"""Default size of a region: multiples of 32 that with the halo of the MTF filters suit an FFT."""
 
 MANY_BANDS = 8
-"""Bands that regions of this size are meant for."""
+"""Number of bands above which regions become narrower, for the sake of memory."""
 
 SSIM_WINDOW = 11
 TILE = f"window of {BLOCK} x {BLOCK} pixels"
@@ -45,34 +45,28 @@ class Region:
     width: int
 
     def grown(self, before: int, after: int, shape: Shape) -> Region:
-        """With more pixels above and left, below and right, as far as an image of `shape` goes."""
+        """The region with more pixels above and left, below and right, within an image of `shape`."""
         top, left = max(self.row - before, 0), max(self.col - before, 0)
         bottom = min(self.row + self.height + after, shape[0])
         right = min(self.col + self.width + after, shape[1])
         return Region(top, left, bottom - top, right - left)
 
     def within(self, outer: Region) -> tuple[slice, slice]:
-        """Where it lies in the arrays of a region around it."""
+        """Rows and columns of the region in the arrays of a region around it."""
         row, col = self.row - outer.row, self.col - outer.col
         return slice(row, row + self.height), slice(col, col + self.width)
 
 
 def whole_tiles(shape: Shape) -> Shape:
-    """The image without incomplete tiles at the bottom and the right.
-
-    Raises:
-        ValueError: not one tile is complete.
-    """
-    _require_a_window(shape)
+    """Shape of the image without incomplete tiles at the bottom and the right; ValueError if no tile is complete."""
+    require_window(shape, BLOCK)
     return shape[0] // BLOCK * BLOCK, shape[1] // BLOCK * BLOCK
 
 
 def regions(shape: Shape, bands: int = MANY_BANDS, *, rows: int = ROWS, cols: int = COLS) -> Iterator[Region]:
-    """Row by row; an incomplete last tile belongs to the region before it, which mirrors it.
+    """Regions of `rows` x `cols` pixels, multiples of 32, row by row.
 
-    Args:
-        bands: more than `MANY_BANDS` make the regions narrower, for the sake of memory.
-        rows, cols: size of a region, multiples of 32.
+    An incomplete last tile belongs to the region before it, which mirrors it.
     """
     cols = max(cols * MANY_BANDS // max(bands, MANY_BANDS) // BLOCK, 1) * BLOCK
     for row, height in _cuts(shape[0], rows):
@@ -85,19 +79,9 @@ def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(starts, [*starts[1:], length], strict=True)]
 
 
-def _require_a_window(shape: Shape) -> None:
-    if min(shape) < BLOCK:
-        raise ValueError(
-            f"{shape[0]} x {shape[1]} pixels are fewer than one window of {BLOCK} x {BLOCK}; take a larger image"
-        )
-
-
 def _clean(keep: Tensor, window: int, stride: int) -> Tensor:
     """(rows, cols) True where a whole window of (H, W) is kept; there may be none."""
-    if bool(keep.all()):
-        rows, cols = ((n - window) // stride + 1 for n in keep.shape)
-        return keep.new_ones(rows, cols)
-    return max_pool2d((~keep).float()[None, None], window, stride)[0, 0] == 0
+    return clean_windows(keep, window, stride, required=False)
 
 
 @dataclass
@@ -109,7 +93,7 @@ class _Mean:
     count: int = 0
 
     def add(self, values: Tensor, keep: Tensor) -> None:
-        """Values (..., H, W), those kept in (H, W)."""
+        """Add the values (..., H, W) where `keep` (H, W) is True."""
         self.add_sum(values[..., keep].sum(-1), int(keep.sum()))
 
     def add_sum(self, total: Tensor, count: int) -> None:
@@ -128,11 +112,11 @@ class _Mean:
 
 
 class AgainstReference:
-    """Scores against a reference; see `metrics.reduced_resolution`.
+    """Scores against a reference, as `reduced_resolution` gives them.
 
     Args:
-        shape: (height, width) of the image, its border cut already.
-        ratio: of PAN and MS pixels; ERGAS depends on it.
+        shape: (height, width) of the image after its border is cut.
+        ratio: PAN pixels per MS pixel along one axis; only ERGAS depends on it.
         peak: largest possible DN.
 
     Raises:
@@ -140,7 +124,7 @@ class AgainstReference:
     """
 
     def __init__(self, shape: Shape, *, ratio: float, peak: float) -> None:
-        _require_a_window(shape)
+        require_window(shape, BLOCK)
         self.shape, self.ratio, self.peak = shape, ratio, peak
         self._mse, self._level = _Mean("pixel"), _Mean("pixel")
         self._angle = _Mean("pixel of non-zero spectra and")
@@ -148,15 +132,11 @@ class AgainstReference:
         self._ssim, self._gradients = _Mean("window of 11 x 11 pixels"), _Mean("pixel")
 
     def needed(self, region: Region) -> Region:
-        """What `add` takes for a region."""
+        """The part of both images that `add` takes for a region."""
         return region.grown(1, BLOCK - 1, self.shape)
 
     def add(self, region: Region, fused: Tensor, gt: Tensor, mask: Tensor | None = None) -> None:
-        """Count one region.
-
-        Args:
-            fused, gt: (C, h, w) in DN, over `needed(region)`.
-            mask: (h, w), True where there is no data.
+        """Add one region: `fused` and `gt` (C, h, w) in DN and `mask` (h, w) over `needed(region)`.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -185,7 +165,7 @@ class AgainstReference:
         self._q2n.add(q2n_tiles(f, g, BLOCK)[0], _clean(fill_tiles(keep, BLOCK), BLOCK, BLOCK))
 
     def _add_windows(self, f: Tensor, g: Tensor, keep: Tensor, here: tuple[slice, slice]) -> None:
-        """Sliding windows whose upper left pixel lies in the region."""
+        """Add the sliding windows whose upper left pixel lies in the region."""
         part = _longer(here, BLOCK - 1)
         clean = _clean(keep[part], BLOCK, 1)
         self._q.add(window_quality(f[..., *part], g[..., *part], BLOCK, 1)[0], clean)
@@ -196,7 +176,7 @@ class AgainstReference:
             self._ssim.add_sum(mean * count, count)
 
     def _add_gradients(self, f: Tensor, g: Tensor, keep: Tensor, region: Region, outer: Region) -> None:
-        """Sobel gradients of the image without its outermost pixels, beyond which all is 0."""
+        """Add the Sobel gradients of the image without its outermost pixels, beyond which all is 0."""
         around, core = self._inner(region.grown(1, 1, self.shape)), self._inner(region)
         part, here = around.within(outer), core.within(around)
         kept = ~dilate(~keep[part], 1)[here]
@@ -205,18 +185,14 @@ class AgainstReference:
         self._gradients.add_sum(sums, int(kept.sum()))
 
     def _inner(self, region: Region) -> Region:
-        """What of a region is left once the image's outermost pixels are dropped."""
+        """The region without the image's outermost pixels."""
         top, left = max(region.row, 1), max(region.col, 1)
         bottom = min(region.row + region.height, self.shape[0] - 1)
         right = min(region.col + region.width, self.shape[1] - 1)
         return Region(top, left, bottom - top, right - left)
 
     def scores(self) -> ReducedResolution:
-        """Of all that was added; each without axes.
-
-        Raises:
-            ValueError: nothing is left to measure.
-        """
+        """Scores of all regions added, each without axes; ValueError if nothing is left to measure."""
         mse, level = self._mse.value(), self._level.value()
         relative = torch.where(mse > 0, mse / level**2, 0.0)
         return ReducedResolution(
@@ -238,7 +214,7 @@ class AgainstReference:
 
 
 def _longer(part: tuple[slice, slice], by: int) -> tuple[slice, slice]:
-    """Further down and right; indexing stops at the end by itself."""
+    """The part with `by` more rows and columns; indexing stops at the end by itself."""
     rows, cols = part
     return slice(rows.start, rows.stop + by), slice(cols.start, cols.stop + by)
 
@@ -247,7 +223,7 @@ def _require_shape(image: Tensor, region: Region) -> None:
     if image.ndim != 3 or image.shape[1:] != (region.height, region.width):
         raise ValueError(
             f"an image (C, {region.height}, {region.width}) is needed for this region, not"
-            f" {tuple(image.shape)}; read what `needed` says"
+            f" {tuple(image.shape)}; read what `needed` returns"
         )
 
 
@@ -255,29 +231,26 @@ def _require_shape(image: Tensor, region: Region) -> None:
 
 
 @dataclass(frozen=True)
-class SceneWindow:
-    """What `WithoutReference` takes for a region of h x w pixels; in DN, masks True at nodata."""
+class Coarse:
+    """MS and PAN at the MS's resolution, in DN and finite; masks are True at nodata or where it was mixed in.
 
-    fused: Tensor
-    """(C, h', w'), over `needed(region)`."""
-    fused_mask: Tensor
-    """(h', w')"""
-    lms: Tensor
-    """(C, h, w): the MS enlarged."""
-    lms_mask: Tensor
-    """(h, w): also where the enlargement mixed in nodata."""
+    They lie on the MS grid, or on the PAN grid once `Enlargement` has enlarged them.
+    """
+
+    ms: Tensor
+    """(C, h, w)"""
+    ms_mask: Tensor
+    """(h, w)"""
     pan: Tensor
     """(1, h, w)"""
-    pan_low: Tensor
-    """(1, h, w): PAN reduced to the MS grid and enlarged again."""
     pan_mask: Tensor
-    """(h, w): also where `pan_low` mixed in nodata."""
+    """(h, w)"""
 
 
 class WithoutReference:
-    """Scores without a reference; see `metrics.full_resolution`.
+    """Scores without a reference, as `full_resolution` gives them.
 
-    A tile counts for an index where all is data that the index looks at.
+    A tile counts for an index where every pixel that the index looks at holds data.
 
     Args:
         shape: (height, width) of the image, multiples of 32 (see `whole_tiles`).
@@ -297,48 +270,53 @@ class WithoutReference:
         self.shape, self.gains, self.ratio = shape, gains, ratio
         self._khan = _Mean(TILE)
         self._to_pan, self._to_low = _Mean(TILE), _Mean(TILE)
-        self._between: dict[str, _Mean] = {"fused": _Mean(TILE), "lms": _Mean(TILE)}
+        self._between_fused, self._between_lms = _Mean(TILE), _Mean(TILE)
 
     def needed(self, region: Region) -> Region:
-        """What `add` takes of the fused image for a region."""
+        """The part of the fused image that `add` takes for a region."""
         return region.grown(MTF_REACH, MTF_REACH, self.shape)
 
-    def add(self, region: Region, window: SceneWindow) -> None:
-        """Count one region.
+    def add(
+        self, region: Region, fused: Tensor, fused_mask: Tensor, pan: Tensor, pan_mask: Tensor, low: Coarse
+    ) -> None:
+        """Add one region of h x w pixels; images in DN, masks True at nodata.
+
+        Args:
+            region: one of `regions`.
+            fused, fused_mask: (C, h', w') and (h', w'), over `needed(region)`.
+            pan, pan_mask: (1, h, w) and (h, w).
+            low: MS and reduced PAN, both enlarged to the region.
 
         Raises:
             ValueError: shapes that do not fit.
         """
         outer = self.needed(region)
         here = region.within(outer)
-        _require_shape(window.fused, outer)
-        for image in (window.lms, window.pan, window.pan_low):
+        _require_shape(fused, outer)
+        for image in (pan, low.ms, low.pan):
             _require_shape(image, region)
-        bad = window.fused_mask[here] | window.lms_mask
+        bad = fused_mask[here] | low.ms_mask
         if bool(bad.all()):
             return
-        fused = torch.where(window.fused_mask, 0.0, window.fused.to(torch.float64))
-        f, m = fused[..., *here][None], _zeroed(window.lms, window.lms_mask)[None]
-        p, low = (_zeroed(x, window.pan_mask)[None] for x in (window.pan, window.pan_low))
+        unclear = pan_mask | low.pan_mask
+        fused = _zeroed(fused, fused_mask)
+        f, m = fused[..., *here][None], _zeroed(low.ms, low.ms_mask)[None]
+        p, small = (_zeroed(x, unclear)[None] for x in (pan, low.pan))
 
         blurred = mtf_filter(fused, self.gains, self.ratio)[..., *here][None]
-        spoiled = dilate(window.fused_mask, MTF_REACH)[here] | window.lms_mask
+        spoiled = dilate(fused_mask, MTF_REACH)[here] | low.ms_mask
         self._khan.add(q2n_tiles(blurred, m, BLOCK)[0], _clean(~spoiled, BLOCK, BLOCK))
 
         clean = _clean(~bad, BLOCK, BLOCK)
-        for name, image in (("fused", f), ("lms", m)):
-            self._between[name].add(_between_bands(image), clean)
-        clean = _clean(~(bad | window.pan_mask), BLOCK, BLOCK)
+        self._between_fused.add(between_bands(f)[0], clean)
+        self._between_lms.add(between_bands(m)[0], clean)
+        clean = _clean(~(bad | unclear), BLOCK, BLOCK)
         self._to_pan.add(window_quality(f, p.expand_as(f), BLOCK, BLOCK)[0], clean)
-        self._to_low.add(window_quality(m, low.expand_as(m), BLOCK, BLOCK)[0], clean)
+        self._to_low.add(window_quality(m, small.expand_as(m), BLOCK, BLOCK)[0], clean)
 
     def scores(self) -> FullResolution:
-        """Of all that was added; each without axes.
-
-        Raises:
-            ValueError: nothing is left to measure.
-        """
-        between = self._between["fused"].value() - self._between["lms"].value()
+        """Scores of all regions added, each without axes; ValueError if nothing is left to measure."""
+        between = self._between_fused.value() - self._between_lms.value()
         return FullResolution(
             d_lambda_k=1 - self._khan.value(),
             d_lambda=between.abs().mean() if between.numel() else between.new_zeros(()),
@@ -347,7 +325,7 @@ class WithoutReference:
 
     @property
     def tiles(self) -> int:
-        """Tiles that counted for D_s, the most demanding index."""
+        """Number of tiles that counted for D_s, the most demanding index."""
         return self._to_pan.count
 
 
@@ -355,58 +333,14 @@ def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, 0.0, x.to(torch.float64))
 
 
-def _between_bands(x: Tensor) -> Tensor:
-    """Likeness of each two bands of (1, C, H, W) per tile: (C (C - 1) / 2, rows, cols)."""
-    parts = [
-        window_quality(x[:, i : i + 1].expand_as(x[:, i + 1 :]), x[:, i + 1 :], BLOCK, BLOCK)[0]
-        for i in range(x.shape[1] - 1)
-    ]
-    if not parts:
-        return x.new_zeros(0, x.shape[-2] // BLOCK, x.shape[-1] // BLOCK)
-    return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Coarse:
-    """MS and reduced PAN in DN, on the MS grid; finite, masks True at nodata or mixed with it."""
-
-    ms: Tensor
-    """(C, h, w)"""
-    ms_mask: Tensor
-    """(h, w)"""
-    pan: Tensor
-    """(1, h, w)"""
-    pan_mask: Tensor
-    """(h, w)"""
-
-
-@dataclass(frozen=True)
-class Enlarged:
-    """MS and reduced PAN on the PAN grid, float64; masks as in `Coarse`."""
-
-    lms: Tensor
-    """(C, H, W)"""
-    lms_mask: Tensor
-    """(H, W)"""
-    pan_low: Tensor
-    """(1, H, W)"""
-    pan_mask: Tensor
-    """(H, W)"""
-
-
 REDUCE_MARGIN = 2
-"""MS pixels on every side of a window that `reduce_pan` looks at and loses."""
+"""MS pixels on every side of a window that `reduce_pan` reads and does not return."""
 
 
 def reduce_pan(pan: Tensor, mask: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-    """PAN as coarse as the MS, by imresize, and where that mixed in nodata.
+    """PAN reduced to the MS grid by `imresize`, and a mask that is True where nodata was mixed in.
 
-    Args:
-        pan: (1, ratio * h, ratio * w), finite.
-        mask: (ratio * h, ratio * w), True where there is no data.
-
-    Returns:
-        (1, h - 4, w - 4) and (h - 4, w - 4).
+    `pan` (1, ratio * h, ratio * w) is finite; the results are (1, h - 4, w - 4) and (h - 4, w - 4).
     """
     bad = max_pool2d(mask.float()[None], ratio)[0] > 0
     small = imresize(pan, ratio)
@@ -415,12 +349,12 @@ def reduce_pan(pan: Tensor, mask: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Enlargement:
-    """How MS and reduced PAN come to the PAN grid.
+    """The way in which MS and reduced PAN are enlarged to the PAN grid.
 
-    "area": cubic convolution that puts the sample i where its area lies, at PAN index
-    ``ratio * i + (ratio - 1) / 2``, as `sharpen` does: right for georeferenced scenes.
-    "pancollection": the toolbox's interp23tap, sample i at ``4 i + 2``: half a PAN pixel further
-    down and right, as published scores have it; for ratios 2, 4 and 8.
+    "area": cubic convolution that puts sample i at the centre of its area, PAN index ``ratio * i + (ratio - 1) / 2``,
+    as `sharpen` does; right for georeferenced scenes.
+    "pancollection": the toolbox's interp23tap, sample i at ``4 i + 2``, half a PAN pixel further down and right, as in
+    published scores; for ratios 2, 4 and 8.
 
     Raises:
         ValueError: an unknown registration, or a ratio that it does not serve.
@@ -438,24 +372,22 @@ class Enlargement:
 
     @property
     def circular(self) -> bool:
-        """Whether it sees the opposite side of the image beyond a border, not a reflection."""
+        """Whether the image continues at its opposite side beyond a border, not as a reflection."""
         return self.registration == "pancollection"
 
     @property
     def margin(self) -> int:
-        """MS pixels on every side of a window that the result looks at and loses."""
+        """MS pixels on every side of a window that are read and not enlarged."""
         if self.circular:
             return math.ceil(INTERP23TAP_REACH * (self.ratio - 1) / self.ratio)
         return UPSAMPLE_REACH
 
-    def __call__(self, window: Coarse) -> Enlarged:
-        """Of h x w MS pixels ratio * (h - 2 margin) x ratio * (w - 2 margin) remain."""
-        return Enlarged(
-            self._image(window.ms),
-            self._mask(window.ms_mask),
-            self._image(window.pan),
-            self._mask(window.pan_mask),
-        )
+    def __call__(self, window: Coarse) -> Coarse:
+        """A window of h x w MS pixels as ratio * (h - 2 margin) x ratio * (w - 2 margin) PAN pixels, float64."""
+        images, masks = (window.ms, window.pan), (window.ms_mask, window.pan_mask)
+        ms, pan = (self._image(x) for x in images)
+        ms_mask, pan_mask = (self._mask(x) for x in masks)
+        return Coarse(ms, ms_mask, pan, pan_mask)
 
     def _image(self, x: Tensor) -> Tensor:
         x = x.to(torch.float64)

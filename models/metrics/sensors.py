@@ -1,7 +1,7 @@
 """Numbers of the sensors: bands, ratio, bit depth, and the gains of their optics.
 
-MTF gains (amplitude at the Nyquist frequency of the MS grid) are those of the DLPan-Toolbox's
-``genMTF``, which published scores are computed with; bands lie in the order of delivery.
+MTF gains (amplitude at the Nyquist frequency of the MS grid) are those of the DLPan-Toolbox's ``genMTF``, as in
+published scores; bands are in the order of delivery.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 TOOLBOX = "DLPan-Toolbox, genMTF"
 UNKNOWN_SOURCE = "none published; the toolbox's gains for sensors that it does not know"
 UNKNOWN_GAIN, UNKNOWN_PAN_GAIN = 0.30, 0.15
-"""What the toolbox takes for a sensor that it has no gains of."""
+"""Gains that the toolbox uses for a sensor without published ones."""
 
 FOUR = ("blue", "green", "red", "nir")
 EIGHT = ("coastal", "blue", "green", "yellow", "red", "red edge", "nir", "nir 2")
@@ -20,7 +20,7 @@ EIGHT = ("coastal", "blue", "green", "yellow", "red", "red edge", "nir", "nir 2"
 
 @dataclass(frozen=True)
 class Sensor:
-    """What is the same for all scenes of a sensor."""
+    """Numbers that all scenes of a sensor share."""
 
     name: str
     aliases: tuple[str, ...]
@@ -35,26 +35,19 @@ class Sensor:
     """One gain per band, or a single one for a sensor of any bands."""
     mtf_pan: float
     source: str
-    """Where the gains come from."""
+    """Source of the gains."""
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """Places of red, green and blue among the bands, from 0.
-
-        Raises:
-            ValueError: the bands are not known by name.
-        """
+        """Places of red, green and blue among the bands, from 0; ValueError if the bands have no such names."""
         if not {"red", "green", "blue"} <= set(self.bands):
             raise ValueError(f"which bands of {self.name} are red, green and blue is not known")
         return self.bands.index("red"), self.bands.index("green"), self.bands.index("blue")
 
     def for_bands(self, count: int) -> Sensor:
-        """The sensor as delivered with `count` bands, one gain for each.
+        """The sensor as delivered with `count` bands, one gain for each; ValueError if it is not.
 
         Eight-band sensors are also sold as a bundle of blue, green, red and near infrared.
-
-        Raises:
-            ValueError: the sensor is not delivered with so many bands.
         """
         if not self.bands:
             return replace(self, mtf_ms=self.mtf_ms * count)
@@ -99,14 +92,14 @@ SENSORS: dict[str, Sensor] = {
         Sensor("generic", (), (), 4, None, (UNKNOWN_GAIN,), UNKNOWN_PAN_GAIN, UNKNOWN_SOURCE),
     )
 }
-"""By name."""
+"""Sensors by name."""
 
 
 def find_sensor(name: str) -> Sensor:
     """The sensor of that name or alias; case, blanks, dashes and underscores do not count.
 
     Raises:
-        ValueError: no such sensor; the sentence names those there are.
+        ValueError: no such sensor; the sentence lists the known ones.
     """
     for sensor in SENSORS.values():
         if _plain(name) in map(_plain, (sensor.name, *sensor.aliases)):

@@ -1,7 +1,7 @@
 """Filters and resampling of the DLPan-Toolbox, to the last digit, for measuring.
 
-They keep the toolbox's quirks (filters that do not sum to 1, half-pixel shifts), because published
-scores contain them. What the models themselves use is in `resample`. All results are float64.
+They keep the toolbox's quirks (filters that do not sum to 1, half-pixel shifts), because published scores contain
+them. Models use `resample` instead. All results are float64.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from uknowpan.models.resample import _cubic
 
 MTF_REACH = 20
-"""Pixels on each side that `mtf_filter` looks at: the kernels are 41 x 41."""
+"""Reach of `mtf_filter` in pixels: the kernels are 41 x 41."""
 
 INTERP23TAP_REACH = 11
-"""Pixels on each side that one x 2 stage of `interp23tap` looks at, on its output grid."""
+"""Reach of one x 2 stage of `interp23tap`, in pixels of its output."""
 
 _KAISER_BETA = 0.5
 
@@ -27,21 +27,14 @@ _HALF_OF_23_TAPS = (
     *(0.5, 0.305334091185, 0.0, -0.072698593239, 0.0, 0.021809577942),
     *(0.0, -0.005192756653, 0.0, 0.000807762146, 0.0, -0.000060081482),
 )
-"""From the centre outwards, for a sum of 1."""
+"""Taps from the centre outwards; all 23 sum to 1."""
 
 
 def mtf_kernel(gain: float, ratio: int = 4) -> Tensor:
     """Low-pass filter (41, 41) whose amplitude at the MS grid's Nyquist frequency is `gain`.
 
-    A Gaussian frequency response with its peak at 1, seen through a Kaiser window rotated about
-    the centre (Huang's method). The sum is about 0.9988, not 1, as in the toolbox.
-
-    Args:
-        gain: between 0 and 1; the sensor's MTF at the MS Nyquist frequency.
-        ratio: PAN pixels per MS pixel along one axis.
-
-    Raises:
-        ValueError: gain outside (0, 1).
+    The kernel is a Gaussian frequency response with peak 1, times a Kaiser window rotated about the centre (Huang's
+    method). The sum is about 0.9988, not 1, as in the toolbox. A gain outside (0, 1) raises ValueError.
     """
     if not 0.0 < gain < 1.0:
         raise ValueError(f"an MTF gain lies between 0 and 1, not at {gain}; take the sensor's own")
@@ -64,15 +57,9 @@ def _rotate(window: Tensor, radius: Tensor) -> Tensor:
 
 
 def mtf_filter(x: Tensor, gains: Sequence[float], ratio: int = 4) -> Tensor:
-    """Blur each band by its `mtf_kernel`, borders replicated; the size stays.
+    """Blur each band of (C, H, W) or (B, C, H, W) by its `mtf_kernel`, borders replicated; the size stays.
 
-    Args:
-        x: (C, H, W) or (B, C, H, W).
-        gains: one per band, or a single one for all bands.
-        ratio: PAN pixels per MS pixel along one axis.
-
-    Raises:
-        ValueError: number of gains unlike the number of bands.
+    There is one gain per band, or one for all; another number of gains raises ValueError.
     """
     bands = x.shape[-3]
     if len(gains) not in (1, bands):
@@ -83,32 +70,23 @@ def mtf_filter(x: Tensor, gains: Sequence[float], ratio: int = 4) -> Tensor:
 
 
 def _blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolution of (..., H, W) with (41, 41), borders replicated.
+    """Convolution of (..., H, W) with (41, 41), borders replicated, by Fourier transform.
 
-    By Fourier transform: in float64 a direct convolution took half a minute for 8 x 512 x 512.
+    A direct convolution in float64 took half a minute for 8 x 512 x 512.
     """
     height, width = x.shape[-2:]
     padded = F.pad(x.reshape(-1, 1, height, width), (MTF_REACH,) * 4, mode="replicate")
     size = padded.shape[-2:]
     blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size), s=size)
-    # Only here does the circular convolution see nothing from across the border.
+    # Elsewhere the circular convolution mixes in pixels from across the border.
     return blurred[..., 2 * MTF_REACH :, 2 * MTF_REACH :].reshape(x.shape)
 
 
 def interp23tap(x: Tensor, ratio: int = 4) -> Tensor:
     """Enlarge with the toolbox's 23-tap interpolator, borders circular: the field's ``lms``.
 
-    Sample i lands on output index ``2 i + 1`` at ratio 2 and ``4 i + 2`` at ratio 4.
-
-    Args:
-        x: (..., h, w).
-        ratio: a power of two.
-
-    Returns:
-        (..., ratio * h, ratio * w), which may leave the range of x.
-
-    Raises:
-        ValueError: ratio that is no power of two.
+    Sample i of (..., h, w) lands on output index ``2 i + 1`` at ratio 2 and ``4 i + 2`` at ratio 4. The result
+    (..., ratio * h, ratio * w) may leave the range of x. A ratio that is no power of two raises ValueError.
     """
     if ratio < 1 or ratio & (ratio - 1):
         raise ValueError(f"interp23tap enlarges by powers of two, not by {ratio}; use `upsample`")
@@ -121,7 +99,7 @@ def interp23tap(x: Tensor, ratio: int = 4) -> Tensor:
 
 
 def _double(x: Tensor, first: int) -> Tensor:
-    """Rows twice as long: samples at `first`, first + 2, ..., what is between interpolated."""
+    """Rows twice as long: samples at `first`, first + 2, ..., interpolated values between them."""
     half = 2 * torch.tensor(_HALF_OF_23_TAPS, dtype=x.dtype, device=x.device)
     taps = torch.cat([half[1:].flip(0), half])
     stuffed = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
@@ -135,17 +113,8 @@ def _double(x: Tensor, first: int) -> Tensor:
 def imresize(x: Tensor, ratio: int = 4) -> Tensor:
     """Shrink by antialiased bicubic interpolation (a = -0.5), borders mirrored with the edge.
 
-    Output pixel i is centred on input index ``ratio * i + (ratio - 1) / 2``.
-
-    Args:
-        x: (..., H, W), multiples of the ratio.
-        ratio: whole number.
-
-    Returns:
-        (..., H / ratio, W / ratio).
-
-    Raises:
-        ValueError: H or W is not a multiple of the ratio.
+    Output pixel i of (..., H / ratio, W / ratio) is centred on input index ``ratio * i + (ratio - 1) / 2``.
+    ValueError if H or W is not a multiple of the ratio, a whole number.
     """
     height, width = x.shape[-2:]
     if height % ratio or width % ratio:
@@ -157,7 +126,7 @@ def imresize(x: Tensor, ratio: int = 4) -> Tensor:
 
 
 def _shrink(x: Tensor, ratio: int) -> Tensor:
-    """Rows `ratio` times as short."""
+    """Rows `ratio` times shorter."""
     reach = 2 * ratio
     offsets = torch.arange(-reach, reach + ratio, dtype=x.dtype, device=x.device)
     taps = _cubic((offsets - (ratio - 1) / 2) / ratio)

@@ -1,6 +1,6 @@
 """Windows, masks and checks that the metrics share.
 
-Inside, an image is float64 (B, C, H, W), and `keep` (H, W) is True where there is data.
+An image is float64 (B, C, H, W), and `keep` (H, W) is True where there is data.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FLAT = 4e-14
-"""Variance over power below which a window is flat: above float64's rounding of the sums, below
-one DN on one pixel of a bright 16-bit window."""
+"""Variance over power below which a window is flat.
+
+The value exceeds float64's rounding of the sums and is below one DN on one pixel of a bright 16-bit window.
+"""
 
 
 def as_batch(x: Tensor) -> Tensor:
-    """float64 (B, C, H, W) of (C, H, W) or (B, C, H, W)."""
+    """An image (C, H, W) or (B, C, H, W) as float64 (B, C, H, W)."""
     return x.to(torch.float64).reshape(-1, *x.shape[-3:])
 
 
 def prepare(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Both as float64 (B, C, H, W) with 0 where masked, and (H, W) True where there is data."""
+    """Both images as float64 (B, C, H, W) with 0 where masked, and (H, W) True where there is data."""
     if x.shape != y.shape or x.ndim not in (3, 4):
         raise ValueError(
             f"two images of one shape, (C, H, W) or (B, C, H, W), are needed, not"
@@ -49,28 +51,35 @@ def require_some(keep: Tensor, what: str) -> None:
 
 
 def mean_over(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of (..., H, W) over the places kept, (H, W)."""
+    """Mean of (..., H, W) over the places where `keep` (H, W) is True."""
     return values[..., keep].mean(-1)
 
 
-def clean_windows(keep: Tensor, window: int, stride: int) -> Tensor:
-    """(rows, cols) True where a whole window is kept."""
-    height, width = keep.shape
-    if min(height, width) < window:
+def require_window(shape: tuple[int, int], window: int) -> None:
+    """Raise ValueError unless an image of that (height, width) holds a window."""
+    if min(shape) < window:
         raise ValueError(
-            f"{height} x {width} pixels are fewer than one window of {window} x {window}; take a larger image"
+            f"{shape[0]} x {shape[1]} pixels are fewer than one window of {window} x {window}; take a larger image"
         )
-    gaps = F.max_pool2d((~keep).float()[None, None], window, stride)[0, 0]
-    clean = gaps == 0
-    require_some(clean, "windows")
+
+
+def clean_windows(keep: Tensor, window: int, stride: int, required: bool = True) -> Tensor:
+    """(rows, cols) True where a whole window of (H, W) is kept; ValueError if one is `required` and there is none."""
+    height, width = keep.shape
+    require_window((height, width), window)
+    if bool(keep.all()):
+        return keep.new_ones((height - window) // stride + 1, (width - window) // stride + 1)
+    clean = F.max_pool2d((~keep).float()[None, None], window, stride)[0, 0] == 0
+    if required:
+        require_some(clean, "windows")
     return clean
 
 
 def dilate(mask: Tensor, reach: int, circular: bool = False) -> Tensor:
-    """Grow the True area of (H, W) by `reach` pixels, on demand across the image's borders."""
+    """Grow the True area of (H, W) by `reach` pixels, across the image's borders if `circular`."""
     x = mask.float()[None, None]
     if circular:
-        # Beyond the image's own size a circular border has nothing new.
+        # A circular border wider than the image only repeats it.
         margins = [min(reach, n) for n in (mask.shape[1], mask.shape[0])]
         x = F.pad(x, (margins[0], margins[0], margins[1], margins[1]), mode="circular")
     else:
@@ -81,7 +90,7 @@ def dilate(mask: Tensor, reach: int, circular: bool = False) -> Tensor:
 
 
 def window_quality(x: Tensor, y: Tensor, window: int, stride: int) -> Tensor:
-    """Universal quality index of each window: (B, C, H, W) twice to (B, C, rows, cols)."""
+    """Universal quality index (B, C, rows, cols) of each window of two images (B, C, H, W)."""
     n = window * window
     sx, sy = _window_sum(x, window, stride), _window_sum(y, window, stride)
     power = n * _window_sum(x * x + y * y, window, stride)

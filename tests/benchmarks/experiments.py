@@ -30,7 +30,8 @@ from uknowpan.models.checkpoints import Card, find_checkpoint, load_model, read_
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.features import minds_softness
-from uknowpan.models.metrics.indices import FullResolution, ergas, full_resolution, psnr
+from uknowpan.models.metrics.full_resolution import FullResolution, full_resolution
+from uknowpan.models.metrics.indices import ergas, psnr
 from uknowpan.models.resample import upsample
 from uknowpan.models.sharpeners import AS_MS, Sharpener, StudentSharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import Degradation, degrade_truth

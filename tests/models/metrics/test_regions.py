@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uknowpan.models.metrics import full_resolution as fr
 from uknowpan.models.metrics import indices as m
 from uknowpan.models.metrics.regions import (
     AgainstReference,
     Coarse,
     Enlargement,
     Region,
-    SceneWindow,
     WithoutReference,
     reduce_pan,
     regions,
@@ -24,7 +24,7 @@ from uknowpan.models.metrics.toolbox import imresize, interp23tap
 from uknowpan.models.metrics.windows import window_quality
 from uknowpan.models.resample import crop, upsample
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 RTOL = 1e-9
 GAINS = (0.34, 0.32, 0.30)
 
@@ -161,12 +161,7 @@ def _without(fused, ms, pan, registration, ratio=4, masks=None, rows=64, cols=96
         top, left = region.row // ratio, region.col // ratio
         h, w = region.height // ratio + 2 * margin, region.width // ratio + 2 * margin
         images = enlargement(Coarse(*(x[..., top : top + h, left : left + w] for x in coarse)))
-        window = SceneWindow(
-            fused=_cut(fused, outer), fused_mask=_cut(bad[0], outer), lms=images.lms,
-            lms_mask=images.lms_mask, pan=_cut(pan, region), pan_low=images.pan_low,
-            pan_mask=images.pan_mask | _cut(pan_bad, region),
-        )  # fmt: skip
-        sums.add(region, window)
+        sums.add(region, _cut(fused, outer), _cut(bad[0], outer), _cut(pan, region), _cut(pan_bad, region), images)
     return sums.scores()
 
 
@@ -182,7 +177,7 @@ FULL = ("d_lambda_k", "d_lambda", "d_s", "hqnr", "qnr")
 @pytest.mark.parametrize("ratio", [2, 4, 8])
 def test_the_toolbox_s_registration_equals_the_whole_image(ratio):
     fused, ms, pan = _scene(ratio)
-    expected = m.full_resolution(fused, interp23tap(ms, ratio), pan, GAINS, ratio=ratio)
+    expected = fr.full_resolution(fused, interp23tap(ms, ratio), pan, GAINS, ratio=ratio)
     found = _without(fused, ms, pan, "pancollection", ratio)
     for index in FULL:
         _same(found, expected, index)
@@ -207,8 +202,8 @@ def test_measuring_by_area_equals_the_whole_image(ratio):
 
     lms, low = enlarged(ms), enlarged(imresize(pan, ratio))
     found = _without(fused, ms, pan, "area", ratio)
-    assert float(found.d_lambda_k) == pytest.approx(float(m.d_lambda_khan(fused, lms, GAINS, ratio)), rel=RTOL)
-    assert float(found.d_lambda) == pytest.approx(float(m.d_lambda(fused, lms)), rel=RTOL)
+    assert float(found.d_lambda_k) == pytest.approx(float(fr.d_lambda_khan(fused, lms, GAINS, ratio)), rel=RTOL)
+    assert float(found.d_lambda) == pytest.approx(float(fr.d_lambda(fused, lms)), rel=RTOL)
     to_pan, to_low = (
         window_quality(x[None], y[None].expand_as(x[None]), 32, 32).mean((0, 2, 3))
         for x, y in ((fused, pan), (lms, low))
@@ -221,7 +216,7 @@ def test_nodata_without_a_reference(hole):
     """The toolbox's registration, so that the low-pass of PAN mixes across the image's border."""
     fused, ms, pan = _scene(height=320, width=352)
     mask = _hole(pan.shape[1:], hole)
-    expected = m.full_resolution(fused, interp23tap(ms), pan, GAINS, mask=mask)
+    expected = fr.full_resolution(fused, interp23tap(ms), pan, GAINS, mask=mask)
     whole = torch.zeros(ms.shape[1:], dtype=torch.bool)
     spoiled = fused.masked_fill(mask, torch.nan), ms, pan.masked_fill(mask, 0)
     found = _without(*spoiled, "pancollection", masks=(mask, whole, mask))
@@ -262,7 +257,7 @@ def test_area_is_where_the_ms_lies_and_pancollection_half_a_pixel_on():
     good = torch.zeros(40, 40, dtype=torch.bool)
     for registration, at in (("area", 1.5), ("pancollection", 2.0)):
         enlargement = Enlargement(4, registration)
-        lms = enlargement(Coarse(ms, good, ms, good)).lms
+        lms = enlargement(Coarse(ms, good, ms, good)).ms
         place = (torch.arange(160.0).double() - at)[None, None] / 4
         expected = crop(place.expand_as(torch.empty(1, 160, 160)), 4 * enlargement.margin)
         torch.testing.assert_close(lms, expected, rtol=0, atol=1e-3)
