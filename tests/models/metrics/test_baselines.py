@@ -124,49 +124,29 @@ def test_bands_that_are_multiples_of_pan_come_out_true(name):
     assert error.square().mean().sqrt() < limit
 
 
-@pytest.mark.parametrize("ratio", [2, 3, 4])
+@pytest.mark.parametrize("ratio, bands", [(2, 4), (3, 4), (4, 4), (4, 8)])
 @pytest.mark.parametrize("name", ALL)
-def test_details_of_pan_bring_bands_nearer_to_the_truth(name, ratio):
-    patches = image(5, ratio)
-    hrms = BASELINES[name](patches, GAINS, ratio)
+def test_details_of_pan_bring_bands_nearer_to_the_truth(name, ratio, bands):
+    patches = image(5, ratio, bands=bands)
+    hrms = BASELINES[name](patches, (GAINS * 2)[:bands], ratio)
     fused, lms, gt = (crop(x, 12) for x in (hrms, patches.lms, patches.gt))
     assert ergas(fused, gt, ratio) < 0.85 * ergas(lms, gt, ratio)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_eight_bands(name):
-    patches = image(7, bands=8)
-    hrms = BASELINES[name](patches, GAINS * 2, 4)
-    assert ergas(hrms, patches.gt) < 0.85 * ergas(patches.lms, patches.gt)
 
 
 # ------------------------------------------------------------------------------------ properties
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_images_of_a_batch_know_nothing_of_each_other(name):
-    first, second = image(1), image(2)
-    both = BASELINES[name](PatchBatch.cat([first, second]), GAINS, 4)
-    alone = torch.cat([BASELINES[name](p, GAINS, 4) for p in (first, second)])
-    torch.testing.assert_close(both, alone, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_unit_and_order_of_bands_are_no_matter(name):
+def test_batch_unit_order_of_bands_and_dtype_do_not_matter(name):
     patches, order = image(1), [2, 0, 3, 1]
     plain = BASELINES[name](patches, GAINS, 4)
+    both = BASELINES[name](PatchBatch.cat([image(2), patches]), GAINS, 4)
+    torch.testing.assert_close(both[1:], plain, rtol=0, atol=1e-12)
     bands = {k: getattr(patches, k)[:, order] * 2047 for k in ("ms", "lms", "gt")}
-    turned = PatchBatch(pan=patches.pan * 2047, **bands)
-    other = BASELINES[name](turned, [GAINS[i] for i in order], 4)
+    other = BASELINES[name](PatchBatch(pan=patches.pan * 2047, **bands), [GAINS[i] for i in order], 4)
     torch.testing.assert_close(other / 2047, plain[:, order], rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_float32_is_computed_in_float64(name):
-    patches = image(1).map(lambda x: x.float())
-    hrms = BASELINES[name](patches, GAINS, 4)
-    assert hrms.dtype == torch.float64
-    assert torch.equal(hrms, BASELINES[name](patches.map(lambda x: x.double()), GAINS, 4))
+    single = patches.map(lambda x: x.float())
+    assert torch.equal(BASELINES[name](single, GAINS, 4), BASELINES[name](single.map(lambda x: x.double()), GAINS, 4))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
@@ -217,9 +197,8 @@ def test_nonnegative_least_squares_with_columns_that_are_alike():
 # ------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_wrong_gains_and_ratio_are_told(name):
-    patches = image(1)
+def test_wrong_gains_and_ratio_are_refused():
+    patches, name = image(1), "GSA"
     with pytest.raises(ValueError, match="3 MTF gains for an image of 4 bands"):
         BASELINES[name](patches, GAINS[:3], 4)
     with pytest.raises(ValueError, match="20 x 24 pixels at ratio 2 needs PAN and LMS of 40 x 48"):

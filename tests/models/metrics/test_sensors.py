@@ -28,7 +28,7 @@ def test_no_name_means_two_sensors():
     assert len(set(names)) == len(names)
 
 
-def test_an_unknown_sensor_is_told_the_known_ones():
+def test_an_unknown_sensor_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'S2'; known are QB, IKONOS, .*, GF2, generic"):
         find_sensor("S2")
 

@@ -13,6 +13,7 @@ from rasters import ORIGIN, UTM, write_raster
 
 from uknowpan.evaluation import rasters as evaluate_rasters
 from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
+from uknowpan.models.metrics import full_resolution as fr
 from uknowpan.models.metrics import indices as m
 from uknowpan.models.metrics.regions import regions
 from uknowpan.models.metrics.sensors import find_sensor
@@ -34,10 +35,15 @@ def small_windows(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch, caplog):
+def messages(monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("uknowpan"), "propagate", True)
     caplog.set_level(logging.INFO, "uknowpan")
     return caplog
+
+
+def _without(paths, **options):
+    """Scores of the scene at `paths` without a reference."""
+    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], **{"sensor": QB} | options)
 
 
 def _texture(bands, height, width, seed=0):
@@ -118,16 +124,16 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
     "dtype, creation, peak",
     [("uint16", {}, 2047), ("uint16", {"NBITS": 12}, 4095), ("float32", {}, 2047)],
 )
-def test_full_scale_is_the_files_or_found(tmp_path, said, dtype, creation, peak):
+def test_full_scale_is_the_files_or_found(tmp_path, messages, dtype, creation, peak):
     (result, reference), arrays = _pair(tmp_path, dtype=dtype, **creation)
     found = _value(evaluate_against(result, reference, cut=0), "psnr")
     mask = torch.zeros(170, 230, dtype=torch.bool)
     mask[90:95, 100:108] = True
     assert found == pytest.approx(float(m.psnr(*arrays, peak, mask=mask)), rel=1e-9)
-    assert (f"take {peak:g} for full scale" in said.text) == (not creation)
+    assert (f"take {peak:g} for full scale" in messages.text) == (not creation)
 
 
-def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, said):
+def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, messages):
     gt = _texture(4, 70, 70)
     fused = gt + 20
     scores = []
@@ -138,16 +144,16 @@ def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, said):
         ]
         peak = 10_000 / divisor
         scores.append(evaluate_against(*paths, max_value=peak, cut=0).scores[METHOD])
-    assert "are multiplied by 10000" in said.text
+    assert "are multiplied by 10000" in messages.text
     for index, value in scores[0].items():
         assert float(scores[1][index]) == pytest.approx(float(value), rel=1e-5), index
 
 
-def test_full_scale_of_reflectances_is_one(tmp_path, said):
+def test_full_scale_of_reflectances_is_one(tmp_path, messages):
     gt = _texture(4, 70, 70) / np.float32(3000)
     paths = [write_raster(tmp_path / f"{i}.tif", x.astype("float32"), GRID) for i, x in enumerate((gt + 0.1, gt))]
     assert _value(evaluate_against(*paths, cut=0), "psnr") == pytest.approx(20, abs=1e-4)
-    assert "take 1 for full scale" in said.text
+    assert "take 1 for full scale" in messages.text
 
 
 # ------------------------------------------------------------------------ without a reference
@@ -155,71 +161,47 @@ def test_full_scale_of_reflectances_is_one(tmp_path, said):
 
 def test_the_toolbox_s_numbers_of_a_scene(tmp_path):
     paths, x = _scene(tmp_path)
-    results = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection")
-    expected = m.full_resolution(x["result"], interp23tap(x["ms"]), x["pan"], GAINS)
+    results = _without(paths, registration="pancollection")
+    expected = fr.full_resolution(x["result"], interp23tap(x["ms"]), x["pan"], GAINS)
     assert results.kind == "full" and tuple(results.scores[METHOD]) == FULL
     for index in FULL:
         assert _value(results, index) == pytest.approx(float(getattr(expected, index)), rel=1e-9), index
 
 
-def _by_area(fused, lms, pan, low):
-    """Khan's D_lambda and D_s from images that are enlarged already."""
-    to_pan, to_low = (
-        window_quality(a[None], b[None].expand_as(a[None]), 32, 32).mean((0, 2, 3))
-        for a, b in ((fused, pan), (lms, low))
-    )
-    return (
-        float(m.d_lambda_khan(fused, lms, GAINS)),
-        float((to_pan - to_low).abs().mean()),
-    )
+def _symmetric(x, before, after):
+    return torch.from_numpy(np.pad(x, ((0, 0), *zip(before, after, strict=True)), mode="symmetric"))
 
 
-def _symmetric(x, n):
-    return torch.from_numpy(np.pad(x, ((0, 0), (n, n), (n, n)), mode="symmetric"))
-
-
-@pytest.mark.parametrize("offset", [(0, 0), (2, -1)])
-def test_a_scene_is_measured_where_its_ms_lies(tmp_path, offset):
-    """The MS reaches 12 pixels beyond the PAN, and its pixels nest with an offset."""
-    paths, x = _scene(tmp_path, offset=offset, around=12)
-    results = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB)
-    top, left = 48 - offset[0], 48 - offset[1]
-    here = (slice(None), slice(top, top + 128), slice(left, left + 160))
-    lms = upsample(x["ms"][None], 4)[0][here]
+@pytest.mark.parametrize("offset, around", [((0, 0), 12), ((2, -1), 12), ((0, 0), 0)])
+def test_a_scene_is_measured_where_its_ms_lies(tmp_path, messages, offset, around):
+    """The MS reaches beyond the PAN or ends with it, and its pixels may nest with an offset."""
+    paths, x = _scene(tmp_path, offset=offset, around=around)
+    results = _without(paths)
+    top, left = 4 * around - offset[0] + 16, 4 * around - offset[1] + 16
+    lms = upsample(_symmetric(x["ms"], (4, 4), (4, 4))[None], 4)[0][:, top : top + 128, left : left + 160]
     # PAN, reflected, in cells that nest in the MS's pixels.
     before = [20 + o % 4 for o in (-offset[0], -offset[1])]
     after = [-(n + b) % 4 + 20 for n, b in zip((128, 160), before, strict=True)]
-    wide = np.pad(x["pan"], ((0, 0), (before[0], after[0]), (before[1], after[1])), mode="symmetric")
-    low = upsample(imresize(torch.from_numpy(wide))[None], 4)[0]
+    low = upsample(imresize(_symmetric(x["pan"], before, after))[None], 4)[0]
     low = low[:, before[0] : before[0] + 128, before[1] : before[1] + 160]
-    khan, spatial = _by_area(x["result"], lms, x["pan"], low)
+    to_pan, to_low = (
+        window_quality(a[None], b[None].expand_as(a[None]), 32, 32).mean((0, 2, 3))
+        for a, b in ((x["result"], x["pan"]), (lms, low))
+    )
+    khan = float(fr.d_lambda_khan(x["result"], lms, GAINS))
     assert _value(results, "d_lambda_k") == pytest.approx(khan, rel=1e-9)
-    assert _value(results, "d_s") == pytest.approx(spatial, rel=1e-9)
-    assert _value(results, "d_lambda") == pytest.approx(float(m.d_lambda(x["result"], lms)), rel=1e-9)
-
-
-def test_the_scene_s_own_extent_loses_no_tile_at_its_border(tmp_path, said):
-    paths, x = _scene(tmp_path)
-    results = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB)
-    lms = upsample(_symmetric(x["ms"], 4)[None], 4)[0][:, 16:-16, 16:-16]
-    low = upsample(_symmetric(imresize(x["pan"]), 4)[None], 4)[0][:, 16:-16, 16:-16]
-    khan, spatial = _by_area(x["result"], lms, x["pan"], low)
-    assert _value(results, "d_lambda_k") == pytest.approx(khan, rel=1e-9)
-    assert _value(results, "d_s") == pytest.approx(spatial, rel=1e-9)
-    assert "20 of 20 tiles hold data" in said.text
+    assert _value(results, "d_s") == pytest.approx(float((to_pan - to_low).abs().mean()), rel=1e-9)
+    assert _value(results, "d_lambda") == pytest.approx(float(fr.d_lambda(x["result"], lms)), rel=1e-9)
+    assert "20 of 20 tiles hold data" in messages.text
 
 
 @pytest.mark.parametrize("which", ["result", "pan", "ms"])
 @pytest.mark.parametrize("registration", ["area", "pancollection"])
-def test_nodata_has_no_say(tmp_path, said, which, registration):
+def test_nodata_does_not_count(tmp_path, messages, which, registration):
     paths, _ = _scene(tmp_path, height=224, width=224)
 
     def hqnr(nodata):
-        results = evaluate_without(
-            paths["result"], paths["pan"], [paths["ms"]],
-            sensor=QB, registration=registration, nodata=nodata,
-        )  # fmt: skip
-        return _value(results, "hqnr")
+        return _value(_without(paths, registration=registration, nodata=nodata), "hqnr")
 
     untouched, answers = hqnr(None), []
     for value in (7, 60_000):
@@ -232,35 +214,34 @@ def test_nodata_has_no_say(tmp_path, said, which, registration):
     assert answers[0] == pytest.approx(answers[1], rel=1e-12)
     assert abs(answers[0] - untouched) < 0.02
     assert abs(hqnr(None) - answers[0]) > 1e-4
-    counts = [int(message.split()[0]) for message in said.messages if "tiles hold" in message]
+    counts = [int(message.split()[0]) for message in messages.messages if "tiles hold" in message]
     assert counts[0] == counts[3] == 49 and 30 <= counts[1] == counts[2] < 49
 
 
-def test_sizes_that_are_no_multiple_of_a_tile(tmp_path, said):
+def test_sizes_that_are_no_multiple_of_a_tile(tmp_path, messages):
     paths, x = _scene(tmp_path, height=140, width=164)
-    results = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB)
-    assert "the last 12 rows and 4 columns of the scene fill none and are left out" in said.text
+    results = _without(paths)
+    assert "the last 12 rows and 4 columns of the scene fill none and are left out" in messages.text
     lms = upsample(x["ms"][None], 4)[0]
     cropped = [y[:, :128, :160] for y in (x["result"], lms)]
     # Tiles at the right see no reflection here, so the whole image serves.
-    assert _value(results, "d_lambda") == pytest.approx(float(m.d_lambda(*cropped)), abs=1e-5)
+    assert _value(results, "d_lambda") == pytest.approx(float(fr.d_lambda(*cropped)), abs=1e-5)
 
 
-def test_reflectances_without_a_reference(tmp_path, said):
+def test_reflectances_without_a_reference(tmp_path, messages):
     folders = [tmp_path / "dn", tmp_path / "reflectance"]
     scores = []
     for folder, dtype, factor in zip(folders, ("uint16", "float32"), (1, 1e-4), strict=True):
         folder.mkdir()
-        paths, _ = _scene(folder, dtype=dtype, factor=factor)
-        scores.append(evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB))
-    assert said.text.count("are multiplied by 10000") == 1
+        scores.append(_without(_scene(folder, dtype=dtype, factor=factor)[0]))
+    assert messages.text.count("are multiplied by 10000") == 1
     for index in FULL:
         assert _value(scores[1], index) == pytest.approx(_value(scores[0], index), rel=1e-3)
 
 
-def test_separate_band_files_and_no_georeferencing(tmp_path, said):
+def test_separate_band_files_and_no_georeferencing(tmp_path, messages):
     paths, _ = _scene(tmp_path)
-    expected = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB)
+    expected = _without(paths)
     bands = [f"{paths['ms']},band={b}" for b in (1, 2, 3, 4)]
     found = evaluate_without(paths["result"], paths["pan"], bands, sensor=QB)
     assert _value(found, "hqnr") == _value(expected, "hqnr")
@@ -268,14 +249,14 @@ def test_separate_band_files_and_no_georeferencing(tmp_path, said):
         plain = write_raster(tmp_path / "plain.tif", data.read(), None)
     found = evaluate_without(plain, paths["pan"], [paths["ms"]], sensor=QB)
     assert _value(found, "hqnr") == _value(expected, "hqnr")
-    assert "plain.tif is not georeferenced" in said.text
+    assert "plain.tif is not georeferenced" in messages.text
 
 
 # ---------------------------------------------------------------------------------- bad inputs
 
 
-def _refused(tmp_path, other, message, **kwargs):
-    """Both ways refuse `other` as a result."""
+def _refused(tmp_path, other, message):
+    """`other` is refused as a result, with a reference and without."""
     paths, _ = _scene(tmp_path)
     with pytest.raises(IncompatiblePair, match=message):
         evaluate_against(other, paths["result"], max_value=2047, cut=0)
@@ -320,13 +301,13 @@ def test_other_bad_input(tmp_path):
     with pytest.raises(IncompatiblePair, match=r"empty\.tif holds no valid pixel above 0"):
         evaluate_against(result, empty, cut=0)
     with pytest.raises(IncompatiblePair, match="take area or pancollection"):
-        evaluate_without(result, pan, ms, sensor=QB, registration="elsewhere")
+        _without(paths, registration="elsewhere")
 
 
 def test_the_toolbox_s_enlargement_needs_a_common_corner(tmp_path):
     paths, _ = _scene(tmp_path, offset=(2, 2), around=4)
     with pytest.raises(IncompatiblePair, match="begins at the PAN's corner"):
-        evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, registration="pancollection")
+        _without(paths, registration="pancollection")
 
 
 def test_gains_are_the_sensor_s(tmp_path):
