@@ -19,7 +19,7 @@ class Architecture:
     """One network. Classes and functions are dotted names: `package.module:Name`."""
 
     network: str
-    """Class of the network; takes its config."""
+    """Class of the network: takes its config, has `config`, and `pixel_multiple` in PAN pixels."""
     config: str
     """Dataclass of the network's shapes, stored in the checkpoint's card."""
     sharpener: str
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "prior": Architecture(
         network=_UKNOW + "prior:PriorNet",
         config=_UKNOW + "prior:PriorConfig",
-        sharpener="",
+        sharpener=_UKNOW + "sharpeners:PriorSharpener",
         stage="prior",
         trainer=_MODELS + "published.stages:PriorStage",
         presets={"lite": _UKNOW + "presets:prior_lite", "paper": _UKNOW + "presets:prior_paper"},
@@ -55,7 +55,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "fsa-t": Architecture(
         network=_UKNOW + "guided:GuidedTeacher",
         config=_UKNOW + "guided:GuidedTeacherConfig",
-        sharpener="",
+        sharpener=_UKNOW + "sharpeners:TeacherSharpener",
         stage="fsa-t",
         trainer=_MODELS + "published.stages:TeacherStage",
         presets={"lite": _UKNOW + "presets:teacher_lite", "paper": _UKNOW + "presets:teacher_paper"},

@@ -1,18 +1,17 @@
 """The condition of the `generic` student: dimensionless features of a scene, band by band.
 
-Everything is divided by the scene's own detail contrast, so that gain, offset and bit depth do
-not matter. The features offer the network what classical methods would inject, made with the
-blur and shift that the scene itself shows (`uknowpan.models.blur`); the network decides how much
-of each to take where, and adds what none of them has.
+All features are divided by the scene's own detail contrast r_b, so that gain, offset and bit depth
+have no influence. They offer the network what classical methods would inject, made with the blur
+and shift of the scene (`uknowpan.models.blur`). The network weighs them at each pixel.
 
-Band features (F = 7), in units of the band's detail contrast r_b:
-    0 global injection  g_b (pan - pan_low)           g_b: regression of details, whole scene
-    1 local injection   g_b(x) (pan - pan_low)        g_b(x): the same in a 5 x 5 MS window
-    2 ratio injection   lms_b / pan_low (pan - pan_low)     high-pass modulation
+Band features (F = 7), in units of r_b:
+    0 global injection  g_b (pan - pan_low)             g_b: regression of details, whole scene
+    1 local injection   g_b(x) (pan - pan_low)          `local_gain`
+    2 ratio injection   lms_b / pan_low (pan - pan_low) `ratio_gain`, high-pass modulation
     3 own detail        lms_b - local mean
-    4 unexplained       the part of 3 that PAN's detail does not explain
-    5 correlation       of the band's and PAN's details in that window, -1 to 1
-    6 back-projection   what the MS shows and the local injection, blurred and sampled, does not
+    4 unexplained       own detail - g_b(x) detail of the degraded PAN
+    5 correlation       `local_correlation`, -1 to 1
+    6 back-projection   `back_projection`: MS less the local injection, blurred and sampled
 PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 x 5 box mean
 (the high-pass of U-Know-DiffPAN), pan_low - local mean.
 """
@@ -33,34 +32,95 @@ from uknowpan.models.resample import UPSAMPLE_REACH, box_mean, crop, degrade, de
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
 from uknowpan.models.types import Condition
 
-BAND_FEATURES = 7
+BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES = 7, 3, 6
 INJECTIONS = 5
-"""The first so many band features are details that the network may mix into its answer."""
+"""Number of leading band features that are details, which the network may mix into its answer."""
 BACK_PROJECTION = 6
-"""The band feature that is one more such detail; networks trained before there was it have none."""
-PAN_FEATURES = 3
-SCENE_FEATURES = 6
+"""Index of the band feature that is one more such detail, for networks with back-projection."""
 PLAIN_SCENE_FEATURES = 3
-"""Networks trained before there were the other three see these."""
+"""Numbers of the scene that a network sees by default: sharpness, ratio and shift."""
 
 LOCAL_PRIOR = 0.1
-"""Weight of the whole scene's statistics in the local regression (keeps flat places sane)."""
+"""Weight of the whole scene's statistics in the local regression; it keeps flat places sane."""
 
 LARGEST_RATIO_GAIN = 4.0
-"""Bound of feature 2's gain, as a multiple of the scene's mean ratio."""
+"""Bound of `ratio_gain`, as a multiple of the scene's mean ratio."""
 
 
 def condition_reach(statistics: SceneStatistics) -> int:
-    """MS pixels around it that a pixel's condition depends on."""
+    """MS pixels around a pixel that its condition depends on."""
     psf = statistics.psf
     blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
     windows = 2 * (DETAIL_WINDOW // 2)  # details are local themselves, and regressed locally
     return UPSAMPLE_REACH + blur + max(windows, UPSAMPLE_REACH + blur)
 
 
-def minds_softness(network: Mapping[str, Any]) -> bool:
-    """Whether a network with such a config was trained to be told a softness."""
+def takes_softness(network: Mapping[str, Any]) -> bool:
+    """Whether a network with this config has the result's softness as an input."""
     return network.get("scene_features") == SCENE_FEATURES
+
+
+def local_gain(cross: Tensor, pan_power: Tensor, global_gain: Tensor) -> Tensor:
+    """g_b(x) = (E[d_b d_pan] + p g_b) / (E[d_pan^2] + p) in a 5 x 5 window, p = `LOCAL_PRIOR`."""
+    return (cross + LOCAL_PRIOR * global_gain) / (pan_power + LOCAL_PRIOR)
+
+
+def local_correlation(cross: Tensor, pan_power: Tensor, ms_power: Tensor) -> Tensor:
+    """E[d_b d_pan] / sqrt((E[d_pan^2] + 0.01) (E[d_b^2] + 0.01)) in a 5 x 5 window."""
+    return cross / ((pan_power + 0.01) * (ms_power + 0.01)).sqrt()
+
+
+def ratio_gain(lms: Tensor, pan_low: Tensor, mean: Tensor) -> Tensor:
+    """lms_b / pan_low, from 0 to `LARGEST_RATIO_GAIN` times the scene's mean ratio.
+
+    The quotient needs a zero level; the bound serves scenes without one.
+    """
+    mean_ratio = (mean[:-1] / mean[-1].abs().clamp_min(1e-6)).view(1, -1, 1, 1).abs()
+    floor = 0.05 * mean[-1].abs() + 1e-6
+    gain = lms / pan_low.clamp_min(floor)
+    return torch.minimum(gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
+
+
+def back_projection(x: Tensor, statistics: SceneStatistics, offset: float) -> Tensor:
+    """x - degrade(upsample(x)) of (B, C, h, w), as one filter on the MS grid."""
+    psf = statistics.psf
+    rows, cols = _there_and_back(statistics.ratio, psf.sigma, psf.shift, offset)
+    b, c, h, w = x.shape
+    reach = len(rows) // 2
+    y = F.pad(x.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
+    y = F.conv2d(y, rows.to(x)[None, None, :, None])
+    y = F.conv2d(y, cols.to(x)[None, None, None, :])
+    return x - y.reshape(b, c, h, w)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a filter first made while sharpening must serve training too
+def _there_and_back(ratio: int, sigma: float, shift: tuple[float, float], offset: float) -> tuple[Tensor, Tensor]:
+    """Taps along rows and columns of upsampling followed by degrading."""
+    reach = UPSAMPLE_REACH + degrade_reach(sigma, shift, ratio)
+    size = 4 * reach + 1  # borders stay away from the impulse's response
+    impulse = torch.zeros(1, 1, size, size)
+    impulse[..., size // 2, size // 2] = 1
+    response = degrade(upsample(impulse, ratio, offset), ratio, sigma, shift)[0, 0]
+    # The response to an impulse is the filter turned round.
+    response = response[reach:-reach, reach:-reach].flip(0, 1)
+    return response.sum(1), response.sum(0)
+
+
+def scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -> Tensor:
+    """(1, S): sharpness, ratio, shift, magnified sharpness, unexplained share, softness of the result.
+
+    The blur of usual sensors spans a narrow range, hence the magnified copy. Blur beyond that range
+    indicates how soft the truth is against its PAN.
+    """
+    psf, ratio = statistics.psf, statistics.ratio
+    sharpness = psf.sigma / ratio * 4 - 2  # about -1 to 1
+    beyond = (s - offset for s in psf.shift)  # the registration is no error of the scene
+    shift = math.hypot(*beyond) / ratio  # its direction would not survive turned patches
+    magnified = min(max(8 * sharpness, -6.0), 6.0)
+    unexplained = 1 + 0.5 * math.log10(1 - psf.correlation + 1e-4)  # -1 (nothing) to 1 (all)
+    soft = 4 * (softness - 0.5)  # -1.4 to 1.6
+    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift, magnified, unexplained, soft]])
 
 
 def generic_condition(
@@ -80,12 +140,12 @@ def generic_condition(
         offset: PAN pixels by which the MS samples lie beyond the nested centres, see
             `upsample`; the shift of `statistics.psf` contains it.
         margin: MS pixels on every side that the condition leaves out; with `condition_reach`
-            it is done where it may be used.
+            the result is valid everywhere.
         softness: of the result against the PAN, sigma in PAN pixels; in training the truth's own.
 
     Returns:
-        A `Condition` whose outermost `condition_reach` MS pixels of the window are not to be used
-        (they saw its border).
+        A `Condition` whose outermost `condition_reach` MS pixels of the window are not valid: they
+        depend on the window's border.
     """
     ratio, psf = statistics.ratio, statistics.psf
     scale = statistics.detail_std.to(pan)  # (C + 1,)
@@ -95,104 +155,44 @@ def generic_condition(
     rim = (margin - spare) * ratio
 
     def enlarged(x: Tensor) -> Tensor:
-        way = upsample_small if margin else upsample
-        return crop(way(crop(x, spare), ratio, offset), rim)
+        interpolate = upsample_small if margin else upsample
+        return crop(interpolate(crop(x, spare), ratio, offset), rim)
 
     lms, pan_low = enlarged(ms), enlarged(pan_lr)
     near = crop(pan, spare * ratio)
     high_pass = crop(near - box_mean(near, 5), rim) / pan_scale
     pan = crop(near, rim)
     detail = pan - pan_low
+    detail_unit = detail / pan_scale
 
-    # Local regression of each band on the degraded PAN, on the MS grid.
+    # On the MS grid: local regression of each band on the degraded PAN.
     ms_detail = (ms - box_mean(ms, DETAIL_WINDOW)) / band_scale
     pan_detail = (pan_lr - box_mean(pan_lr, DETAIL_WINDOW)) / pan_scale
     cross = box_mean(ms_detail * pan_detail, DETAIL_WINDOW)
     pan_power = box_mean(pan_detail**2, DETAIL_WINDOW)
     ms_power = box_mean(ms_detail**2, DETAIL_WINDOW)
     global_gain = (statistics.detail_gain.to(pan) * pan_scale / scale[:-1]).view(1, -1, 1, 1)
-    local_gain = (cross + LOCAL_PRIOR * global_gain) / (pan_power + LOCAL_PRIOR)
-    correlation = cross / ((pan_power + 0.01) * (ms_power + 0.01)).sqrt()
-    unexplained = ms_detail - local_gain * pan_detail
+    gain = local_gain(cross, pan_power, global_gain)
+    # Injecting commutes with blurring where the gain hardly changes: the MS grid will do.
+    missing = back_projection(ms, statistics, offset) / band_scale
+    missing = missing - gain * back_projection(pan_lr, statistics, offset) / pan_scale
+    correlation = local_correlation(cross, pan_power, ms_power)
+    on_ms_grid = torch.cat([gain, ms_detail - gain * pan_detail, correlation, ms_detail, missing], 1)
+    gain_up, unexplained_up, correlation_up, own_up, missing_up = enlarged(on_ms_grid).chunk(5, 1)
 
-    # Ratio injection needs a zero level; where the scene has none its gain is bounded.
-    mean = statistics.mean.to(pan)
-    mean_ratio = (mean[:-1] / mean[-1].abs().clamp_min(1e-6)).view(1, -1, 1, 1).abs()
-    floor = 0.05 * mean[-1].abs() + 1e-6
-    ratio_gain = lms / pan_low.clamp_min(floor)
-    ratio_gain = torch.minimum(ratio_gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
-
-    # Injecting commutes with blurring where the gain hardly changes: no need to do it on the PAN.
-    missing = _lost(ms, statistics, offset) / band_scale
-    missing = missing - local_gain * _lost(pan_lr, statistics, offset) / pan_scale
-
-    on_ms_grid = torch.cat([local_gain, unexplained, correlation, ms_detail, missing], 1)
-    local_up, unexplained_up, correlation_up, own_up, missing_up = enlarged(on_ms_grid).chunk(5, 1)
-    detail_unit = detail / pan_scale
-    band_features = torch.stack(
-        [
-            global_gain * detail_unit,
-            local_up * detail_unit,
-            ratio_gain * detail / band_scale,
-            own_up,
-            unexplained_up,
-            correlation_up.clamp(-1, 1),
-            missing_up,
-        ],
-        2,
-    )
-    low_detail = enlarged(pan_detail)
+    band_features = [
+        global_gain * detail_unit,
+        gain_up * detail_unit,
+        ratio_gain(lms, pan_low, statistics.mean.to(pan)) * detail / band_scale,
+        own_up,
+        unexplained_up,
+        correlation_up.clamp(-1, 1),
+        missing_up,
+    ]
     return Condition(
         lms=lms,
         pan=pan,
-        pan_features=torch.cat([detail_unit, high_pass, low_detail], 1),
-        band_features=band_features,
-        scene=_scene_numbers(statistics, offset, softness).to(pan).expand(len(pan), -1),
+        pan_features=torch.cat([detail_unit, high_pass, enlarged(pan_detail)], 1),
+        band_features=torch.stack(band_features, 2),
+        scene=scene_numbers(statistics, offset, softness).to(pan).expand(len(pan), -1),
     )
-
-
-def _lost(x: Tensor, statistics: SceneStatistics, offset: float) -> Tensor:
-    """What of (B, C, h, w) interpolating, blurring and sampling does not give back.
-
-    All three together are one filter on the MS grid.
-    """
-    psf = statistics.psf
-    rows, cols = _there_and_back(statistics.ratio, psf.sigma, psf.shift, offset)
-    b, c, h, w = x.shape
-    reach = len(rows) // 2
-    y = F.pad(x.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
-    y = F.conv2d(y, rows.to(x)[None, None, :, None])
-    y = F.conv2d(y, cols.to(x)[None, None, None, :])
-    return x - y.reshape(b, c, h, w)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # first made while sharpening it must serve training too
-def _there_and_back(ratio: int, sigma: float, shift: tuple[float, float], offset: float) -> tuple[Tensor, Tensor]:
-    """Taps along rows and columns of upsampling followed by degrading."""
-    reach = UPSAMPLE_REACH + degrade_reach(sigma, shift, ratio)
-    size = 4 * reach + 1  # borders stay away from the impulse's answer
-    impulse = torch.zeros(1, 1, size, size)
-    impulse[..., size // 2, size // 2] = 1
-    answer = degrade(upsample(impulse, ratio, offset), ratio, sigma, shift)[0, 0]
-    # The answer to an impulse is the filter turned round.
-    answer = answer[reach:-reach, reach:-reach].flip(0, 1)
-    return answer.sum(1), answer.sum(0)
-
-
-def _scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -> Tensor:
-    """(1, S): blur, ratio, shift; the blur again, magnified, and how well it explains the MS; how
-    soft the result is to be.
-
-    Optics of a usual sensor lie so close together in the blur that what is beyond them tells how
-    soft the truth is against its PAN.
-    """
-    psf, ratio = statistics.psf, statistics.ratio
-    sharpness = psf.sigma / ratio * 4 - 2  # about -1 to 1
-    beyond = (s - offset for s in psf.shift)  # what the registration does not say
-    shift = math.hypot(*beyond) / ratio  # its direction would not survive turned patches
-    magnified = min(max(8 * sharpness, -6.0), 6.0)
-    unexplained = 1 + 0.5 * math.log10(1 - psf.correlation + 1e-4)  # -1 (nothing) to 1 (all)
-    soft = 4 * (softness - 0.5)  # -1.4 to 1.6
-    numbers = [sharpness, 4.0 / ratio - 1, shift, magnified, unexplained, soft]
-    return torch.tensor([numbers])

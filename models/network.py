@@ -146,24 +146,6 @@ class FSAStudentLite(nn.Module):
         bias[1] = 1.0
         self.out.bias = nn.Parameter(bias.flatten())
 
-    def adopt(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a network without back-projection, with fewer deep blocks or fewer numbers of
-        the scene, as this one's, which then says the same."""
-        if "out.bias" not in weights:
-            return weights
-        fresh = self.state_dict()  # untrained blocks change nothing
-        blocks = {k: v for k, v in fresh.items() if k.startswith("deep_blocks.")}
-        added = {k: v for k, v in blocks.items() if k not in weights}
-        if added:
-            weights = {**weights, **added}
-        if self.config.back_projection and len(weights["out.bias"]) == 4 * (INJECTIONS + 2):
-            weights = {**weights, **_with_back_projection(weights)}
-        seen = weights["embed.0.weight"]
-        more = fresh["embed.0.weight"].shape[1] - seen.shape[1]
-        if more > 0:  # the numbers of the scene come last
-            weights = {**weights, "embed.0.weight": F.pad(seen, (0, more))}
-        return weights
-
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition, with_features: bool = False) -> Denoised:
         """Predict the clean standardised residual.
 
@@ -212,18 +194,6 @@ class FSAStudentLite(nn.Module):
             x0 = torch.addcmul(x0, maps[:, :, INJECTIONS + 2], band[:, :, BACK_PROJECTION])
         log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0)
         return Denoised(x0=x0, log_sigma=log_sigma, features=features)
-
-
-def _with_back_projection(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those weights that see and mix the feature, which is given no weight yet."""
-    seen, said = weights["band_in.weight"], weights["out.weight"]
-    noise = seen[:, 4 * BACK_PROJECTION :]  # x_t comes last
-    fresh = torch.zeros_like(seen[:, :4])
-    return {
-        "band_in.weight": torch.cat([seen[:, : 4 * BACK_PROJECTION], fresh, noise], 1),
-        "out.weight": torch.cat([said, torch.zeros_like(said[:4])]),
-        "out.bias": torch.cat([weights["out.bias"], torch.zeros(4)]),
-    }
 
 
 def _compress(x: Tensor) -> Tensor:

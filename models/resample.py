@@ -181,3 +181,17 @@ def mirrored(start: int, count: int, length: int) -> Tensor:
     """Indices start .. start + count, reflected about the edges of 0 .. length (edge repeated)."""
     index = torch.arange(start, start + count) % (2 * length)
     return torch.where(index < length, index, 2 * length - 1 - index)
+
+
+def reflect(x: Tensor, margin: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """Surround images (..., h, w) by what `mirrored` gives: `margin` pixels before and after.
+
+    Args:
+        x: the images.
+        margin: pixels before the first row and column, and after the last.
+        height: rows between the margins; None: h. More than h are mirrored, too.
+        width: columns between the margins; None: w.
+    """
+    h, w = x.shape[-2:]
+    x = x[..., mirrored(-margin, (height or h) + 2 * margin, h), :]
+    return x[..., mirrored(-margin, (width or w) + 2 * margin, w)]

@@ -15,20 +15,22 @@ from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
-from uknowpan.models.features import condition_reach, generic_condition, minds_softness
-from uknowpan.models.noise import position_noise
-from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade, degrade_reach, mirrored, upsample
+from uknowpan.models.features import condition_reach, generic_condition, takes_softness
+from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade, degrade_reach, reflect, upsample
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition, Denoised
 
 HIGH_PERCENTILE = 99.5
-"""Of the absolute values; what `Sharpener.full_scale` goes by."""
-
+"""Percentile of the absolute values that `Sharpener.full_scale` takes."""
 
 AS_MS = "ms"
-"""In the place of a softness: as soft, pixel for pixel, as the scene's MS is."""
+"""Softness of a result that is as soft, pixel for pixel, as the scene's MS."""
+
+Origins = Sequence[tuple[int, int]]
+"""(row, col) of each core in PAN pixels of the scene's frame, multiples of `Sharpener.multiple`.
+They fix the noise."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,27 @@ class Sharpened:
 
 
 class Sharpener(Protocol):
-    """A way to sharpen windows."""
+    """A way to sharpen windows of a scene."""
 
     name: str
+    device: str
+    """Device that computes and holds the results."""
     multiple: int
-    """Windows start and end at multiples of so many PAN pixels of the scene's frame."""
+    """Cores start and end at multiples of this number of PAN pixels in the scene's frame."""
     local: bool
     """True: a pixel's result depends on nothing beyond `margin`; tiles need no blending."""
     has_uncertainty: bool
     wants_softness: bool
-    """The result goes by how soft the scene's MS is, which is to be measured."""
+    """The result follows the softness of the scene's MS, which must be measured."""
 
     def check(self, bands: int, ratio: int) -> None:
         """Raise `ModelMismatch` if this method does not serve such a scene."""
 
     def assumed_psf(self, ratio: int) -> Psf | None:
-        """The blur that the method takes for granted; None: it wants the scene's own."""
+        """The blur that the method takes for granted; None: the method wants the scene's own."""
 
     def full_scale(self, pan: float, ms: float) -> tuple[float, float] | None:
-        """Divisors of PAN and MS where nobody knows the scene's full scale.
+        """Divisors of PAN and MS where the scene's full scale is unknown.
 
         Args:
             pan: `HIGH_PERCENTILE` of the PAN.
@@ -71,24 +75,32 @@ class Sharpener(Protocol):
         """
 
     def margin(self, statistics: SceneStatistics) -> int:
-        """MS pixels around a window that are to be read with it."""
+        """MS pixels around a core that a window includes."""
 
-    def sharpen(
-        self,
-        pan: Tensor,
-        ms: Tensor,
-        statistics: SceneStatistics,
-        origins: Sequence[tuple[int, int]],
-    ) -> Sharpened:
-        """Sharpen windows that were read with their margin; see `StudentSharpener.sharpen`."""
+    def bytes_per_pixel(self, bands: int) -> int:
+        """Memory for one PAN pixel of a window, about."""
+
+    def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
+        """Sharpen windows.
+
+        Args:
+            pan: (B, 1, H, W) with `margin` MS pixels on every side of the cores.
+            ms: (B, C, h, w).
+            statistics: of the scene, in the same units.
+            origins: place of each core.
+
+        Returns:
+            The cores.
+        """
 
     def provenance(self) -> dict[str, str]:
-        """What an output's tags say of the method."""
+        """Tags of an output that name the method."""
 
 
 class ClassicalSharpener:
     """One of `CLASSICAL_METHODS`."""
 
+    device = "cpu"
     multiple = 1
     local = True
     has_uncertainty = False
@@ -110,14 +122,11 @@ class ClassicalSharpener:
     def margin(self, statistics: SceneStatistics) -> int:
         return classical_reach(statistics)
 
+    def bytes_per_pixel(self, bands: int) -> int:
+        return 4 * (5 * bands + 3)  # ms enlarged and its copies, details, products
+
     @torch.inference_mode()
-    def sharpen(
-        self,
-        pan: Tensor,
-        ms: Tensor,
-        statistics: SceneStatistics,
-        origins: Sequence[tuple[int, int]],
-    ) -> Sharpened:
+    def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
         hrms = self._method(pan, ms, statistics)
         return Sharpened(crop(hrms, self.margin(statistics) * statistics.ratio))
 
@@ -125,10 +134,20 @@ class ClassicalSharpener:
         return {"METHOD": self.name}
 
 
-class _DiffusionSharpener:
-    """What the students share: a network with its card, and how it is sampled."""
+class NetworkSharpener:
+    """A network with its card, and how it is run: what all networks share.
 
-    multiple: int
+    Besides windows of a scene, networks sharpen images of test files (`sharpen_images`).
+    """
+
+    local = False
+    has_uncertainty = False
+    takes_softness = False
+    """Whether the network was trained to get the result's softness as an input."""
+    one_pass = False
+    """Whether the network diffuses nothing."""
+    needs_statistics = False
+    """Whether `sharpen_images` wants the scene's statistics."""
 
     def __init__(
         self,
@@ -142,15 +161,17 @@ class _DiffusionSharpener:
         dtype: torch.dtype = torch.float32,
         digest: str = "",
     ):
-        self.name, self.card, self.bands = card.name, card, card.bands
-        self.minds_softness = minds_softness(card.config)
-        if softness is not None and not self.minds_softness:
+        self.name, self.card = card.name, card
+        self.takes_softness = takes_softness(card.config)
+        if softness is not None and not self.takes_softness:
             raise ModelMismatch(f"model {card.name} was not trained to be told how soft its result is to be")
         self.softness = softness
         self.wants_softness = softness == AS_MS
         self.steps = card.steps if steps is None else steps
         self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model: Any = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.multiple = int(self.model.pixel_multiple)
+        self.bands: int | None = getattr(getattr(model, "config", None), "bands", card.bands)
         self.schedule = NoiseSchedule.cosine(card.timesteps)
         self.timesteps = self.schedule.respace(self.steps)
 
@@ -168,24 +189,35 @@ class _DiffusionSharpener:
                 "model"
             )
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def bytes_per_pixel(self, bands: int) -> int:
+        """See `Sharpener`. The student at tiles of 512 with 4 bands peaked at 430 to 710 MB."""
+        return 4 * 110 * bands  # features, activations and their copies
 
-    def _sample(self, condition: Condition, origins: Sequence[tuple[int, int]], halo: int) -> Denoised:
+    def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         """Denoise windows that reach `halo` PAN pixels beyond their cores."""
-        bands, height, width = condition.lms.shape[1:]
-        noise = torch.stack(
-            [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
-        )
-        with self._precision():
+        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return ddim_sample(
                 self.model,
-                noise,
+                self._noise(condition, origins, halo),
                 self.timesteps,
                 self.schedule,
                 condition,
                 self_conditioning=self.card.self_conditioning,
             )
+
+    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor:
+        bands, height, width = condition.lms.shape[1:]
+        return torch.stack(
+            [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
+        )
+
+    def _run(self, condition: Condition, origins: Origins, halo: int, scale: Tensor) -> Sharpened:
+        """hrms = lms + scale x0, without the halo; `scale` (1, C, 1, 1) is one unit of x0."""
+        answer = self._sample(condition, origins, halo)
+        hrms = crop(condition.lms + scale * answer.x0, halo)
+        if answer.log_sigma is None:
+            return Sharpened(hrms)
+        return Sharpened(hrms, crop(answer.log_sigma, halo).exp() * scale * self.card.sigma_scale)
 
     def provenance(self) -> dict[str, str]:
         return {
@@ -198,15 +230,12 @@ class _DiffusionSharpener:
         }
 
 
-class StudentSharpener(_DiffusionSharpener):
+class StudentSharpener(NetworkSharpener):
     """The `generic` diffusion student."""
 
     local = True
     has_uncertainty = True
-
-    def __init__(self, model: nn.Module, card: Card, **options: Any):
-        super().__init__(model, card, **options)
-        self.multiple = int(model.pixel_multiple)  # type: ignore[arg-type]
+    needs_statistics = True
 
     def assumed_psf(self, ratio: int) -> Psf | None:
         return None
@@ -216,7 +245,7 @@ class StudentSharpener(_DiffusionSharpener):
 
     def _network_halo(self) -> int:
         """PAN pixels around the core that the network sees."""
-        return self.steps * int(self.model.reach)  # type: ignore[arg-type]
+        return self.steps * int(self.model.reach)
 
     def margin(self, statistics: SceneStatistics) -> int:
         return condition_reach(statistics) + math.ceil(self._network_halo() / statistics.ratio)
@@ -228,74 +257,57 @@ class StudentSharpener(_DiffusionSharpener):
 
     @torch.inference_mode()
     def sharpen(
-        self,
-        pan: Tensor,
-        ms: Tensor,
-        statistics: SceneStatistics,
-        origins: Sequence[tuple[int, int]],
+        self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins, offset: float = 0.0
     ) -> Sharpened:
-        """Sharpen windows.
-
-        Args:
-            pan: (B, 1, H, W) with `margin` MS pixels on every side of the cores.
-            ms: (B, C, h, w).
-            statistics: of the scene, in the same units.
-            origins: (row, col) of each core in PAN pixels of the scene's frame, multiples of
-                `multiple`: they fix the noise.
-
-        Returns:
-            The cores.
-        """
+        """Sharpen windows, see `Sharpener`; `offset` as in `upsample`."""
         halo = self._network_halo()
-        outer = self.margin(statistics) * statistics.ratio
+        border = self.margin(statistics) * statistics.ratio - halo
         pan, ms = (x.to(self.device, non_blocking=True) for x in (pan, ms))
-        condition = generic_condition(pan, ms, statistics, softness=self._softness_for(statistics))
-        condition = _shrunk(condition, outer - halo)
-        said = self._sample(condition, origins, halo)
-        scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device)
-        scale = scale * self.card.residual_scale
-        hrms = crop(condition.lms + scale * said.x0, halo)
-        sigma = None
-        if said.log_sigma is not None:
-            sigma = crop(said.log_sigma, halo).exp() * scale * self.card.sigma_scale
-        return Sharpened(hrms, sigma)
+        condition = generic_condition(pan, ms, statistics, offset, softness=self._softness_for(statistics))
+        scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device) * self.card.residual_scale
+        return self._run(condition.shrink(border), origins, halo, scale)
+
+    def sharpen_images(
+        self, pan: Tensor, ms: Tensor, lms: Tensor, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
+        """Sharpen whole images, mirrored at their edges; `lms` is not used."""
+        assert statistics is not None
+        margin, ratio = self.margin(statistics), statistics.ratio
+        window = reflect(pan, margin * ratio), reflect(ms, margin)
+        return self.sharpen(*window, statistics, [(0, 0)] * len(pan), offset)
 
     def provenance(self) -> dict[str, str]:
-        if not self.minds_softness:
+        if not self.takes_softness:
             return super().provenance()
         softness = USUAL_SOFTNESS if self.softness is None else self.softness
         return {**super().provenance(), "SOFTNESS": str(softness)}
 
 
-class UNetSharpener(_DiffusionSharpener):
+class UNetSharpener(NetworkSharpener):
     """A student of the published form, `FSAStudent`, or another U-Net that sees PAN and lms.
 
     Its GroupNorm and its attention span the whole window, so a pixel's result depends somewhat on
     how the scene is cut: `local` is False, neighbouring tiles overlap and are blended.
 
     It was trained on PAN and MS divided by one full scale, and its residual is a fixed number of
-    it: unlike the `generic` student it minds the gain. `--max-value` and the bit depth in the
-    metadata are full scales; where there are none, `full_scale` finds one. The LMS lies on the
-    PAN, as that of the training files lies on the truth, whatever their registration.
+    that: unlike the `generic` student it depends on the gain. `--max-value` and the bit depth in
+    the metadata are full scales; without them `full_scale` finds one. The LMS lies on the PAN, as
+    that of the training files lies on the truth, whatever their registration.
     """
 
-    local = False
-    has_uncertainty = False
     context = 8
     """MS pixels around the core, at least, that the network sees in place of its zero padding."""
     fill = 0.5
-    """Where the high percentile of PAN and MS lies in full scale. Of ten scenes of GF2 (1023) and
-    one of QuickBird (2047), the larger of the two lay at 0.37 to 0.52."""
+    """Share of full scale at which the high percentile of PAN and MS lies. Of ten scenes of GF2
+    (1023) and one of QuickBird (2047), the larger of the two lay at 0.37 to 0.52."""
     largest_contrast = 4.0
-    """Of the percentiles of PAN and MS, beyond which they are not the same digital numbers. As
-    delivered (GF2, QuickBird, Pleiades, SPOT) it was 1.1 to 2.3."""
+    """Ratio of the percentiles of PAN and MS beyond which they are not the same digital numbers.
+    As delivered (GF2, QuickBird, Pleiades, SPOT) it was 1.1 to 2.3."""
+    needs_residual_std = True
 
     def __init__(self, model: nn.Module, card: Card, **options: Any):
         super().__init__(model, card, **options)
-        self.bands = int(model.config.bands)  # type: ignore[union-attr, arg-type]
-        multiple = getattr(model, "pixel_multiple", None) or model.unet.factor  # type: ignore[union-attr]
-        self.multiple = int(multiple)  # type: ignore[arg-type]
-        if len(card.residual_std) != self.bands:
+        if self.needs_residual_std and len(card.residual_std) != self.bands:
             raise CheckpointError(
                 f"the card of model {card.name} tells residual_std of {len(card.residual_std)} "
                 f"bands, but its network has {self.bands}; train it anew with `uknowpan train`"
@@ -307,10 +319,10 @@ class UNetSharpener(_DiffusionSharpener):
     def full_scale(self, pan: float, ms: float) -> tuple[float, float] | None:
         """One divisor for PAN and MS, such that the scene looks like the training data.
 
-        The training data's own full scale, if the scene fills between a quarter and all of it
-        (half is usual, see `fill`): a scene of the same sensor, whose brightness then counts as
-        it did in training. Else the scene is made to fill `fill` of it. PAN and MS that are not
-        of the same digital numbers (8-bit PAN, reflectance MS) do so each for itself.
+        The training data's own full scale serves a scene that fills between a quarter and all of
+        it: the same sensor, whose brightness counts as in training. Any other scene is made to fill
+        `fill`. PAN and MS of different digital numbers (8-bit PAN, reflectance MS) do so each for
+        itself.
         """
         high, low = max(pan, ms), min(pan, ms)
         if high > self.largest_contrast * low:
@@ -328,30 +340,35 @@ class UNetSharpener(_DiffusionSharpener):
     def margin(self, statistics: SceneStatistics) -> int:
         return self._network_halo(statistics.ratio) // statistics.ratio + UPSAMPLE_REACH
 
+    @property
+    def _residual_unit(self) -> Tensor:
+        return torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
+
     @torch.inference_mode()
-    def sharpen(
-        self,
-        pan: Tensor,
-        ms: Tensor,
-        statistics: SceneStatistics,
-        origins: Sequence[tuple[int, int]],
-    ) -> Sharpened:
-        """Sharpen windows; arguments and result as in `StudentSharpener.sharpen`, without sigma.
+    def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
+        """Sharpen windows, see `Sharpener`; without sigma.
 
         Raises:
             ValueError: cores whose PAN pixels are no multiple of `multiple`.
         """
         ratio = statistics.ratio
         condition = Condition(lms=upsample(ms, ratio), pan=pan, ms=ms)
-        condition = _shrunk(condition, UPSAMPLE_REACH * ratio).to(self.device)
-        halo = self._network_halo(ratio)
-        x0 = self._sample(condition, origins, halo).x0
-        std = torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
-        return Sharpened(crop(condition.lms + std * x0, halo))
+        condition = condition.shrink(UPSAMPLE_REACH * ratio).to(self.device)
+        return self._run(condition, origins, self._network_halo(ratio), self._residual_unit)
+
+    @torch.inference_mode()
+    def sharpen_images(
+        self, pan: Tensor, ms: Tensor, lms: Tensor, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
+        """Sharpen whole images as the network saw them in training: the stored lms, nothing around it."""
+        condition = Condition(lms, pan, ms=ms).to(self.device)
+        return self._run(condition, [(0, 0)] * len(pan), 0, self._residual_unit)
 
 
 class OnePassSharpener(UNetSharpener):
     """A network of the same kind that diffuses nothing: `PanCrafter`."""
+
+    one_pass = True
 
     def __init__(self, model: nn.Module, card: Card, *, steps: int | None = None, **options: Any):
         if steps is not None and steps != 1:
@@ -360,62 +377,47 @@ class OnePassSharpener(UNetSharpener):
             )
         super().__init__(model, card, steps=1, **options)
 
-    def _sample(self, condition: Condition, origins: Sequence[tuple[int, int]], halo: int) -> Denoised:
-        with self._precision():
-            return self.model(None, None, condition)
+    def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
+        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            answer: Denoised = self.model(None, None, condition)
+        return answer
 
     def provenance(self) -> dict[str, str]:
         return {k: v for k, v in super().provenance().items() if k != "SEED"}
 
 
 class ConsistentSharpener:
-    """Any sharpener, whose result is then made to agree with the MS that it was made from.
+    """Any sharpener, whose result is then made to agree with the MS.
 
     Each pass degrades the result as the scene's own blur and shift would, compares it with the
     MS and adds what is missing, interpolated (iterative back-projection, Irani and Peleg 1991).
-    It is as right as the blur: on Gaussian optics it lowers ERGAS, on others it may not
-    (docs/experiments.md).
+    The result is as right as the blur: on Gaussian optics ERGAS falls, on others it may not.
     """
 
     def __init__(self, inner: Sharpener, passes: int):
         if passes < 1:
             raise ValueError(f"{passes} passes change nothing; take at least 1")
         self.inner, self.passes = inner, passes
-        self.name, self.multiple, self.local = inner.name, inner.multiple, inner.local
-        self.has_uncertainty = inner.has_uncertainty
-        self.wants_softness = inner.wants_softness
-
-    def check(self, bands: int, ratio: int) -> None:
-        self.inner.check(bands, ratio)
-
-    def assumed_psf(self, ratio: int) -> Psf | None:
-        return self.inner.assumed_psf(ratio)
-
-    def full_scale(self, pan: float, ms: float) -> tuple[float, float] | None:
-        return self.inner.full_scale(pan, ms)
-
-    def _reach(self, statistics: SceneStatistics) -> int:
-        """MS pixels around it that one pass of a pixel depends on."""
-        psf = statistics.psf
-        return UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, statistics.ratio)
+        self.name, self.device, self.multiple, self.local = inner.name, inner.device, inner.multiple, inner.local
+        self.has_uncertainty, self.wants_softness = inner.has_uncertainty, inner.wants_softness
+        self.check, self.assumed_psf, self.full_scale = inner.check, inner.assumed_psf, inner.full_scale
 
     def _rim(self, statistics: SceneStatistics) -> int:
         """MS pixels by which the inner sharpener's cores are larger; they keep to its multiple."""
-        whole = self.multiple // math.gcd(self.multiple, statistics.ratio)
-        return -(-self.passes * self._reach(statistics) // whole) * whole
+        psf, ratio = statistics.psf, statistics.ratio
+        reach = UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, ratio)  # of a pixel in one pass
+        whole = self.multiple // math.gcd(self.multiple, ratio)
+        return -(-self.passes * reach // whole) * whole
 
     def margin(self, statistics: SceneStatistics) -> int:
         return self.inner.margin(statistics) + self._rim(statistics)
 
+    def bytes_per_pixel(self, bands: int) -> int:
+        return max(self.inner.bytes_per_pixel(bands), 4 * 4 * bands)  # the passes come afterwards
+
     @torch.inference_mode()
-    def sharpen(
-        self,
-        pan: Tensor,
-        ms: Tensor,
-        statistics: SceneStatistics,
-        origins: Sequence[tuple[int, int]],
-    ) -> Sharpened:
-        """Sharpen windows, see `StudentSharpener.sharpen`."""
+    def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
+        """Sharpen windows, see `Sharpener`."""
         ratio, psf, rim = statistics.ratio, statistics.psf, self._rim(statistics)
         wide = [(row - rim * ratio, col - rim * ratio) for row, col in origins]
         done = self.inner.sharpen(pan, ms, statistics, wide)
@@ -431,42 +433,51 @@ class ConsistentSharpener:
         return {**self.inner.provenance(), "CONSISTENCY": str(self.passes)}
 
 
-def _shrunk(condition: Condition, border: int) -> Condition:
-    """Without `border` PAN pixels on every side."""
-    height, width = condition.pan.shape[-2:]
-    return condition.crop(slice(border, height - border), slice(border, width - border))
-
-
 def load_sharpener(model: str | None, method: str | None = None, *, consistency: int = 0, **options: Any) -> Sharpener:
     """A sharpener by name: a classical `method`, else a model (bundled name or path).
 
     Args:
-        model: of a student; None: the bundled one.
+        model: bundled name or path; None: the bundled one.
         method: one of `CLASSICAL_METHODS` instead.
         consistency: passes of `ConsistentSharpener` at the end.
-        options: of a student: steps, seed, device, dtype, and softness of the result (sigma in
-            PAN pixels, or `AS_MS`) for those that were trained to be told one.
+        options: of a network: steps, seed, device, dtype, and softness of the result (sigma in
+            PAN pixels, or `AS_MS`) for those that were trained with one.
 
     Raises:
         CheckpointError: no such model, or its file is damaged.
-        ModelMismatch: the model is no student.
+        ModelMismatch: the model serves no scenes.
+        ValueError: a number of steps that the schedule has not.
     """
-    sharpener = _load(model, options) if method is None else ClassicalSharpener(method)
+    if method is not None:
+        sharpener: Sharpener = ClassicalSharpener(method)
+    else:
+        card = read_card(find_checkpoint(model or DEFAULT_MODEL))
+        entry = ARCHITECTURES.get(card.architecture)
+        if entry is not None and entry.unfit_for_scenes:
+            raise ModelMismatch(f"model {card.name} is {entry.unfit_for_scenes}")
+        sharpener = load_network(model or DEFAULT_MODEL, **options)
     return ConsistentSharpener(sharpener, consistency) if consistency else sharpener
 
 
-def _load(model: str | None, options: dict[str, Any]) -> StudentSharpener | UNetSharpener:
-    path = find_checkpoint(model or DEFAULT_MODEL)
-    card = read_card(path)
-    entry = ARCHITECTURES.get(card.architecture)
-    if entry is not None and entry.unfit_for_scenes:
-        raise ModelMismatch(f"model {card.name} is {entry.unfit_for_scenes}")
+def load_network(model: str, *, needless: bool = False, **options: Any) -> Any:
+    """The sharpener of any checkpoint, those included that serve images only.
+
+    Args:
+        model: bundled name or path.
+        needless: leave out steps and softness where the network has no use for them.
+        options: see `load_sharpener`.
+
+    Raises:
+        CheckpointError: no such model, or its file is damaged.
+        ValueError: a number of steps that the schedule has not.
+    """
+    path = find_checkpoint(model)
     network, card = load_model(path)
-    entry = ARCHITECTURES[card.architecture]
-    sharpener: StudentSharpener | UNetSharpener = resolve(entry.sharpener)(
-        network, card, digest=sha256(path), **options
-    )
-    return sharpener
+    kind = resolve(ARCHITECTURES[card.architecture].sharpener)
+    if needless:
+        options["steps"] = None if kind.one_pass else options.get("steps")
+        options["softness"] = options.get("softness") if takes_softness(card.config) else None
+    return kind(network, card, digest=sha256(path), **options)
 
 
 def sharpen_array(sharpener: Sharpener, pan: Tensor, ms: Tensor, *, max_value: float | None = None) -> Sharpened:
@@ -498,10 +509,8 @@ def sharpen_array(sharpener: Sharpener, pan: Tensor, ms: Tensor, *, max_value: f
     margin = sharpener.margin(statistics)
     whole = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
     rows, cols = (-(-n // whole) * whole for n in (h, w))
-    ms = ms[:, mirrored(-margin, rows + 2 * margin, h)]
-    ms = ms[:, :, mirrored(-margin, cols + 2 * margin, w)]
-    pan = pan[:, mirrored(-margin * ratio, (rows + 2 * margin) * ratio, height)]
-    pan = pan[:, :, mirrored(-margin * ratio, (cols + 2 * margin) * ratio, width)]
+    ms = reflect(ms, margin, rows, cols)
+    pan = reflect(pan, margin * ratio, rows * ratio, cols * ratio)
     done = sharpener.sharpen(pan[None], ms[None], statistics, [(0, 0)])
     sigma = None if done.sigma is None else done.sigma[0, :, :height, :width] * scale[1]
     return Sharpened(done.hrms[0, :, :height, :width] * scale[1], sigma)

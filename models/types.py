@@ -48,6 +48,11 @@ class Condition:
 
         return self._map(part)
 
+    def shrink(self, border: int) -> Condition:
+        """The same condition without `border` PAN pixels on every side."""
+        height, width = self.pan.shape[-2:]
+        return self.crop(slice(border, height - border), slice(border, width - border))
+
     def to(self, *args: Any, **kwargs: Any) -> Condition:
         """`torch.Tensor.to` for every tensor."""
         return self._map(lambda name, x: x.to(*args, **kwargs))

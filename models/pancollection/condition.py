@@ -1,78 +1,142 @@
-"""The condition of the `lite` student for patches of PanCollection's files.
+"""Patches and images of PanCollection's files as a scene: statistics, conditions, sharpening.
 
-The student is told of a whole scene by its statistics; a patch belongs to one, but is all of it
-that is at hand. The statistics come from patches spread over the scene that it was cut from, and
-its surroundings are mirrored, as at the borders of a scene.
+A patch belongs to a whole scene, but is all of the scene that is at hand. The statistics come from
+patches spread over the scene, and a patch's surroundings are mirrored, as at a scene's borders.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from uknowpan.models.blur import Psf, Window, default_psf, estimate_psf
+from uknowpan.models.blur import Psf, default_psf, estimate_psf
+from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
-from uknowpan.models.pancollection.file import PatchBatch
-from uknowpan.models.resample import UPSAMPLE_REACH, mirrored, registration_offset
-from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
+from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, PatchBatch
+from uknowpan.models.resample import UPSAMPLE_REACH, reflect, registration_offset
+from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
+from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition
 
+SCENE_PATCHES = 256
+"""Patches of a scene, evenly spread, that its statistics come from."""
 PSF_PATCHES = 16
-"""So many patches tell blur and shift: of 16 x 16 MS pixels, to 3 % and 0.01 PAN pixels."""
+"""Patches that blur and shift are estimated from: of 16 x 16 MS pixels, to 3 % and 0.01 PAN pixels."""
+OWN_SCENE = 64 * 64
+"""MS pixels from which on an image is a scene of its own: enough to estimate blur and shift."""
+
+
+def header_offset(header: PanCollectionHeader) -> float:
+    """PAN pixels by which the file's MS samples lie beyond the nested centres."""
+    return registration_offset(header.registration, header.ratio)
+
+
+def patch_statistics(patches: Sequence[PatchBatch], header: PanCollectionHeader) -> SceneStatistics:
+    """Statistics of a scene from patches of one image each, in units of full scale."""
+    windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
+    psf = estimate_psf([windows[i] for i in _spread(len(windows), PSF_PATCHES)], header.ratio)
+    if psf == default_psf(header.ratio):  # not measurable: the shift of the registration is known
+        psf = Psf(psf.sigma, (header_offset(header),) * 2, psf.correlation)
+    return scene_statistics(windows, header.ratio, psf)
+
+
+def scenes_of(dataset: PanCollectionDataset) -> tuple[SceneStatistics, ...]:
+    """Statistics of each scene of `PanCollectionDataset.sources`."""
+    header, made = dataset.files[0].header, []
+    for source in range(int(dataset.sources.max()) + 1):
+        members = np.flatnonzero(dataset.sources == source)
+        chosen = members[_spread(len(members), SCENE_PATCHES)]
+        made.append(patch_statistics([dataset[int(index)] for index in chosen], header))
+    return tuple(made)
+
+
+def image_sharpener(
+    sharpener: NetworkSharpener, file: PanCollectionFile, scale: float
+) -> Callable[[PatchBatch], Sharpened]:
+    """A network for the images of a test file, divided by full scale.
+
+    Large images are scenes of their own; small ones have the statistics of the scene that they
+    were cut from.
+
+    Args:
+        sharpener: from `uknowpan.models.sharpeners.load_network`.
+        file: where the images come from.
+        scale: full scale in DN, even if the file declares another.
+
+    Returns:
+        Function (images) -> results in the same units, not clipped.
+
+    Raises:
+        ModelMismatch: the network does not serve such images.
+    """
+    header = file.header
+    _check(sharpener, file)
+    alone = header.height * header.width >= OWN_SCENE * header.ratio**2
+    scenes: tuple[SceneStatistics, ...] = ()
+    if sharpener.needs_statistics and not alone:
+        dataset = PanCollectionDataset([file], max_value=scale)
+        dataset.scales = [scale]
+        scenes = scenes_of(dataset)
+
+    def sharpen(images: PatchBatch) -> Sharpened:
+        images = images.to(torch.float32)
+        if not sharpener.needs_statistics:
+            return sharpener.sharpen_images(images.pan, images.ms, images.lms)
+        done = []
+        for i in range(len(images)):
+            one = images.map(lambda x, i=i: x[i : i + 1])  # type: ignore[misc]
+            statistics = patch_statistics([one], header) if alone else scenes[int(_origin(images, scenes)[i, 0])]
+            done.append(sharpener.sharpen_images(one.pan, one.ms, one.lms, statistics, header_offset(header)))
+        sigmas = [part.sigma for part in done if part.sigma is not None]
+        return Sharpened(torch.cat([part.hrms for part in done]), torch.cat(sigmas) if sigmas else None)
+
+    return sharpen
+
+
+def _check(sharpener: NetworkSharpener, file: PanCollectionFile) -> None:
+    header, card, multiple = file.header, sharpener.card, sharpener.multiple
+    if sharpener.bands is not None and sharpener.bands != header.bands:
+        raise ModelMismatch(
+            f"model {card.name} was trained for {sharpener.bands} bands, but {file.path} holds "
+            f"{header.bands}; use one that was trained on such data."
+        )
+    if header.ratio not in card.ratios:
+        raise ModelMismatch(
+            f"model {card.name} serves the ratio {', '.join(map(str, card.ratios))}, but that of {file.path} is "
+            f"{header.ratio}; use one that was trained on such data."
+        )
+    if header.height % multiple or header.width % multiple:
+        raise ModelMismatch(
+            f"model {card.name} takes multiples of {multiple} pixels, but the images of "
+            f"{file.path} have {header.height} x {header.width}; cut them anew."
+        )
 
 
 class PatchConditioner:
-    """Makes conditions for the batches of one dataset (another dataset needs its own).
+    """Makes the student's conditions for the batches of one dataset.
 
     Args:
-        dataset: where batches come from, flipped or not; its scenes are those of
-            `PanCollectionDataset.sources`.
-        samples: so many patches of each scene, evenly spread, make its statistics.
-        residual_scale: what x0 is divided by besides the details' contrast, as on the card.
-        softness: of the results against the PAN, sigma in PAN pixels.
+        dataset: source of the batches, flipped or not. Another dataset needs its own conditioner.
 
     Attributes:
         statistics: of each scene, in units of full scale.
         offset: PAN pixels by which MS samples lie beyond the nested centres.
-        border: PAN pixels at a patch's edge whose lms has seen what was mirrored; leave them out
-            of a loss.
+        border: PAN pixels at a patch's edge whose lms depends on mirrored pixels; a loss leaves
+            them out.
     """
 
-    def __init__(
-        self,
-        dataset: PanCollectionDataset,
-        *,
-        samples: int = 256,
-        residual_scale: float = 1.0,
-        softness: float = USUAL_SOFTNESS,
-    ):
-        self.softness = softness
+    def __init__(self, dataset: PanCollectionDataset):
         header = dataset.files[0].header
-        self.ratio, self.residual_scale = header.ratio, residual_scale
-        self.offset = registration_offset(header.registration, header.ratio)
+        self.ratio, self.offset = header.ratio, header_offset(header)
         self.border = UPSAMPLE_REACH * header.ratio
-        self.statistics = tuple(
-            self._of_scene(dataset, np.flatnonzero(dataset.sources == source), samples)
-            for source in range(int(dataset.sources.max()) + 1)
-        )
-
-    def _of_scene(self, dataset: PanCollectionDataset, members: np.ndarray, samples: int) -> SceneStatistics:
-        chosen = members[_spread(len(members), samples)]
-        patches = [dataset[int(index)] for index in chosen]
-        windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
-        return scene_statistics(windows, self.ratio, self._psf(windows))
-
-    def _psf(self, windows: list[Window]) -> Psf:
-        few = [windows[i] for i in _spread(len(windows), PSF_PATCHES)]
-        psf = estimate_psf(few, self.ratio)
-        if psf == default_psf(self.ratio):  # the patches do not tell, but the registration does
-            psf = Psf(psf.sigma, (self.offset, self.offset), psf.correlation)
-        return psf
+        self.statistics = scenes_of(dataset)
 
     def condition(self, batch: PatchBatch) -> tuple[Condition, Tensor]:
-        """What the student is told of a batch.
+        """The condition of a batch.
 
         Args:
             batch: drawn from the dataset.
@@ -82,9 +146,9 @@ class PatchConditioner:
             x0 = (gt - condition.lms) / scale.
 
         Raises:
-            ValueError: a batch that no dataset drew, or not this one.
+            ValueError: the batch was drawn from no dataset, or from another.
         """
-        origin = self._origin(batch)
+        origin = _origin(batch, self.statistics)
         turns = origin[:, 1:].bool()
         pan, ms = _turned(batch.pan, turns), _turned(batch.ms, turns)
         scenes, members = origin[:, 0].unique(return_inverse=True)
@@ -92,41 +156,30 @@ class PatchConditioner:
         for number, scene in enumerate(scenes.tolist()):
             own = (members == number).nonzero()[:, 0]
             statistics = self.statistics[scene]
-            parts.append(self._of_patches(pan[own], ms[own], statistics))
-            scale = self.residual_scale * statistics.detail_std[:-1].to(ms)
+            margin = condition_reach(statistics)
+            window = reflect(pan[own], margin * self.ratio), reflect(ms[own], margin)
+            parts.append(generic_condition(*window, statistics, self.offset, margin))
+            scale = statistics.detail_std[:-1].to(ms)
             scales.append(scale.view(1, -1, 1, 1).expand(len(own), -1, -1, -1))
             order.append(own)
         back = torch.cat(order).argsort()
         condition, scale = Condition.stack(parts), torch.cat(scales)
         if len(parts) > 1:
             condition, scale = condition._map(lambda _, x: x[back]), scale[back]
-        turned = condition._map(lambda name, x: x if name == "scene" else _turned(x, turns))
-        return turned, scale
+        return condition._map(lambda name, x: x if name == "scene" else _turned(x, turns)), scale
 
-    def _origin(self, batch: PatchBatch) -> Tensor:
-        if batch.origin is None or len(batch.origin) != len(batch):
-            raise ValueError("the batch does not say where its patches come from; draw it from the dataset")
-        largest = int(batch.origin[:, 0].max())
-        if largest >= len(self.statistics):
-            raise ValueError(
-                f"the batch has patches of scene {largest}, the dataset of this conditioner has "
-                f"{len(self.statistics)} scenes; make one for the other dataset"
-            )
-        return batch.origin
 
-    def _of_patches(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Condition:
-        ratio, margin = self.ratio, condition_reach(statistics)
-        h, w = ms.shape[-2:]
-        rows, cols = (mirrored(-margin, n + 2 * margin, n) for n in (h, w))
-        pan_rows, pan_cols = (mirrored(-margin * ratio, (n + 2 * margin) * ratio, n * ratio) for n in (h, w))
-        return generic_condition(
-            pan[:, :, pan_rows][..., pan_cols],
-            ms[:, :, rows][..., cols],
-            statistics,
-            self.offset,
-            margin,
-            self.softness,
+def _origin(batch: PatchBatch, scenes: Sequence[SceneStatistics]) -> Tensor:
+    """The batch's `origin`, which must lie in these scenes."""
+    if batch.origin is None or len(batch.origin) != len(batch):
+        raise ValueError("the batch does not say where its patches come from; draw it from the dataset")
+    largest = int(batch.origin[:, 0].max())
+    if largest >= len(scenes):
+        raise ValueError(
+            f"the batch has patches of scene {largest}, the dataset of this conditioner has "
+            f"{len(scenes)} scenes; make one for the other dataset"
         )
+    return batch.origin
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
@@ -135,7 +188,7 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Images (B, ..., H, W) whose rows or columns are flipped where `turns` (B, 2) says so."""
+    """Images (B, ..., H, W) whose rows or columns are flipped where `turns` (B, 2) is True."""
     for axis in (0, 1):
         some = turns[:, axis].nonzero()[:, 0]
         if len(some):

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.checkpoints import Card, load_model
-from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
+from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
-from uknowpan.models.noise import position_noise
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
 from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig

@@ -201,10 +201,8 @@ def _refuse_other_config(path: Path, resolved: dict[str, Any]) -> None:
 def _start_from(init: Path, model: nn.Module, network: Any) -> None:
     """Take the weights of a checkpoint."""
     source, card = load_model(init)
-    weights = source.state_dict()
-    adopt = getattr(model, "adopt", None)  # of networks that have grown
     try:
-        model.load_state_dict(weights if adopt is None else adopt(weights))
+        model.load_state_dict(source.state_dict())
     except RuntimeError as error:
         there, here = (_flat(json.loads(json.dumps(c))) for c in (card.config, asdict(network)))
         differing = _differences(there, here) or "another architecture"

@@ -28,7 +28,7 @@ def main() -> None:
     configs = [LiteConfig(**card.config) for _, card in loaded]
     config = replace(configs[0], scene_features=max(c.scene_features for c in configs))
     network = FSAStudentLite(config)
-    weights = [network.adopt(model.state_dict()) for model, _ in loaded]
+    weights = [model.state_dict() for model, _ in loaded]
     mean = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
     network.load_state_dict(mean)
     card = loaded[0][1]

@@ -29,7 +29,7 @@ from uknowpan.models.blur import Psf, default_psf, estimate_psf, gain_to_sigma
 from uknowpan.models.checkpoints import Card, find_checkpoint, load_model, read_card
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
-from uknowpan.models.features import minds_softness
+from uknowpan.models.features import takes_softness
 from uknowpan.models.metrics.full_resolution import FullResolution, full_resolution
 from uknowpan.models.metrics.indices import ergas, psnr
 from uknowpan.models.resample import upsample
@@ -361,7 +361,7 @@ AS_SOFT = "student, --softness ms"
 def full(options: Options) -> None:
     """HQNR of pairs at full resolution, with the nominal and with the scene's own MTF gain."""
     methods = {name: load_sharpener(None, name) for name in CLASSICAL_METHODS}
-    told = minds_softness(read_card(find_checkpoint(options.model)).config)
+    told = takes_softness(read_card(find_checkpoint(options.model)).config)
     students = {
         "student": load_sharpener(options.model),
         **({AS_SOFT: load_sharpener(options.model, softness=AS_MS)} if told else {}),

@@ -44,11 +44,11 @@ from uknowpan.datasets.synthetic import make_scene
 from uknowpan.models.classical import CLASSICAL_METHODS
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
+from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
-from uknowpan.models.pancollection.sharpener import load_patch_sharpener
 from uknowpan.models.published.stages import patch_scores, validation_patches
-from uknowpan.models.sharpeners import AS_MS, Sharpened, Sharpener, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import AS_MS, Sharpened, Sharpener, load_network, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import Degradation, degrade_truth
 from uknowpan.models.training.scenes import Scene, read_scenes
 from uknowpan.pictures import Stretch, enlarge, panels, stretch_from, write_png
@@ -204,7 +204,7 @@ def patches_of(entry: Entry, files: Sequence[PanCollectionFile]) -> Scores:
             sharpen = partial(each_its_own, entry.sharpener())
         else:
             scale = data.scales[0]
-            sharpen = load_patch_sharpener(entry.model, file, scale, steps=entry.steps).sharpen
+            sharpen = image_sharpener(load_network(entry.model, needless=True, steps=entry.steps), file, scale)
         for _, patches, scale in validation_patches(data, len(data)):
             done = sharpen(patches)
             assert patches.gt is not None

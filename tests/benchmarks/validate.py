@@ -109,7 +109,7 @@ def score(sharpener: Sharpener, pan: torch.Tensor, ms: torch.Tensor, gt: torch.T
 
 def tell(sharpener: Sharpener, softness: float) -> None:
     """Tell a model how soft the truth is, if it can be told."""
-    if isinstance(sharpener, StudentSharpener) and sharpener.minds_softness:
+    if isinstance(sharpener, StudentSharpener) and sharpener.takes_softness:
         sharpener.softness = softness
 
 

@@ -388,13 +388,10 @@ def test_a_file_that_lacks_something(uknowpan: Run, tmp_path, tiny_model) -> Non
 
 
 def test_full_memory_is_one_sentence(uknowpan: Run, reduced, tiny_model, monkeypatch) -> None:
-    def fuse(sharpener, name, sigmas):
-        def full(patches):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def full(patches):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return full
-
-    monkeypatch.setattr(evaluate_h5, "_remembering", fuse)
+    monkeypatch.setattr(evaluate_h5, "_keeping_sigma", lambda *_: full)
     outcome = uknowpan("evaluate", reduced, "--cut", 0, "-m", tiny_model)
     assert outcome.code == 6
     assert "Memory ran out with one image of 4 x 64 x 64" in outcome.stderr

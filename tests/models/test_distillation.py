@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
-from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.diffusion import NoiseSchedule, position_noise
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan.models.noise import position_noise
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset, PatchBatches, PatchSampler
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.published.uknow import distillation, prior, teacher

@@ -10,22 +10,21 @@ import torch
 from testfiles import draw_truth, store, write_images
 
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
-from uknowpan.models.diffusion import NoiseSchedule
-from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan.models.diffusion import NoiseSchedule, position_noise
+from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.evaluation import EXP, Results, evaluate_file, scored_size
 from uknowpan.models.metrics.sensors import SENSORS
 from uknowpan.models.metrics.toolbox import interp23tap
 from uknowpan.models.network import FSAStudentLite, LiteConfig
-from uknowpan.models.noise import position_noise
-from uknowpan.models.pancollection.condition import PatchConditioner
+from uknowpan.models.pancollection.condition import PatchConditioner, image_sharpener
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
-from uknowpan.models.pancollection.sharpener import load_patch_sharpener
 from uknowpan.models.published.uknow import prior, student, teacher
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.resample import upsample
-from uknowpan.models.types import Condition
+from uknowpan.models.sharpeners import load_network
+from uknowpan.models.types import Condition, Denoised
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
@@ -214,7 +213,11 @@ def images_of(file, numbers, scale=SCALE):
     return replace(scaled, origin=torch.tensor([[int(file.sources[i]), 0, 0] for i in numbers]))
 
 
-def sampled(network, condition, steps, self_conditioning=False):
+def sharpener_of(where, file, scale=SCALE, **options):
+    return image_sharpener(load_network(str(where), needless=True, **options), file, scale)
+
+
+def sampled(network, condition, steps):
     """DDIM, written out."""
     schedule = NoiseSchedule.cosine(500)
     noise = position_noise(3, 0, 0, *condition.lms.shape[-2:], condition.lms.shape[1])
@@ -230,86 +233,82 @@ def sampled(network, condition, steps, self_conditioning=False):
 
 
 @torch.no_grad()
-def test_networks_of_the_published_form_see_the_stored_lms(checkpoints, path):
+@pytest.mark.parametrize("name", ["fsa-s", "fsa-t", "prior"])
+def test_networks_of_the_published_form_see_the_stored_lms(checkpoints, path, name):
+    where, network, card = checkpoints[name]
     with PanCollectionFile(path) as file:
+        tool = load_network(str(where), needless=True, seed=3, steps=2, softness=0.5)
         batch = images_of(file, [0, 1])
-        lms, pan = batch.lms.float(), batch.pan.float()
-        for name, (where, network, card) in checkpoints.items():
-            if name == "fsa-s-lite":
-                continue
-            made = load_patch_sharpener(str(where), file, SCALE, seed=3)
-            done = made.sharpen(batch)
-            assert made.card.name == card.name and made.digest == sha256(where)
-            assert made.steps == (1 if name == "prior" else 2)
-            if name == "fsa-s":
-                std = torch.tensor(STD).view(1, -1, 1, 1)
-                hrms, sigma = lms + std * sampled(network, Condition(lms, pan), 2).x0, None
-            elif name == "fsa-t":
-                asked = FrozenTeacher((network, card), steps=2, seed=3)
-                answer = asked.answer(PatchBatch(pan, lms, lms))
-                hrms, sigma = answer.sr, answer.variance.sqrt()
-            else:
-                hrms, variance = network(lms, pan)
-                sigma = variance.sqrt()
-            torch.testing.assert_close(done.hrms, hrms, rtol=1e-4, atol=1e-5)
-            assert torch.equal(made(batch), done.hrms)
-            assert (done.sigma is None) == (sigma is None)
-            if sigma is not None:
-                torch.testing.assert_close(done.sigma, sigma, rtol=1e-4, atol=1e-5)
+        done = image_sharpener(tool, file, SCALE)(batch)
+    lms, pan = batch.lms.float(), batch.pan.float()
+    assert (tool.name, tool.digest, tool.steps) == (card.name, sha256(where), 1 if name == "prior" else 2)
+    if name == "fsa-s":
+        std = torch.tensor(STD).view(1, -1, 1, 1)
+        hrms, sigma = lms + std * sampled(network, Condition(lms, pan), 2).x0, None
+    elif name == "fsa-t":
+        answer = FrozenTeacher((network, card), steps=2, seed=3).answer(PatchBatch(pan, lms, lms))
+        hrms, sigma = answer.sr, 1.5 * answer.variance.sqrt()
+    else:
+        hrms, variance = network(lms, pan)
+        sigma = variance.sqrt()
+    torch.testing.assert_close(done.hrms, hrms, rtol=1e-4, atol=1e-5)
+    assert (done.sigma is None) == (sigma is None)
+    if sigma is not None:
+        torch.testing.assert_close(done.sigma, sigma, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_small_patches_have_the_statistics_of_their_scene(checkpoints, path):
-    where, network, _ = checkpoints["fsa-s-lite"]
+    tool = load_network(str(checkpoints["fsa-s-lite"][0]), steps=1, seed=3)
     with PanCollectionFile(path) as file:
-        batch = images_of(file, [1])
-        done = load_patch_sharpener(str(where), file, SCALE, steps=1, seed=3).sharpen(batch)
-        dataset = PanCollectionDataset([file], max_value=SCALE)
-        condition, scale = PatchConditioner(dataset, residual_scale=2.0).condition(batch.to(torch.float32))
-    said = sampled(network, condition, 1)
-    torch.testing.assert_close(done.hrms, condition.lms + scale * said.x0, rtol=1e-4, atol=1e-5)
-    sigma = 1.5 * scale * said.log_sigma.exp()
-    torch.testing.assert_close(done.sigma, sigma, rtol=1e-4, atol=1e-6)
-    inner = (..., slice(12, -12), slice(12, -12))
-    off, nested_off = ((x - batch.lms)[inner].abs().mean() for x in (condition.lms, upsample(batch.ms, 4)))
+        batch = images_of(file, [1, 0])
+        done = image_sharpener(tool, file, SCALE)(batch)
+        scenes = PatchConditioner(PanCollectionDataset([file], max_value=SCALE)).statistics
+        single = batch.to(torch.float32)
+        for i, (scene, *_) in enumerate(batch.origin.tolist()):
+            one = tool.sharpen_images(
+                *(x[i : i + 1] for x in (single.pan, single.ms, single.lms)), scenes[scene], offset=0.5
+            )
+            assert torch.equal(done.hrms[i : i + 1], one.hrms) and torch.equal(done.sigma[i : i + 1], one.sigma)
+        tool.model.forward = lambda x_t, t, condition: Denoised(torch.zeros_like(x_t))
+        lms = image_sharpener(tool, file, SCALE)(batch).hrms
+    off, nested_off = ((x - batch.lms)[..., 12:-12, 12:-12].abs().mean() for x in (lms, upsample(batch.ms, 4)))
     assert off < 0.7 * nested_off  # it lies on the stored lms
 
 
 def test_a_full_scale_that_was_asked_for_beats_that_of_the_file(checkpoints, tmp_path):
-    """The lite student is told by statistics, so that scale does not matter if it is one."""
+    """The lite student gets statistics, so that scale does not matter if it is one."""
     path = write_images(tmp_path / "t.h5", max_value=1023.0)
-    where, _, _ = checkpoints["fsa-s-lite"]
     with PanCollectionFile(path) as file:
-        images = []
-        for scale in (1023.0, 4095.0):
-            made = load_patch_sharpener(str(where), file, scale)
-            images.append(made(images_of(file, [0], scale)) * scale)
+        images = [
+            sharpener_of(checkpoints["fsa-s-lite"][0], file, scale)(images_of(file, [0], scale)).hrms * scale
+            for scale in (1023.0, 4095.0)
+        ]
     torch.testing.assert_close(*images, rtol=1e-3, atol=0.2)
 
 
 def test_a_large_image_is_a_scene_of_its_own(checkpoints, tmp_path):
     truth = draw_truth(0, size=256)
     alone = write_images(tmp_path / "alone.h5", count=1, size=256)
+    where = checkpoints["fsa-s-lite"][0]
     with PanCollectionFile(alone) as file:
         first = file.read([0], torch.float64)
-        where = str(checkpoints["fsa-s-lite"][0])
-        expected = load_patch_sharpener(where, file, SCALE)(images_of(file, [0]))
+        expected = sharpener_of(where, file)(images_of(file, [0])).hrms
     other = first.map(lambda x: torch.cat([x, 300 + 0.1 * x.flip(-1)]))
     images = {name: getattr(other, name).numpy() for name in ("pan", "ms", "lms", "gt")}
-    both = store(tmp_path / "both.h5", images)
-    with PanCollectionFile(both) as file:
-        found = load_patch_sharpener(where, file, SCALE)
-        assert torch.equal(found(images_of(file, [0])), expected)
-        turned = (found(images_of(file, [1])) * SCALE - 300) * 10
+    with PanCollectionFile(store(tmp_path / "both.h5", images)) as file:
+        found = sharpener_of(where, file)
+        assert torch.equal(found(images_of(file, [0])).hrms, expected)
+        turned = (found(images_of(file, [1])).hrms * SCALE - 300) * 10
     assert 0 < (turned.flip(-1)[0] - truth).abs().mean() < 200
 
 
 def test_checkpoints_that_do_not_serve_a_file(checkpoints, tmp_path, path):
     def load(name, file, **options):
-        return load_patch_sharpener(str(checkpoints[name][0]), file, SCALE, **options)
+        return sharpener_of(checkpoints[name][0], file, **options)
 
     with PanCollectionFile(write_images(tmp_path / "5.h5", bands=5)) as file:
-        assert load("fsa-s-lite", file).card.name == "fsa-s-lite"
+        load("fsa-s-lite", file)
         for name in ("fsa-s", "fsa-t", "prior"):
             with pytest.raises(ModelMismatch, match=r"trained for 4 bands, but .* holds 5"):
                 load(name, file)
@@ -324,13 +323,8 @@ def test_checkpoints_that_do_not_serve_a_file(checkpoints, tmp_path, path):
         for name in NETWORKS:
             with pytest.raises(ModelMismatch, match=r"serves the ratio 4, but .* is 2"):
                 load(name, file)
-    with PanCollectionFile(path) as file:
-        with pytest.raises(ValueError, match="501"):
-            load("fsa-s", file, steps=501)
-        _, network, card = checkpoints["fsa-s"]
-        save_checkpoint(tmp_path / "odd.safetensors", network, replace(card, residual_std=[1.0]))
-        with pytest.raises(CheckpointError, match="residual_std of 1 bands, not 4"):
-            load_patch_sharpener(str(tmp_path / "odd.safetensors"), file, SCALE)
+    with PanCollectionFile(path) as file, pytest.raises(ValueError, match="501"):
+        load("fsa-s", file, steps=501)
 
 
 @pytest.mark.parametrize("ratio", [3, 6])

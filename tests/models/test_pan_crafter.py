@@ -13,8 +13,8 @@ from textures import make_pair
 from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.checkpoints import Card, load_model, network_of, read_card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, ModelMismatch
+from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile
-from uknowpan.models.pancollection.sharpener import load_patch_sharpener
 from uknowpan.models.published.pan_crafter.network import (
     MS_MODE,
     PAN_MODE,
@@ -25,7 +25,7 @@ from uknowpan.models.published.pan_crafter.network import (
 )
 from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCrafterStage
 from uknowpan.models.published.stages import residual_std_of
-from uknowpan.models.sharpeners import OnePassSharpener, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import OnePassSharpener, load_network, load_sharpener, sharpen_array
 from uknowpan.models.training.loop import Interrupted, TrainConfig, train
 from uknowpan.models.training.presets import PRESETS, preset
 from uknowpan.models.types import Condition
@@ -453,9 +453,9 @@ def test_it_sharpens_the_patches_of_a_file(files, tmp_path):
     std = [float(v) for v in stage.residual_std]
     save_checkpoint(tmp_path / "pc.safetensors", model, replace(CARD, residual_std=std))
     file = PanCollectionFile(files[1])
-    tool = load_patch_sharpener(str(tmp_path / "pc.safetensors"), file, 2047.0, steps=4)
+    tool = load_network(str(tmp_path / "pc.safetensors"), needless=True, steps=4)
     assert tool.steps == 1
     patches = stage.data.valid[0]
     expected, sigma = stage.predict(model, patches, 0)
     assert sigma is None
-    torch.testing.assert_close(tool(patches), expected.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(image_sharpener(tool, file, 2047.0)(patches).hrms, expected.detach(), rtol=0, atol=1e-6)

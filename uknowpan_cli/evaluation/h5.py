@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uknowpan import errors as exits
 from uknowpan.errors import InputError, UsageError
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from uknowpan.models.checkpoints import Card
     from uknowpan.models.metrics.evaluation import Fuse, Results, Scored
     from uknowpan.models.metrics.sensors import Sensor
-    from uknowpan.models.pancollection.file import PanCollectionFile
-    from uknowpan.models.pancollection.sharpener import PatchSharpener
+    from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+    from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
 
 
 log = logging.getLogger("uknowpan")
@@ -34,6 +34,7 @@ COARSE_SCALE = 255.0
 def measure_file(asked: Asked) -> Measured:
     from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
     from uknowpan.models.metrics.evaluation import evaluate_file, scored_size
+    from uknowpan.models.pancollection.condition import image_sharpener
     from uknowpan.models.pancollection.file import PanCollectionFile
 
     with PanCollectionFile(asked.target) as file:
@@ -47,11 +48,11 @@ def measure_file(asked: Asked) -> Measured:
         scale = _scale(asked, file, cards)
         sensor = _sensor(asked, file, cards, needed=bool(classical) or not header.has_gt)
         folder = _picture_folder(asked, len(file))
-        sharpeners = _load(asked, models, file, scale)
+        sharpeners = _load(asked, models)
         sigmas: dict[str, Tensor | None] = {}
         fuses = {
             **{name: _classical(name, sensor, file) for name in classical},
-            **{name: _remembering(s, name, sigmas) for name, s in sharpeners.items()},
+            **{n: _keeping_sigma(image_sharpener(s, file, scale), n, sigmas) for n, s in sharpeners.items()},
         }
         with _shown(asked, sensor, sigmas, scale, folder) as on_image, _explained(file):
             results = evaluate_file(
@@ -149,30 +150,23 @@ def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
     return tuple(gains.tolist()) if numbers else None
 
 
-def _load(asked: Asked, models: Sequence[str], file: PanCollectionFile, scale: float) -> dict[str, PatchSharpener]:
-    """Row -> sharpener."""
-    from uknowpan.models.pancollection.sharpener import load_patch_sharpener
-    from uknowpan.models.statistics import USUAL_SOFTNESS
+def _load(asked: Asked, models: Sequence[str]) -> dict[str, NetworkSharpener]:
+    """Row of the table -> network."""
+    from uknowpan.models.sharpeners import load_network
     from uknowpan.opening import choose_device
 
     device = choose_device(asked.device) if models else "cpu"
-    loaded: dict[str, PatchSharpener] = {}
-    for name in models:
+    loaded: dict[str, NetworkSharpener] = {}
+    for model in models:
         try:
-            sharpener = load_patch_sharpener(
-                name,
-                file,
-                scale,
-                steps=asked.steps,
-                seed=asked.seed,
-                softness=USUAL_SOFTNESS if asked.softness is None else asked.softness,
-                device=device,
+            sharpener = load_network(
+                model, needless=True, steps=asked.steps, seed=asked.seed, softness=asked.softness, device=device
             )
         except ValueError as error:
             if asked.steps is None:
                 raise
             raise UsageError(f"--steps: {error}.") from error
-        loaded[_row_name(sharpener.card.name, name, loaded)] = sharpener
+        loaded[_row_name(sharpener.name, model, loaded)] = sharpener
     return loaded
 
 
@@ -194,11 +188,11 @@ def _classical(name: str, sensor: Sensor, file: PanCollectionFile) -> Fuse:
     return lambda patches: baseline(patches, gains, header.ratio, pan_gain)
 
 
-def _remembering(sharpener: PatchSharpener, name: str, sigmas: dict[str, Tensor | None]) -> Fuse:
+def _keeping_sigma(sharpen: Callable[[PatchBatch], Sharpened], name: str, sigmas: dict[str, Tensor | None]) -> Fuse:
     """The sharpener; its latest sigma goes to `sigmas`."""
 
-    def fuse(patches: Any) -> Tensor:
-        done = sharpener.sharpen(patches)
+    def fuse(patches: PatchBatch) -> Tensor:
+        done = sharpen(patches)
         sigmas[name] = done.sigma
         return done.hrms
 
@@ -274,7 +268,7 @@ def _said(
     sensor: Sensor,
     scale: float,
     size: tuple[int, int],
-    sharpeners: Mapping[str, PatchSharpener],
+    sharpeners: Mapping[str, NetworkSharpener],
 ) -> Measured:
     from uknowpan.evaluation.report import known_exp
 
@@ -308,7 +302,7 @@ def _said(
         "scored_size": list(size),
         "models": {
             name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": asked.seed}
-            | ({"softness": asked.softness} if asked.softness and s.minds_softness else {})
+            | ({"softness": asked.softness} if asked.softness and s.takes_softness else {})
             for name, s in sharpeners.items()
         },
     }

@@ -26,9 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from uknowpan.models.checkpoints import Card, load_model, sha256
-from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.diffusion import NoiseSchedule, position_noise
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan.models.noise import position_noise
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
 from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, PatchBatch, reason_of
 from uknowpan.models.published.uknow.guided import GuidedTeacher

@@ -52,6 +52,8 @@ class PriorNet(nn.Module):
     Source: U-Know-DiffPAN (CVPR 2025), the uncertainty-aware prior.
     """
 
+    pixel_multiple = 1
+
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config

@@ -80,6 +80,11 @@ class FSAStudent(nn.Module):
         )
         self.head = output_head(config.width, config.bands)
 
+    @property
+    def pixel_multiple(self) -> int:
+        """Heights and widths must be multiples of this number of PAN pixels."""
+        return self.unet.factor
+
     def _stack(self, widths: list[int], level: int | None) -> ResnetStack:
         config = self.config
         heads = config.heads if level == config.attention_level else None

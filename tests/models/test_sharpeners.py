@@ -7,10 +7,10 @@ import torch
 from textures import make_pair
 
 from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.diffusion import position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import SCENE_FEATURES
 from uknowpan.models.network import FSAStudentLite, LiteConfig
-from uknowpan.models.noise import position_noise
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 from uknowpan.models.resample import crop, degrade, mirrored, upsample
 from uknowpan.models.sharpeners import (
@@ -297,7 +297,7 @@ def window_of(tool, pan, ms, row, col, rows, cols):
 class NoiseBack(torch.nn.Module):
     """Says that the noise is the residual."""
 
-    config, unet = SMALL, SimpleNamespace(factor=8)
+    config, pixel_multiple = SMALL, 8
 
     def forward(self, x_t, t, condition):
         assert x_t.shape[-2] % 8 == x_t.shape[-1] % 8 == 0
