@@ -1,4 +1,4 @@
-"""Results of `evaluate` for people and programs: table, JSON, CSV, LaTeX, plain words."""
+"""Results of `evaluate` as a table, JSON, CSV, LaTeX and plain words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Index:
-    """How an index is shown."""
+    """Label, decimals and best value of an index."""
 
     label: str
     latex: str
@@ -46,13 +46,12 @@ PAPER_EXP = (
     ("the .mat files that papers use", (0.0232, 0.0813, 0.8975)),
     ("the H5 files", (0.0456, 0.1201, 0.8399)),
 )
-"""D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images at full
-resolution, which share 6 images (METRICS section 12)."""
+"""D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images, 6 of them shared, at full resolution."""
 PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
 
 
 def index_label(index: str, bands: int | None = None) -> str:
-    """What an index is called; Q2n is Q4 for 3 or 4 bands, Q8 for 5 to 8."""
+    """Label of an index; Q2n is Q4 for 3 or 4 bands, Q8 for 5 to 8."""
     if index == "q2n" and bands is not None and bands > 1:
         return f"Q{2 ** math.ceil(math.log2(bands))}"
     return INDICES[index].label
@@ -80,7 +79,7 @@ def _cell(results: Results, method: str, index: str, between: str) -> str:
 
 
 def print_table(results: Results, title: str, bands: int | None = None) -> None:
-    """Table on stdout: mean and standard deviation (N - 1) over the images, the best in bold."""
+    """Print mean and standard deviation (N - 1) over the images, the best in bold."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -96,33 +95,25 @@ def print_table(results: Results, title: str, bands: int | None = None) -> None:
         cells = [_cell(results, method, index, " ± ") for index in best]
         chosen = (f"[bold]{cell}[/bold]" if best[i] == method else cell for i, cell in zip(best, cells, strict=True))
         table.add_row(escape(method), *chosen)
-    # A file or a pipe has no width to keep to.
+    # A file or a pipe has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(title, highlight=False, markup=False)
     console.print(table)
 
 
 def as_dict(results: Results) -> dict[str, Any]:
-    """For JSON: mean, standard deviation and the value of every image."""
-    return {
-        "kind": results.kind,
-        "images": results.images,
-        "scores": {
-            method: {
-                index: {
-                    "mean": results.mean(method, index),
-                    "std": results.std(method, index),
-                    "values": values.tolist(),
-                }
-                for index, values in own.items()
-            }
-            for method, own in results.scores.items()
-        },
-    }
+    """Mean, standard deviation and the value of every image, as JSON has them."""
+
+    def column(method: str, index: str) -> dict[str, Any]:
+        values = results.scores[method][index].tolist()
+        return {"mean": results.mean(method, index), "std": results.std(method, index), "values": values}
+
+    scores = {method: {index: column(method, index) for index in own} for method, own in results.scores.items()}
+    return {"kind": results.kind, "images": results.images, "scores": scores}
 
 
 def csv_text(results: Results) -> str:
-    """One line for each method and image, images from 0; whole float64 values."""
+    """CSV with one line for each method and image, images from 0, values with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     indices = _indices(results)
@@ -138,7 +129,7 @@ _LATEX_SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"}
 
 
 def latex_text(results: Results, bands: int | None = None) -> str:
-    """A tabular for the package booktabs, the best of each index in bold."""
+    """LaTeX tabular for the package booktabs, the best of each index in bold."""
     indices = _indices(results)
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     heads = []
@@ -154,41 +145,32 @@ def latex_text(results: Results, bands: int | None = None) -> str:
             for i, cell in zip(indices, cells, strict=True)
         )
         rows.append(" & ".join([_plain_latex(method), *shown]) + r" \\")
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'c' * len(indices)}}}",
-            r"\toprule",
-            " & ".join(["Method", *heads]) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    lines = [rf"\begin{{tabular}}{{l{'c' * len(indices)}}}", r"\toprule", " & ".join(["Method", *heads]) + r" \\"]
+    lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
 
 
 def _plain_latex(text: str) -> str:
-    return re.sub(r"[\\~^&%$#_{}]", lambda found: _LATEX_SPECIAL[found[0]], text)
+    return re.sub(r"[\\~^&%$#_{}]", lambda match: _LATEX_SPECIAL[match[0]], text)
 
 
 def known_exp(results: Results, sensor: str) -> str | None:
-    """Whether EXP is that of a published set; None where nothing is known to compare with."""
+    """A sentence on whether EXP is that of a published set; None where no published values exist."""
     exp = results.scores.get("EXP")
     if exp is None or results.kind != "full" or sensor != "WV3" or results.images != PAPER_IMAGES:
         return None
-    found = [results.mean("EXP", index) for index in ("d_lambda_k", "d_s", "hqnr")]
+    means = [results.mean("EXP", index) for index in ("d_lambda_k", "d_s", "hqnr")]
     for name, expected in PAPER_EXP:
-        if all(abs(a - b) <= PAPER_TOLERANCE for a, b in zip(found, expected, strict=True)):
+        if all(abs(a - b) <= PAPER_TOLERANCE for a, b in zip(means, expected, strict=True)):
             return f"EXP is that of the 20 full-resolution WV3 images of {name}."
-    said = "; ".join(f"{name} {', '.join(f'{v:.4f}' for v in expected)}" for name, expected in PAPER_EXP)
+    published = "; ".join(f"{name} {', '.join(f'{v:.4f}' for v in expected)}" for name, expected in PAPER_EXP)
     return (
-        f"EXP is none of the published ones of WV3 (D_lambda_K, D_s, HQNR: {said}): other images, or another protocol."
+        f"EXP is none of the published ones of WV3 (D_lambda_K, D_s, HQNR: {published}): other images, or another protocol."
     )
 
 
 def plain_words(results: Results) -> str | None:
-    """What the scores without a truth say; None for scores against one."""
+    """Scores without a truth in words; None for scores against one."""
     if results.kind != "full":
         return None
     methods = [method for method in results.scores if method != "EXP"] or list(results.scores)
@@ -216,12 +198,12 @@ def _judged(value: float, low: float, high: float) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file that appears under its name only when it is complete."""
+    """Write a file that appears under its name only when it is complete."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
-    except OSError as error:  # of a full disk the system names no file
+    except OSError as error:  # the system names no file when the disk is full
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
