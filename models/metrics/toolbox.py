@@ -43,7 +43,7 @@ def mtf_kernel(gain: float, ratio: int = 4) -> Tensor:
     steps = torch.arange(-MTF_REACH, MTF_REACH + 1, dtype=torch.float64)
     squared = steps[:, None] ** 2 + steps[None, :] ** 2
     response = torch.exp(-squared / (2.0 * alpha**2))
-    kernel = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(response))).real
+    kernel: Tensor = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(response))).real
     window = torch.kaiser_window(size, periodic=False, beta=_KAISER_BETA, dtype=torch.float64)
     return kernel * _rotate(window, squared.sqrt())
 
@@ -77,7 +77,7 @@ def _blur(x: Tensor, kernel: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     padded = F.pad(x.reshape(-1, 1, height, width), (MTF_REACH,) * 4, mode="replicate")
     size = padded.shape[-2:]
-    blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size), s=size)
+    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size), s=size)
     # Elsewhere the circular convolution mixes in pixels from across the border.
     return blurred[..., 2 * MTF_REACH :, 2 * MTF_REACH :].reshape(x.shape)
 
