@@ -46,7 +46,7 @@ PAPER_EXP = (
     ("the .mat files that papers use", (0.0232, 0.0813, 0.8975)),
     ("the H5 files", (0.0456, 0.1201, 0.8399)),
 )
-"""D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images, 6 of them shared, at full resolution."""
+"""D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images at full resolution."""
 PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
 
 
@@ -165,7 +165,8 @@ def known_exp(results: Results, sensor: str) -> str | None:
             return f"EXP is that of the 20 full-resolution WV3 images of {name}."
     published = "; ".join(f"{name} {', '.join(f'{v:.4f}' for v in expected)}" for name, expected in PAPER_EXP)
     return (
-        f"EXP is none of the published ones of WV3 (D_lambda_K, D_s, HQNR: {published}): other images, or another protocol."
+        f"EXP is none of the published ones of WV3 (D_lambda_K, D_s, HQNR: {published}): other images, or another "
+        "protocol."
     )
 
 
