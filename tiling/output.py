@@ -37,7 +37,7 @@ _NODATA_ULPS = 32
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How to write; None means: as the MS."""
+    """How to write; None stands for the MS's own."""
 
     format: str = "gtiff"
     """gtiff or cog"""
@@ -177,7 +177,6 @@ class SceneWriter:
         self.encoding = output_encoding(meta, options.dtype, options.nodata, may_have_invalid)
         self._grid = grid
         self._options = options
-        self._bands = len(meta.descriptions)
         self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
         # A link stays one: what it points to is replaced.
         self._target = Path(path).resolve()
@@ -196,23 +195,14 @@ class SceneWriter:
             raise
 
     def _create(self, meta: MsMeta) -> rasterio.io.DatasetWriter:
-        profile: dict[str, object] = {
-            "driver": "GTiff",
-            "width": self._grid.width,
-            "height": self._grid.height,
-            "count": self._bands,
-            "dtype": self.encoding.dtype,
-            "nodata": self.encoding.nodata,
-            "crs": self._grid.crs,
-        }
-        if self._grid.crs is not None or not self._grid.transform.is_identity:
-            profile["transform"] = self._grid.transform
+        grid = self._grid
+        place = {"transform": grid.transform} if grid.is_placed else {}
         # MINISBLACK, because GDAL makes RGBA of four 8-bit bands by itself.
         rgb = meta.colorinterp[:3] == (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
         creation = {
             "TILED": "YES",
-            "BLOCKXSIZE": str(min(_BLOCK, -(-self._grid.width // 16) * 16)),
-            "BLOCKYSIZE": str(min(_BLOCK, -(-self._grid.height // 16) * 16)),
+            "BLOCKXSIZE": str(min(_BLOCK, -(-grid.width // 16) * 16)),
+            "BLOCKYSIZE": str(min(_BLOCK, -(-grid.height // 16) * 16)),
             "COMPRESS": "DEFLATE",
             "BIGTIFF": "IF_SAFER",
             "PHOTOMETRIC": "RGB" if rgb else "MINISBLACK",
@@ -226,7 +216,11 @@ class SceneWriter:
             creation |= self._creation
         _predict(creation, "3" if np.dtype(self.encoding.dtype).kind == "f" else "2")
         with quiet():
-            return rasterio.open(self._temp, "w", **profile, **{k.lower(): v for k, v in creation.items()})
+            return rasterio.open(
+                self._temp, "w", driver="GTiff", width=grid.width, height=grid.height, count=len(meta.descriptions),
+                dtype=self.encoding.dtype, nodata=self.encoding.nodata, crs=grid.crs, **place,
+                **{k.lower(): v for k, v in creation.items()},
+            )  # fmt: skip
 
     def _describe(self, meta: MsMeta, tags: dict[str, str]) -> None:
         dataset = self._dataset
@@ -239,11 +233,9 @@ class SceneWriter:
         if any(meta.units):
             dataset.units = [unit or "" for unit in meta.units]
         for band, own in enumerate(meta.band_tags, 1):
-            kept = {k: v for k, v in own.items() if not _STALE_TAG.match(k)}
-            if kept:
+            if kept := _lasting(own):
                 dataset.update_tags(band, **kept)
-        kept = {k: v for k, v in meta.tags.items() if not _STALE_TAG.match(k)}
-        dataset.update_tags(**kept | tags, AREA_OR_POINT=self._grid.area_or_point)
+        dataset.update_tags(**_lasting(meta.tags) | tags, AREA_OR_POINT=self._grid.area_or_point)
 
     def write_rows(self, row: int, values: npt.NDArray[np.floating], valid: BoolArray) -> None:
         """Encode and write rows (C, n, W) with validity (n, W), beginning at output row `row`."""
@@ -263,12 +255,10 @@ class SceneWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._pending:
-            return
         assert self._dataset is not None
         buffer = np.concatenate(self._pending, axis=1)
-        first = self._next - buffer.shape[1]
         n = buffer.shape[1]
+        first = self._next - n
         if self._next < self._grid.height:
             n -= self._next % self._block_rows
         self._pending = [buffer[:, n:]] if n < buffer.shape[1] else []
@@ -317,19 +307,20 @@ class SceneWriter:
 
     def _build_overviews(self) -> None:
         levels: list[int] = []
-        while max(self._grid.width, self._grid.height) >> len(levels) > 256:
+        while max(self._grid.shape) >> len(levels) > 256:
             levels.append(2 ** (len(levels) + 1))
-        if levels:
-            threads = str(self._options.num_threads)
-            with (
-                rasterio.Env(GDAL_NUM_THREADS=threads, BIGTIFF_OVERVIEW="IF_SAFER"),
-                rasterio.open(self._temp, "r+") as dataset,
-            ):
-                dataset.build_overviews(levels, Resampling.average)
-            with quiet(), rasterio.open(self._temp) as dataset:
-                made = len(dataset.overviews(1))
-            if made != len(levels) or not all(self._is_complete(i) for i in range(made)):
-                raise OutputError(f"Overviews of {self.path} are incomplete; is the disk full?")
+        if not levels:
+            return
+        threads = str(self._options.num_threads)
+        with (
+            rasterio.Env(GDAL_NUM_THREADS=threads, BIGTIFF_OVERVIEW="IF_SAFER"),
+            rasterio.open(self._temp, "r+") as dataset,
+        ):
+            dataset.build_overviews(levels, Resampling.average)
+        with quiet(), rasterio.open(self._temp) as dataset:
+            made = len(dataset.overviews(1))
+        if made != len(levels) or not all(self._is_complete(i) for i in range(made)):
+            raise OutputError(f"Overviews of {self.path} are incomplete; is the disk full?")
 
     def _is_complete(self, level: int) -> bool:
         """Whether all blocks of an overview are in the file: missing ones read as zeros."""
@@ -390,6 +381,11 @@ class SceneWriter:
             self.close()
         else:
             self.abort()
+
+
+def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that are true of the output too."""
+    return {key: value for key, value in tags.items() if not _STALE_TAG.match(key)}
 
 
 def _predict(creation: dict[str, str], predictor: str) -> None:

@@ -45,18 +45,7 @@ _SEARCH_BLOCK = 512
 """MS pixels; blocks of this side are searched for data where samples met none."""
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The rasters of a pair on one frame."""
-
-    pan: Source
-    ms: Sequence[Source]
-    pan_meta: PanMeta
-    meta: MsMeta
-    shift: tuple[float, float]
-    resampling: str
-
-
+@dataclass(eq=False)
 class ScenePair:
     """An opened pair; made by `open_pair`, used as a context manager. Reads are serialised."""
 
@@ -64,40 +53,32 @@ class ScenePair:
     """the output: the PAN grid, cut by bounds"""
     frame: Frame
     """the MS pixels that hold the output; noise is a function of its origin + position in it"""
-    bands: int
-    meta: MsMeta
+    pan_source: Source
+    ms_sources: Sequence[Source]
     pan_meta: PanMeta
+    meta: MsMeta
     shift: tuple[float, float]
     """(dy, dx) PAN pixels the MS content was moved"""
     resampling: str
-    nested: bool
-    """the MS is read as it is, without resampling"""
-    may_have_invalid: bool
-    """whether an output pixel can come out invalid, as far as headers and geometry tell"""
     notes: list[str]
     """what was assumed or done, one sentence each"""
     assumptions: list[str]
     """those of the notes that are guesses and may be wrong"""
-    inputs: list[str]
-    """names of the files"""
+    closing: ExitStack
 
-    def __init__(self, grid: Grid, frame: Frame, inputs: _Inputs, remarks: Remarks, closing: ExitStack) -> None:
-        self.grid = grid
-        self.frame = frame
-        self.ratio, self.offset = frame.ratio, frame.offset
-        self.frame_shape, self.origin, self.full_shape = frame.shape, frame.origin, frame.full_shape
-        self.bands = len(inputs.meta.descriptions)
-        self.meta, self.pan_meta = inputs.meta, inputs.pan_meta
-        self.shift, self.resampling = inputs.shift, inputs.resampling
-        self.nested = not any(source.warped for source in inputs.ms)
-        self.notes, self.assumptions = remarks.notes, remarks.assumptions
-        self._pan, self._ms = inputs.pan, inputs.ms
-        self._sources = [inputs.pan, *inputs.ms]
+    def __post_init__(self) -> None:
+        frame = self.frame
+        self.ratio, self.offset, self.origin = frame.ratio, frame.offset, frame.origin
+        self.frame_shape, self.full_shape = frame.shape, frame.full_shape
+        self.bands = len(self.meta.descriptions)
+        self.nested = not any(source.warped for source in self.ms_sources)
+        """the MS is read as it is, without resampling"""
+        self._sources = [self.pan_source, *self.ms_sources]
         self.may_have_invalid = any(source.may_have_holes for source in self._sources) or self._extrapolates()
+        """whether an output pixel can come out invalid, as far as headers and geometry tell"""
         self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
         self._stamps = [_stamp(path) for path in self.inputs]
         self._lock = threading.Lock()
-        self._closing = closing
 
     def _extrapolates(self) -> bool:
         """Whether the output holds pixels for which the MS is too far away."""
@@ -106,7 +87,7 @@ class ScenePair:
         last = [(s + n - 0.5) / self.ratio for s, n in zip(start, self.grid.shape, strict=True)]
         return any(
             first[0] < top or first[1] < left or last[0] > bottom or last[1] > right
-            for top, left, bottom, right in (source.extent for source in self._ms)
+            for top, left, bottom, right in (source.extent for source in self.ms_sources)
         )
 
     def read_frame(self, row: int, col: int, height: int, width: int, margin: int = 0) -> TileArrays:
@@ -120,12 +101,12 @@ class ScenePair:
         """
         window = self.frame.in_scene(Window(row, col, height, width).grown(margin))
         pan_window = self.frame.on_pan(window)
-        pan, pan_data, pan_inside = self._read([self._pan], pan_window)
-        ms, ms_data, ms_inside = self._read(self._ms, window)
+        pan, pan_data, pan_inside = self._read([self.pan_source], pan_window)
+        ms, ms_data, ms_inside = self._read(self.ms_sources, window)
         if not pan_data.all():
-            pan = self._filled([self._pan], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
+            pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
         if not ms_data.all():
-            ms = self._filled(self._ms, window, FILL_REACH, self.fill_values[1])
+            ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
         pan_valid = pan_data & pan_inside
         valid = output_valid(pan_valid, ms_data, self.ratio) & self._within_extents(window)
         return TileArrays(pan, ms, pan_valid, ms_data & ms_inside, valid)
@@ -144,7 +125,7 @@ class ScenePair:
         y = window.row + (np.arange(window.height * self.ratio) + 0.5) / self.ratio
         x = window.col + (np.arange(window.width * self.ratio) + 0.5) / self.ratio
         inside = np.ones((y.size, x.size), bool)
-        for top, left, bottom, right in (source.extent for source in self._ms):
+        for top, left, bottom, right in (source.extent for source in self.ms_sources):
             inside &= ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))
         return inside
 
@@ -155,8 +136,8 @@ class ScenePair:
         sums, counts = np.zeros(1 + self.bands), np.zeros(1 + self.bands)
         for sample in sample_windows(self, 9, 32):
             window = self.frame.in_scene(sample)
-            pan, pan_data, _ = self._read([self._pan], self.frame.on_pan(window))
-            ms, ms_data, _ = self._read(self._ms, window)
+            pan, pan_data, _ = self._read([self.pan_source], self.frame.on_pan(window))
+            ms, ms_data, _ = self._read(self.ms_sources, window)
             sums[0] += pan[0][pan_data].sum(dtype=float)
             counts[0] += pan_data.sum()
             sums[1:] += ms[:, ms_data].sum(axis=1, dtype=float)
@@ -168,10 +149,10 @@ class ScenePair:
         """Share of the MS pixels in a window of the frame where MS and PAN are both valid;
         cheaper than `read_frame`, nothing is filled."""
         window, r = self.frame.in_scene(Window(row, col, height, width)), self.ratio
-        _, data, inside = self._read(self._ms, window)
+        _, data, inside = self._read(self.ms_sources, window)
         valid = data & inside
         if valid.any():
-            _, data, inside = self._read([self._pan], self.frame.on_pan(window))
+            _, data, inside = self._read([self.pan_source], self.frame.on_pan(window))
             valid &= (data & inside).reshape(height, r, width, r).all(axis=(1, 3))
         return float(valid.mean())
 
@@ -179,7 +160,7 @@ class ScenePair:
         """Whether the MS alone shows that no output pixel of a window of the frame is valid."""
         if not self.may_have_invalid:
             return False
-        return not self._read(self._ms, self.frame.in_scene(Window(row, col, height, width)))[1].any()
+        return not self._read(self.ms_sources, self.frame.in_scene(Window(row, col, height, width)))[1].any()
 
     def bytes_across(self, rows: int) -> int:
         """Bytes under `rows` MS rows of the frame that GDAL's cache should hold while tiles are read one
@@ -190,7 +171,7 @@ class ScenePair:
             height, width = data.block_shapes[0]
             if width >= data.width:
                 itemsize = max(np.dtype(dtype).itemsize for dtype in data.dtypes)
-                own_rows = rows * (self.ratio if source is self._pan else 1)
+                own_rows = rows * (self.ratio if source is self.pan_source else 1)
                 total += (own_rows + 2 * height) * data.width * data.count * itemsize
         return total
 
@@ -235,7 +216,7 @@ class ScenePair:
     def close(self) -> None:
         """Close the rasters, after a read that is under way in another thread."""
         with self._lock:
-            self._closing.close()
+            self.closing.close()
 
     def __enter__(self) -> "ScenePair":
         return self
@@ -300,17 +281,21 @@ def open_pair(
             target, sources = _on_one_frame(
                 closing, pan_raster, rasters, ratio, (float(shift[0]), float(shift[1])), resampling, remarks
             )
-            inputs = _Inputs(
-                Source.native(pan_raster),
-                sources,
-                pan_meta(pan_raster),
-                ms_meta(rasters, nodata),
-                target.shift,
-                resampling,
-            )
             whole = target.pan
             window = Window(0, 0, *whole.shape) if bounds is None else bounds_window(whole, bounds)
-            pair = ScenePair(whole.cut(window), target.frame.cut(window), inputs, remarks, closing.pop_all())
+            pair = ScenePair(
+                grid=whole.cut(window),
+                frame=target.frame.cut(window),
+                pan_source=Source.native(pan_raster),
+                ms_sources=sources,
+                pan_meta=pan_meta(pan_raster),
+                meta=ms_meta(rasters, nodata),
+                shift=target.shift,
+                resampling=resampling,
+                notes=remarks.notes,
+                assumptions=remarks.assumptions,
+                closing=closing.pop_all(),
+            )
     except GDAL_ERRORS as error:
         # Even reading a header item raises what an earlier read left behind in GDAL.
         names = [str(getattr(spec, "name", spec)) for spec in [pan, *specs]]

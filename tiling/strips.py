@@ -11,17 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from uknowpan.locks import lock_file
 from uknowpan.tiling.errors import OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.output import SceneWriter
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs on one output are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""a file system without locks"""
 _STATE = "state.json"
 _KIND = "uknowpan strips 1"
 _LOOK = 1 << 16
@@ -29,7 +23,7 @@ _LOOK = 1 << 16
 
 
 def _packed(rows: AnyArray) -> AnyArray:
-    """What is kept of a strip (C, n, W): itself, or a record of its value and shape."""
+    """A strip (C, n, W) as it is kept: itself, or a record of its one value and its shape."""
     rows = np.ascontiguousarray(rows)
     if not _is_constant(rows):
         return rows
@@ -45,8 +39,7 @@ def _unpacked(kept: AnyArray) -> AnyArray:
 
 
 def _is_constant(rows: AnyArray) -> bool:
-    """Whether all values have the same bits (NaN is NaN then); looks no further than the first
-    that differs."""
+    """Whether all values have the same bits, those of NaN too; stops near the first that differs."""
     if rows.size < 2:
         return False
     flat = rows.reshape(-1).view(f"u{rows.dtype.itemsize}")
@@ -64,15 +57,9 @@ class StripStore:
     """
 
     def __init__(
-        self,
-        output: str,
-        fingerprint: Mapping[str, object],
-        layers: Sequence[str],
-        count: int,
-        *,
-        resume: bool = False,
+        self, output: str, fingerprint: Mapping[str, object], layers: Sequence[str], count: int, *, resume: bool = False
     ) -> None:
-        """fingerprint: whatever decides about the pixels, JSON-serialisable.
+        """The fingerprint holds whatever decides about the pixels, JSON-serialisable.
 
         With resume, strips of an earlier run are taken over if its fingerprint is the same;
         without, they are removed. Raises ResumeMismatch, OutputError.
@@ -83,16 +70,8 @@ class StripStore:
         self.dropped = 0
         """strips of an interrupted run that were thrown away because it was not resumed"""
         self._lock: IO[str] | None = None
-        state = json.loads(
-            json.dumps(
-                {
-                    "kind": _KIND,
-                    "fingerprint": dict(fingerprint),
-                    "layers": list(layers),
-                    "count": count,
-                }
-            )
-        )
+        fields = {"kind": _KIND, "fingerprint": dict(fingerprint), "layers": list(layers), "count": count}
+        state = json.loads(json.dumps(fields))
         # Another run may begin or end between the two looks at the folder; then look again.
         while not (self._take_over(state, resume) or self._begin(state)):
             pass
@@ -104,13 +83,9 @@ class StripStore:
         self.release()
         # Opened for writing, or NFS would not lock it.
         self._lock = open(folder / _STATE, "r+")  # noqa: SIM115 - held until `release`
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._lock)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
             self.release()
             if isinstance(error, BlockingIOError):
                 text = f"Another run is writing {self.folder}; wait for it"
@@ -125,15 +100,14 @@ class StripStore:
             self._lock = None
 
     def _take_over(self, state: dict[str, Any], resume: bool) -> bool:
-        """Continue in the folder of an earlier run. False if there is none: there never was, its
-        owner has just removed it, or it was not to be resumed and is removed here."""
+        """Continue in the folder of an earlier run; False if there is none, or none any more."""
         try:
             self._claim(self.folder)
             assert self._lock is not None
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / _STATE)):
                 return False  # removed, and made anew by another run, before we had the lock
-            found = json.load(self._lock)
-            ours = found["kind"] == _KIND
+            earlier = json.load(self._lock)
+            ours = earlier["kind"] == _KIND
         except FileNotFoundError:
             if self._is_gone():
                 return False
@@ -148,15 +122,13 @@ class StripStore:
         if not resume:
             self._drop_all()
             return False
-        if found == state:
+        if earlier == state:
             return True
         self.release()
-        old, new = found["fingerprint"], state["fingerprint"]
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-        if found["layers"] != state["layers"]:
-            changed.append("layers")
-        if found["count"] != state["count"]:
-            changed.append("tiles")
+        old, new = (
+            {**item["fingerprint"], "layers": item["layers"], "tiles": item["count"]} for item in (earlier, state)
+        )
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         raise ResumeMismatch(
             f"The strips in {self.folder} were made with other {', '.join(changed)}; "
             "run with the same inputs and options, or without resuming."
@@ -190,8 +162,7 @@ class StripStore:
             self.folder.rmdir()
 
     def _begin(self, state: dict[str, Any]) -> bool:
-        """Make the folder, with its state and locked from the start; False if another run was
-        faster."""
+        """Make the folder, with its state and locked from the start; False if another run was faster."""
         temp = self.folder.with_name(f".{self.folder.name}.{os.urandom(4).hex()}.new")
         try:
             temp.mkdir()

@@ -501,7 +501,7 @@ def test_closing_waits_for_a_read(make_pair, monkeypatch):
         return read(source, *window)
 
     def let_it_read():
-        closed.append(pair._pan.raster.dataset.closed)
+        closed.append(pair.pan_source.raster.dataset.closed)
         go_on.set()
 
     monkeypatch.setattr(Source, "read", slow)
