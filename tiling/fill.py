@@ -1,7 +1,7 @@
 """Arrays of one tile: validity, filling of invalid pixels, reflection at raster edges.
 
-Everything here is a function of absolute position only, never of the tile that asks, so that a
-pixel comes out the same however the scene was cut.
+Everything here is a function of absolute position only, never of the tile that asks, so that a pixel comes out the same
+however the scene was cut.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,8 @@ _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0
 class TileArrays:
     """The input of a model for one tile; H = h * ratio, W = w * ratio; values in input units (DN).
 
-    Every value is finite. Pixels outside a raster are its reflection, invalid ones are filled.
-    float64 input is rounded to float32 and nothing is subtracted: data with an offset larger
-    than about 2**24 times its noise lose precision.
+    Every value is finite. Pixels outside a raster are its reflection, invalid ones are filled. float64 input is rounded
+    to float32 and nothing is subtracted: data with an offset larger than about 2**24 times its noise lose precision.
     """
 
     pan: FloatArray
@@ -53,9 +52,9 @@ def reflected_indices(start: int, count: int, size: int) -> npt.NDArray[np.intp]
 def fill_invalid(values: FloatArray, valid: BoolArray, passes: int, constants: FloatArray) -> FloatArray:
     """Fill invalid pixels from their neighbours, `passes` pixels deep, then with a constant.
 
-    values (C, H, W), valid (H, W), constants (C,). In each pass an invalid pixel with known 3x3
-    neighbours takes their mean and is known from then on. A pixel at least `passes` away from
-    the border of the arrays therefore does not depend on what lies outside of them.
+    values (C, H, W), valid (H, W), constants (C,). In each pass an invalid pixel with known 3x3 neighbours takes their
+    mean and is known from then on. A pixel at least `passes` away from the border of the arrays therefore does not
+    depend on what lies outside of them.
     """
     if valid.all():
         return values.astype(np.float32, copy=False)
@@ -91,15 +90,10 @@ def _dilate(mask: BoolArray) -> BoolArray:
     return wide
 
 
-def upsample_mask(mask: BoolArray, ratio: int) -> BoolArray:
-    """(h, w) -> (h * ratio, w * ratio), each MS pixel covering ratio x ratio PAN pixels."""
-    return mask.repeat(ratio, axis=0).repeat(ratio, axis=1)
-
-
 def output_valid(pan_valid: BoolArray, ms_valid: BoolArray, ratio: int) -> BoolArray:
     """(H, W): the PAN is valid and so is the MS pixel that holds the PAN pixel.
 
-    `ms_valid` (h, w) may count reflected pixels as valid where the output is allowed to
-    extrapolate: `ScenePair.read_frame` does so up to half an MS pixel outside of the MS.
+    `ms_valid` (h, w) may count reflected pixels as valid where the output is allowed to extrapolate:
+    `ScenePair.read_frame` does so up to half an MS pixel outside of the MS.
     """
-    return pan_valid & upsample_mask(ms_valid, ratio)
+    return pan_valid & ms_valid.repeat(ratio, axis=0).repeat(ratio, axis=1)

@@ -7,11 +7,10 @@ import shutil
 import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -99,8 +98,8 @@ def output_encoding(
 def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encoding) -> AnyArray:
     """(C, n, W) and (n, W) -> (C, n, W) in the file's dtype.
 
-    Rounds half to even and clips; invalid or non-finite pixels become nodata (0 if there is
-    none); a valid pixel that would equal nodata moves to the next value.
+    Rounds half to even and clips; invalid or non-finite pixels become nodata (0 if there is none); a valid pixel that
+    would equal nodata moves to the next value.
     """
     kind = np.dtype(encoding.dtype)
     keep = valid & np.isfinite(values)
@@ -148,12 +147,12 @@ def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False)
         raise OutputExists(f"{path} exists and is kept; use --overwrite or another name.")
 
 
-class SceneWriter:
+class SceneWriter(AbstractContextManager["SceneWriter"]):
     """Writes rows top to bottom into a temporary file beside the target; `close` renames it.
 
-    Use as a context manager: an exception removes everything, the end of the block completes
-    the file. Before the rename the file is read back and compared with what was written, as GDAL
-    does not report a disk that fills up while it closes. Memory: one row of blocks.
+    Use as a context manager: an exception removes everything, the end of the block completes the file. Before the
+    rename the file is read back and compared with what was written, as GDAL does not report a disk that fills up while
+    it closes. Memory: one row of blocks.
 
     Raises OutputError, OutputExists.
     """
@@ -371,13 +370,8 @@ class SceneWriter:
                 f"{free:.0f} MiB are free there, check space and creation options."
             ) from error
 
-    def __enter__(self) -> "SceneWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.close()
         else:
             self.abort()

@@ -3,12 +3,11 @@
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, zip_longest
 from math import ceil, sqrt
-from types import TracebackType
 
 import numpy as np
 from rasterio.enums import Resampling
@@ -46,7 +45,7 @@ _SEARCH_BLOCK = 512
 
 
 @dataclass(eq=False)
-class ScenePair:
+class ScenePair(AbstractContextManager["ScenePair"]):
     """An opened pair; made by `open_pair`, used as a context manager. Reads are serialised."""
 
     grid: Grid
@@ -78,7 +77,7 @@ class ScenePair:
         """whether an output pixel can come out invalid, as far as headers and geometry tell"""
         self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
         self._stamps = [_stamp(path) for path in self.inputs]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _extrapolates(self) -> bool:
         """Whether the output holds pixels for which the MS is too far away."""
@@ -101,8 +100,9 @@ class ScenePair:
         """
         window = self.frame.in_scene(Window(row, col, height, width).grown(margin))
         pan_window = self.frame.on_pan(window)
-        pan, pan_data, pan_inside = self._read([self.pan_source], pan_window)
-        ms, ms_data, ms_inside = self._read(self.ms_sources, window)
+        with self._lock:  # no closing between the two
+            pan, pan_data, pan_inside = self._read([self.pan_source], pan_window)
+            ms, ms_data, ms_inside = self._read(self.ms_sources, window)
         if not pan_data.all():
             pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
         if not ms_data.all():
@@ -131,8 +131,8 @@ class ScenePair:
 
     @cached_property
     def fill_values(self) -> tuple[FloatArray, FloatArray]:
-        """Means of valid pixels, (1,) of the PAN and (C,) of the MS, over a few sample windows
-        of the full scene (so that bounds do not change them); 0 where nothing is valid."""
+        """Means of valid pixels, (1,) of the PAN and (C,) of the MS, over a few sample windows of the full scene (so
+        that bounds do not change them); 0 where nothing is valid."""
         sums, counts = np.zeros(1 + self.bands), np.zeros(1 + self.bands)
         for sample in sample_windows(self, 9, 32):
             window = self.frame.in_scene(sample)
@@ -146,8 +146,8 @@ class ScenePair:
         return means[:1], means[1:]
 
     def valid_fraction(self, row: int, col: int, height: int, width: int) -> float:
-        """Share of the MS pixels in a window of the frame where MS and PAN are both valid;
-        cheaper than `read_frame`, nothing is filled."""
+        """Share of the MS pixels in a window of the frame where MS and PAN are both valid; cheaper than `read_frame`,
+        nothing is filled."""
         window, r = self.frame.in_scene(Window(row, col, height, width)), self.ratio
         _, data, inside = self._read(self.ms_sources, window)
         valid = data & inside
@@ -163,8 +163,8 @@ class ScenePair:
         return not self._read(self.ms_sources, self.frame.in_scene(Window(row, col, height, width)))[1].any()
 
     def bytes_across(self, rows: int) -> int:
-        """Bytes under `rows` MS rows of the frame that GDAL's cache should hold while tiles are read one
-        after the other: all blocks of files whose blocks are as wide as they are."""
+        """Bytes under `rows` MS rows of the frame that GDAL's cache should hold while tiles are read one after the
+        other: all blocks of files whose blocks are as wide as they are."""
         total = 0
         for source in self._sources:
             data = source.raster.dataset
@@ -218,12 +218,7 @@ class ScenePair:
         with self._lock:
             self.closing.close()
 
-    def __enter__(self) -> "ScenePair":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -298,7 +293,7 @@ def open_pair(
             )
     except GDAL_ERRORS as error:
         # Even reading a header item raises what an earlier read left behind in GDAL.
-        names = [str(getattr(spec, "name", spec)) for spec in [pan, *specs]]
+        names = [str(spec) if isinstance(spec, str | os.PathLike) else spec.name for spec in [pan, *specs]]
         raise InputUnreadable(
             f"{names[0]} or {', '.join(names[1:])} cannot be read (truncated or corrupt?): {reason(error)}."
         ) from error
@@ -403,11 +398,10 @@ def _open_ms(
 def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Window]:
     """Up to `count` windows, MS pixels of the frame, for scene statistics.
 
-    They lie on a fixed lattice over the *full* scene - with bounds some or all lie outside of
-    the frame, at negative positions even - so that a trial run on bounds takes the same scale as
-    the full run. Windows less than half valid are passed over; a finer lattice is searched
-    before fewer windows, or mostly invalid ones, are returned. Where no lattice meets a valid
-    pixel - little data in a very large scene - all of the scene is searched.
+    They lie on a fixed lattice over the *full* scene - with bounds some or all lie outside of the frame, at negative
+    positions even - so that a trial run on bounds takes the same scale as the full run. Windows less than half valid
+    are passed over; a finer lattice is searched before fewer windows, or mostly invalid ones, are returned. Where no
+    lattice meets a valid pixel - little data in a very large scene - all of the scene is searched.
     """
     h, w = (min(size, n) for n in pair.full_shape)
     poor: list[tuple[float, Window]] = []

@@ -197,8 +197,8 @@ def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: 
 def _pixel_repeats(ms: Raster) -> int:
     """How often pixels were repeated along each axis to enlarge this raster; 1 if they were not.
 
-    Looks at the lengths of runs of equal values in the middle of the first band: an enlarged
-    raster has hardly any run shorter than the factor, and runs of just the factor abound.
+    Looks at the lengths of runs of equal values in the middle of the first band: an enlarged raster has hardly any run
+    shorter than the factor, and runs of just the factor abound.
     """
     data = ms.dataset
     h, w = min(data.height, 256), min(data.width, 256)

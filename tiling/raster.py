@@ -31,8 +31,8 @@ RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
 """A file that GDAL opens, `FILE,band=N`, or an open dataset, which stays open."""
 
 GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
-"""Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours.
-Tiles overlap by their margins only, so little is read twice, but for files in wide strips."""
+"""Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours. Tiles overlap by their
+margins only, so little is read twice, but for files in wide strips."""
 
 # GDAL wants some CRS to warp; where neither file has one, both are put into this one.
 _ANY_CRS = CRS.from_epsg(3857)
@@ -300,8 +300,8 @@ class Source:
     def read(self, window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
         """(values (C, h, w), data (h, w), inside (h, w)) at a window of the grid.
 
-        Outside of the raster values and data are its reflection. `data`: no band is invalid;
-        `values` may hold anything where it is not.
+        Outside of the raster values and data are its reflection. `data`: no band is invalid; `values` may hold anything
+        where it is not.
         """
         height, width = self.raster.dataset.height, self.raster.dataset.width
         row, col = window.row - self.row, window.col - self.col

@@ -51,9 +51,9 @@ def _is_constant(rows: AnyArray) -> bool:
 class StripStore:
     """`OUT.part/`: one .npy for each layer and strip, in the file's dtype, and `state.json`.
 
-    Strip i is what tile row i completes; the strips of a layer, one below the other, are the
-    output. Each file is renamed into place when complete, so what is there is finished. A strip
-    of one single value, as an empty part of a scene gives, is kept as that value and a shape.
+    Strip i is what tile row i completes; the strips of a layer, one below the other, are the output. Each file is
+    renamed into place when complete, so what is there is finished. A strip of one single value, as an empty part of a
+    scene gives, is kept as that value and a shape.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class StripStore:
     ) -> None:
         """The fingerprint holds whatever decides about the pixels, JSON-serialisable.
 
-        With resume, strips of an earlier run are taken over if its fingerprint is the same;
-        without, they are removed. Raises ResumeMismatch, OutputError.
+        With resume, strips of an earlier run are taken over if its fingerprint is the same; without, they are removed.
+        Raises ResumeMismatch, OutputError.
         """
         self.folder = Path(f"{output}.part")
         self.layers = tuple(layers)
@@ -78,8 +78,8 @@ class StripStore:
         self._drop_torn()
 
     def _claim(self, folder: Path) -> None:
-        """Keep other runs off the folder for as long as this process lives (a killed one lets
-        go). Raises OutputError if another run holds it, OSError if it has no state."""
+        """Keep other runs off the folder for as long as this process lives (a killed one lets go). Raises OutputError
+        if another run holds it, OSError if it has no state."""
         self.release()
         # Opened for writing, or NFS would not lock it.
         self._lock = open(folder / _STATE, "r+")  # noqa: SIM115 - held until `release`

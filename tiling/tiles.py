@@ -19,13 +19,12 @@ Tile = Window
 def plan_tiles(frame_shape: tuple[int, int], size: int, overlap: int = 0, multiple: int = 1) -> list[list[Tile]]:
     """Rows of tiles, top to bottom and left to right, that cover the frame.
 
-    All tiles have one shape, so that any of them fit into one batch; the last ones may overhang
-    the frame. Cores start at multiples of `multiple`.
+    All tiles have one shape, so that any of them fit into one batch; the last ones may overhang the frame. Cores start
+    at multiples of `multiple`.
 
-    With overlap 0 the cores touch, and tiles are evened out (at most `size`) so that little is
-    computed outside of the frame. With overlap > 0 every tile is `size` x `size` - networks with
-    tile-wide statistics want the size they were trained on - and neighbours share exactly
-    `overlap` pixels.
+    With overlap 0 the cores touch, and tiles are evened out (at most `size`) so that little is computed outside of the
+    frame. With overlap > 0 every tile is `size` x `size` - networks with tile-wide statistics want the size they were
+    trained on - and neighbours share exactly `overlap` pixels.
 
     Raises ValueError for sizes that cannot work.
     """
@@ -60,8 +59,8 @@ def strip_rows(plan: list[list[Tile]], index: int, frame_shape: tuple[int, int])
 
 
 def tile_rows_needed(missing: Iterable[int], overlap: int) -> list[int]:
-    """Tile rows to compute so that the strips `missing` come out: with overlap also the ones
-    above, whose lower edge is feathered in."""
+    """Tile rows to compute so that the strips `missing` come out: with overlap also the ones above, whose lower edge is
+    feathered in."""
     wanted = set(missing)
     if overlap:
         wanted |= {i - 1 for i in wanted if i > 0}
@@ -71,9 +70,8 @@ def tile_rows_needed(missing: Iterable[int], overlap: int) -> list[int]:
 def feather(size: int, overlap: int, ratio: int, first: bool, last: bool) -> npt.NDArray[np.float32]:
     """Weights (size * ratio,) along one axis of a tile; size and overlap in MS pixels.
 
-    A raised-cosine ramp over the overlap, complementary to the neighbour's: the two sum to 1.
-    No ramp where the tile is the `first` or `last` of its row or column: at the edge of a scene
-    nobody would fill the gap.
+    A raised-cosine ramp over the overlap, complementary to the neighbour's: the two sum to 1. No ramp where the tile is
+    the `first` or `last` of its row or column: at the edge of a scene nobody would fill the gap.
     """
     weights = np.ones(size * ratio, np.float32)
     n = overlap * ratio
@@ -90,8 +88,8 @@ def feather(size: int, overlap: int, ratio: int, first: bool, last: bool) -> npt
 class StripBlender:
     """Blends tile rows into strips; strip i is final when tile row i was added.
 
-    With overlap 0 values are copied, bit for bit. With dtype bool overlapping tiles are OR-ed
-    (validity masks do not depend on the tile, so they agree).
+    With overlap 0 values are copied, bit for bit. With dtype bool overlapping tiles are OR-ed (validity masks do not
+    depend on the tile, so they agree).
     """
 
     def __init__(
@@ -114,12 +112,12 @@ class StripBlender:
         self._carry: tuple[int, AnyArray] | None = None
 
     def add_row(self, tiles: Sequence[Tile], arrays: Sequence[AnyArray | None]) -> tuple[int, AnyArray]:
-        """Blend one tile row; arrays are (C, height * ratio, width * ratio), one for each tile;
-        None for a tile that was skipped because nothing in it is valid (zeros).
+        """Blend one tile row; arrays are (C, height * ratio, width * ratio), one for each tile; None for a tile that
+        was skipped because nothing in it is valid (zeros).
 
-        Returns (first row, rows (C, n, W)) in PAN pixels of the frame, cut to the frame.
-        Tile rows may be skipped (`--resume`); with overlap > 0 the strip right after a skipped
-        row lacks its upper edge and is to be thrown away (`tile_rows_needed` plans for that).
+        Returns (first row, rows (C, n, W)) in PAN pixels of the frame, cut to the frame. Tile rows may be skipped
+        (`--resume`); with overlap > 0 the strip right after a skipped row lacks its upper edge and is to be thrown away
+        (`tile_rows_needed` plans for that).
         """
         index = self._index_of[tiles[0].row]
         strip = self._join(tiles, arrays, index)

@@ -1,8 +1,8 @@
 """Pixel arithmetic: windows, grids and the frame. Nothing is read here.
 
 The output grid is the PAN grid. The MS is worked on in a *frame* of MS pixels, each ratio x ratio PAN pixels, areas
-nested. The full scene's frame begins (oy, ox) PAN pixels above and left of the PAN, 0 <= o < ratio, chosen so that
-a native MS that nests is read without resampling. With bounds the frame of a pair is a part of the full scene's frame.
+nested. The full scene's frame begins (oy, ox) PAN pixels above and left of the PAN, 0 <= o < ratio, chosen so that a
+native MS that nests is read without resampling. With bounds the frame of a pair is a part of the full scene's frame.
 
 Three distances have names, and there is no fourth:
     halo: pixels around a result that its computation looks at, such as a receptive field.
