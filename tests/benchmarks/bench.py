@@ -1,14 +1,12 @@
-"""Speed and memory of `uknowpan sharpen` on made-up scenes; prints Markdown, stores JSON.
+"""Speed and memory of `uknowpan sharpen` on drawn scenes; prints Markdown, stores JSON.
 
     make bench          (or: python tests/benchmarks/bench.py --sizes 1024x1024 2048x2048)
-    python tests/benchmarks/bench.py --sizes 4096x4096 --dtypes fp32 --methods student --profile
+    python tests/benchmarks/bench.py --sizes 4096x4096 --dtypes fp32 --methods student
 
-Every run is a process of its own; its peak memory is what the operating system reports for it,
-less that of a process that only imports torch; device memory is the most that torch allocated on
-the GPU. "Alone" is the sharpener on batches in memory, noise and the features of the network's
-input included. Sizes are rows x columns of the PAN; the scene has 4 bands, uint16, ratio 4. With
-several devices or dtypes the outputs are compared in digital numbers. --profile says where the
-time of one run goes, for each device and dtype, at the first size, tile, batch and steps.
+Every run is a process of its own, and the operating system reports its time and its peak memory.
+Memory is given beyond that of a process that only imports torch, rasterio and numpy.
+Sizes are rows x columns of the PAN; the scene has 4 bands, uint16, ratio 4.
+With several devices or dtypes the outputs are compared in digital numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -50,7 +47,7 @@ def run(command: list[str]) -> tuple[float, float, str]:
 
 
 def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
-    """A PAN/MS pair of any size, the demo scene repeated; written strip by strip."""
+    """A PAN/MS pair of any size, one drawn scene repeated; written strip by strip."""
     scene = make_scene(size=512, seed=7)
     paths = []
     for name, data, factor in (("pan", scene.pan, 1), ("ms", scene.ms, scene.ratio)):
@@ -81,13 +78,12 @@ def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-INSIDE = Path(__file__).with_name("bench_inside.py")
 STUDENT = "student"
 CUDA_THERE = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
 HEADER = """\
 | PAN rows x columns | method | device | dtype | tile | batch | steps | seconds | Mpx/s | \
-alone, Mpx/s | peak MB beyond torch | device MB |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""
+peak MB beyond torch |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Setting:
         return words + (["--steps", str(self.steps)] if self.steps else [])
 
     def text(self) -> str:
-        """The columns that say it."""
+        """The columns of the setting."""
         auto = {0: "-" if self.classical else "auto"}
         method = (self.method, self.device, "-" if self.classical else self.dtype)
         numbers = (self.tile, self.batch or "auto", auto.get(self.steps, self.steps))
@@ -132,63 +128,27 @@ class Measured:
     setting: Setting
     seconds: float
     mpx_per_second: float
-    alone_mpx_per_second: float | None
     peak_mb_beyond_torch: float
-    device_mb: float | None
 
     def row(self) -> str:
-        alone, device = self.alone_mpx_per_second, self.device_mb
-        return (
-            f"| {self.size.replace('x', ' x ')} | {self.setting.text()} | {self.seconds:.2f} | "
-            f"{self.mpx_per_second:.3g} | {'-' if alone is None else f'{alone:.3g}'} | "
-            f"{self.peak_mb_beyond_torch:.0f} | {'-' if device is None else f'{device:.0f}'} |"
-        )
+        size, setting = self.size.replace("x", " x "), self.setting.text()
+        speed, peak = f"{self.mpx_per_second:.3g}", f"{self.peak_mb_beyond_torch:.0f}"
+        return f"| {size} | {setting} | {self.seconds:.2f} | {speed} | {peak} |"
 
 
 class Bench:
-    """Runs things in processes of their own; keeps what they tell."""
+    """Runs the command line in processes of its own."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
         _, self.base, _ = run([sys.executable, "-c", TORCH_ONLY])
-        self._alone: dict[Setting, float] = {}
-
-    def _inside(self, what: str, *words: str) -> tuple[float, float, dict[str, Any]]:
-        told = self.folder / "told.json"
-        os.environ["BENCH_BEGAN"] = str(time.time())
-        # -P: the scripts of this folder are not to be imported by chance.
-        seconds, peak, _ = run([sys.executable, "-P", str(INSIDE), what, str(told), *words])
-        return seconds, peak, json.loads(told.read_text())
-
-    def sharpen(
-        self, what: str, pair: tuple[Path, Path], setting: Setting, output: Path
-    ) -> tuple[float, float, dict[str, Any]]:
-        """(seconds, peak MB, what the process told); `what`: run or profile."""
-        words = ["sharpen", *map(str, pair), "-o", str(output), "--overwrite", "-q", "--json"]
-        return self._inside(what, *words, *setting.words(self.threads))
-
-    def alone(self, setting: Setting) -> float | None:
-        """Mpx/s in memory; None for a classical method."""
-        if setting.classical:
-            return None
-        if setting not in self._alone:
-            options = {**asdict(setting), "steps": setting.steps or None, "threads": self.threads}
-            told = self._inside("alone", json.dumps(options))[2]
-            self._alone[setting] = told["mpx_per_second"]
-        return self._alone[setting]
 
     def measure(self, size: str, pair: tuple[Path, Path], setting: Setting, output: Path) -> Measured:
         rows, cols = shape_of(size)
-        seconds, peak, told = self.sharpen("run", pair, setting, output)
-        return Measured(
-            size,
-            setting,
-            round(seconds, 3),
-            rows * cols / 1e6 / seconds,
-            self.alone(setting),
-            round(peak - self.base, 1),
-            told["device_mb"],
-        )
+        command = [sys.executable, "-P", "-m", "uknowpan", "sharpen", *map(str, pair), "-o", str(output)]
+        seconds, peak, _ = run([*command, "--overwrite", "-q", *setting.words(self.threads)])
+        speed = rows * cols / 1e6 / seconds
+        return Measured(size, setting, round(seconds, 3), speed, round(peak - self.base, 1))
 
 
 def shape_of(size: str) -> tuple[int, int]:
@@ -277,37 +237,6 @@ def measured_size(bench: Bench, size: str, settings: Sequence[Setting]) -> Itera
         path.unlink()
 
 
-def print_profile(setting: Setting, told: dict[str, Any]) -> None:
-    whole = told["seconds"]
-    print(f"\n{setting.device}, {setting.dtype}: {whole:.2f} s\n")
-    print("| part | seconds | share |\n|---|---|---|")
-    for name, seconds in told["parts"].items():
-        print(f"| {name} | {seconds:.2f} | {100 * seconds / whole:.1f} % |")
-        if name == "network":
-            for kind, share in sorted(told["network"].items(), key=lambda pair: -pair[1]):
-                own = seconds * share
-                print(f"| - {kind} | {own:.2f} | {100 * own / whole:.1f} % |")
-    for name, seconds in told["beside"].items():
-        print(f"| in a thread beside: {name} | {seconds:.2f} | {100 * seconds / whole:.1f} % |")
-
-
-def profiles(bench: Bench, size: str, settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Print and return where the time goes, for each device and dtype."""
-    pair, output = write_scene(bench.folder, *shape_of(size)), bench.folder / "profiled.tif"
-    found, seen = [], set()
-    print(f"\nWhere the time of one run goes, {size.replace('x', ' x ')}:")
-    for setting in settings:
-        if setting.classical or (setting.device, setting.dtype) in seen:
-            continue
-        seen.add((setting.device, setting.dtype))
-        told = bench.sharpen("profile", pair, setting, output)[2]
-        print_profile(setting, told)
-        found.append({"size": size, "setting": asdict(setting), **told})
-    for path in (*pair, output):
-        path.unlink(missing_ok=True)
-    return found
-
-
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["2048x2048", "4096x4096"])
@@ -318,7 +247,6 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[0], help="0: by device")
     parser.add_argument("--steps", nargs="+", type=int, default=[0], help="0: the model's")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--store", type=Path, default=Path("runs/bench.json"))
     return parser.parse_args()
 
@@ -339,27 +267,25 @@ def main() -> None:
         runs: list[Measured] = []
         differences: list[Difference] = []
         for size in arguments.sizes:
-            for found in measured_size(bench, size, settings):
-                if isinstance(found, Measured):
-                    print(found.row(), flush=True)
-                    runs.append(found)
+            for item in measured_size(bench, size, settings):
+                if isinstance(item, Measured):
+                    print(item.row(), flush=True)
+                    runs.append(item)
                 else:
-                    differences.append(found)
+                    differences.append(item)
         if differences:
             print(
                 "\n| PAN rows x columns | output | against | tile | batch | steps | median DN | "
                 "99.9 % DN | largest DN |\n|---|---|---|---|---|---|---|---|---|"
             )
-            print("\n".join(found.row() for found in differences))
-        profiled = profiles(bench, arguments.sizes[0], settings) if arguments.profile else []
+            print("\n".join(item.row() for item in differences))
     arguments.store.parent.mkdir(parents=True, exist_ok=True)
     stored = {
         "threads": arguments.threads,
         "gpu": gpu,
         "torch_mb": bench.base,
-        "runs": [asdict(found) for found in runs],
-        "differences": [asdict(found) for found in differences],
-        "profiles": profiled,
+        "runs": [asdict(item) for item in runs],
+        "differences": [asdict(item) for item in differences],
     }
     arguments.store.write_text(json.dumps(stored, indent=1) + "\n")
 

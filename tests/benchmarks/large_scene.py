@@ -4,7 +4,7 @@
     python tests/benchmarks/large_scene.py --folder DIR --size 20000 --whole
     python tests/benchmarks/large_scene.py --folder DIR --heights 1024 8192 --width 1024
 
-The scene is a sparse tiled BigTIFF: the demo scene repeated over --data (PAN pixels), declared
+The scene is a sparse tiled BigTIFF: a drawn scene repeated over --data (PAN pixels), declared
 nodata 0 and no blocks on the disk elsewhere. MS at a quarter of it, 4 bands, uint16. The last rows
 of the table are 1024 PAN rows of all columns: memory follows the width, a full run takes as much.
 --whole runs all of the scene; a strip of results takes its uncompressed size on the disk, so mind
@@ -64,15 +64,15 @@ class Measured:
         said = "-"
         if self.forecast:
             said = f"{self.forecast['seconds']:.0f} s, {self.forecast['memory_mb']:.0f} MB"
-        told = (self.what, self.method, f"{self.seconds:.1f}", speed, f"{self.peak:.0f}", said)
-        return f"| {' | '.join(told)} |"
+        cells = (self.what, self.method, f"{self.seconds:.1f}", speed, f"{self.peak:.0f}", said)
+        return f"| {' | '.join(cells)} |"
 
 
 # ------------------------------------------------------------------------------------ the scene
 
 
 def write_sparse(folder: Path, size: int, data: Area, texture: int = BLOCK) -> Pair:
-    """A PAN of size x size and its MS, with the demo scene (`texture` pixels wide) over `data`.
+    """A PAN of size x size and its MS, with a drawn scene (`texture` pixels wide) over `data`.
 
     Raises ValueError where `data` does not lie on blocks of the texture within the scene.
     """

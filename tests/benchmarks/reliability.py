@@ -1,9 +1,9 @@
 """How far the predicted 1-sigma can be trusted, on scenes never trained on.
 
-    python tests/benchmarks/reliability.py runs/scenes.h5 --svg docs/reliability.svg [--model FILE]
+    python tests/benchmarks/reliability.py runs/scenes.h5 [--model FILE]
 
 Scenes and degradations are those of validate.py, the four degradations of a scene taken together.
-Prints the Markdown tables of docs/uncertainty.md; `--svg` draws its diagram.
+Prints the Markdown tables behind docs/how-good.md.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
-from itertools import cycle
-from pathlib import Path
 from statistics import fmean, median
 
 import torch
@@ -26,8 +23,8 @@ from validate import (
     degradations,
     geometric_mean,
     prepare,
+    set_softness,
     softness_of,
-    tell,
 )
 
 from uknowpan.models.blur import DETAIL_WINDOW
@@ -43,14 +40,13 @@ GOAL = (0.60, 0.76)
 """Share of the pixels that 1-sigma is to hold, in every band of every scene."""
 LEAST_CONTRAST = 3.0
 """Error where sigma is largest over that where it is small, see `contrast`."""
-CURVE = (*(n / 100 for n in range(10, 91, 5)), 0.95)
 SHARES = (0.50, ONE_SIGMA, 0.80, 0.90, 0.95, 0.99)
 DECILES = 10
 
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What the pixels of one scene say that were `measured`, all degradations together."""
+    """Errors and sigmas of the `measured` pixels of one scene, all degradations together."""
 
     name: str
     sensor: str
@@ -108,7 +104,7 @@ def report(scene: Scene, sharpener: Sharpener) -> SceneReport:
     """Sharpen a scene after each degradation and compare with the truth."""
     ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
     gt, pan = prepare(scene, ratio)
-    tell(sharpener, softness_of(scene, ratio))
+    set_softness(sharpener, softness_of(scene, ratio))
     keep = measured(gt)
     errors, sigmas = [], []
     for degradation in degradations(ratio, len(gt)).values():
@@ -139,7 +135,7 @@ def report(scene: Scene, sharpener: Sharpener) -> SceneReport:
 
 
 def scale_without(reports: Sequence[SceneReport], sensor: str) -> float:
-    """What `validate.py --stamp` would multiply sigma by, had it not seen a sensor (nor blanks)."""
+    """Factor that `validate.py --stamp` would give sigma without the scenes of a sensor."""
     factors = sorted(f for r in reports if r.sensor != sensor for f in r.factors)
     return factors[len(factors) // 2]
 
@@ -204,7 +200,7 @@ def print_coverage(reports: Sequence[SceneReport]) -> None:
 
 
 def print_contrast(reports: Sequence[SceneReport]) -> None:
-    """Whether sigma tells where the errors are."""
+    """Print how well sigma ranks the pixels by error."""
     rows = []
     for r in reports:
         mean, rms = contrast(r.mean_error, 1), contrast(r.rms_error, 2)
@@ -226,7 +222,7 @@ def print_contrast(reports: Sequence[SceneReport]) -> None:
 
 
 def print_shape(reports: Sequence[SceneReport]) -> None:
-    """What Gaussian intervals hold, and how wide they would have to be."""
+    """Print the shares that Gaussian intervals hold, and the widths that they would need."""
     held = [per_sensor(reports, partial(share_held, nominal=p)) for p in SHARES]
     rows = [[s, *(f"{100 * column[s]:.1f}" for column in held)] for s in held[0]]
     rows.append(["mean of the sensors", *(f"{100 * fmean(c.values()):.1f}" for c in held)])
@@ -271,119 +267,11 @@ def mean_line(lines: Sequence[Line]) -> Line:
     ]
 
 
-COLOURS = ("#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#7b3294")
-SIDE, LEFT, TOP, GAP = 300, 60, 40, 80
-LEGEND_ROW = 18
-LOGARITHMIC_TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-INK = 'fill="#222"'
-MIDDLE, END = (f'{INK} text-anchor="{anchor}"' for anchor in ("middle", "end"))
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A square of the diagram; both axes alike, so that its diagonal is what should be."""
-
-    left: float
-    low: float
-    high: float
-    logarithmic: bool
-    ticks: tuple[float, ...]
-    titles: tuple[str, str, str]
-    """Above, below, at the left."""
-
-    def place(self, value: float) -> float:
-        """0 at the low end of the axis, 1 at the high one."""
-        low, high = self.low, self.high
-        if self.logarithmic:
-            value, low, high = math.log(value), math.log(low), math.log(high)
-        return (value - low) / (high - low)
-
-    def point(self, x: float, y: float) -> str:
-        return f"{self.left + SIDE * self.place(x):.1f},{TOP + SIDE * (1 - self.place(y)):.1f}"
-
-    def frame(self) -> list[str]:
-        """Box, diagonal, ticks and titles."""
-        middle, bottom = self.left + SIDE / 2, TOP + SIDE
-        above, below, beside = self.titles
-        turned = f"{self.left - 42} {TOP + SIDE / 2}"
-        start, end = self.point(self.low, self.low), self.point(self.high, self.high)
-        parts = [
-            f'<polyline points="{start} {end}" stroke="#999" stroke-dasharray="2 3"/>',
-            f'<rect x="{self.left}" y="{TOP}" width="{SIDE}" height="{SIDE}" stroke="#555"/>',
-            f'<text x="{middle}" y="{TOP - 14}" {MIDDLE} font-weight="bold">{above}</text>',
-            f'<text x="{middle}" y="{bottom + 36}" {MIDDLE}>{below}</text>',
-            f'<text transform="translate({turned}) rotate(-90)" {MIDDLE}>{beside}</text>',
-        ]
-        for tick in self.ticks:
-            x, y = self.point(tick, tick).split(",")
-            text = f"{tick:g}"
-            parts += [
-                f'<path d="M{x} {bottom}v-5M{self.left} {y}h5" stroke="#555"/>',
-                f'<text x="{x}" y="{bottom + 16}" {MIDDLE}>{text}</text>',
-                f'<text x="{self.left - 6}" y="{float(y) + 4:.1f}" {END}>{text}</text>',
-            ]
-        return parts
-
-    def line(self, points: Line, colour: str, width: float) -> str:
-        inside = [self.point(x, y) for x, y in points]
-        return f'<polyline points="{" ".join(inside)}" stroke="{colour}" stroke-width="{width}"/>'
-
-
-def axes(errors: Sequence[float]) -> tuple[Panel, Panel]:
-    """The panel of the coverage and that of the deciles, whose values it is to show."""
-    low, high = min(errors) / 1.15, max(errors) * 1.15
-    return (
-        Panel(
-            *(LEFT, 0, 100, False, tuple(range(0, 101, 20))),
-            ("How much the intervals hold", "nominal (Gaussian), %", "pixels within, %"),
-        ),
-        Panel(
-            *(LEFT + SIDE + GAP, low, high, True),
-            tuple(t for t in LOGARITHMIC_TICKS if low < t < high),
-            ("Error by decile of sigma", "rms sigma / detail contrast", "rms error / contrast"),
-        ),
-    )
-
-
-def draw(reports: Sequence[SceneReport], model: str) -> str:
-    """The reliability diagram as SVG, on a white ground of its own."""
-    sensors = list(dict.fromkeys(r.sensor for r in reports))
-    held = [per_sensor(reports, partial(share_held, nominal=p)) for p in CURVE]
-    coverage = [[(100 * p, 100 * h[s]) for p, h in zip(CURVE, held, strict=True)] for s in sensors]
-    mean_held = [fmean(h.values()) for h in held]
-    deciles = [decile_line([r for r in reports if r.sensor == s]) for s in sensors]
-    panels = axes([v for line in deciles for point in line for v in point])
-    curves = [
-        *zip(sensors, cycle(COLOURS), coverage, deciles, strict=False),
-        (
-            *("all sensors", "#000"),
-            [(100 * p, 100 * h) for p, h in zip(CURVE, mean_held, strict=True)],
-            mean_line(deciles),
-        ),
-    ]
-    parts = [part for panel in panels for part in panel.frame()]
-    legend = LEFT + 2 * SIDE + GAP + 20
-    for row, (name, colour, *lines) in enumerate(curves):
-        width = 3 if name == "all sensors" else 1.5
-        parts += [panel.line(x, colour, width) for panel, x in zip(panels, lines, strict=True)]
-        y = TOP + 10 + LEGEND_ROW * row
-        parts.append(f'<path d="M{legend} {y}h22" stroke="{colour}" stroke-width="{width}"/>')
-        parts.append(f'<text x="{legend + 28}" y="{y + 4}" {INK}>{escape(name)}</text>')
-    across, down = legend + 190, TOP + SIDE + 50
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" width="{across}" '
-        f'height="{down}" fill="none" font-family="sans-serif" font-size="12">\n'
-        f"<title>Reliability of the predicted 1-sigma, model {model}</title>\n"
-        f'<rect width="{across}" height="{down}" fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenes")
     parser.add_argument("--model", default="generic")
     parser.add_argument("--only", help="comma-separated scene names")
-    parser.add_argument("--svg", type=Path, help="write the diagram here")
     arguments = parser.parse_args()
     tune_cpu()
     sharpener = load_sharpener(arguments.model)
@@ -397,8 +285,6 @@ def main() -> None:
     print_contrast(reports)
     print_shape(reports)
     print_deciles(reports)
-    if arguments.svg:
-        arguments.svg.write_text(draw(reports, sharpener.name))
 
 
 if __name__ == "__main__":
