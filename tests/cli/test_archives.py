@@ -1,4 +1,4 @@
-"""The recipes of docs/archives.md: their commands run, with schedulers that are faked by what they
+"""The recipes of docs/how-to.md: their commands run, with schedulers that are faked by what they
 put into the environment."""
 
 import ast
@@ -18,7 +18,7 @@ from running import MakePair, Run
 
 from uknowpan.archive.report import merged_report
 
-PAGE = Path(__file__).parents[2] / "docs" / "archives.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to.md"
 RECIPES = PAGE.parent / "recipes" / "archives"
 SCENES = [f"s{i}" for i in range(6)]
 OPTIONS = ("--method", "brovey", "--coregister", "off")
@@ -305,11 +305,8 @@ def test_dask_kubernetes_is_python() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.iterdir()))
-def test_page_shows_the_files(name: str) -> None:
-    text = (RECIPES / name).read_text()
-    page = PAGE.read_text()
-    assert f"(recipes/archives/{name})" in page
-    assert f"\n{text}```\n" in page
+def test_page_links_the_files(name: str) -> None:
+    assert f"(recipes/archives/{name})" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.sh")), ids=lambda path: path.name)
