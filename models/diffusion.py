@@ -139,7 +139,8 @@ _KEYS = tuple(_signed(k) for k in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical (unsigned) right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    mask: int = (1 << (64 - bits)) - 1
+    return (x >> bits) & mask
 
 
 def _mix(x: Tensor) -> Tensor:

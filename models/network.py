@@ -82,15 +82,16 @@ class BandBlock(nn.Module):
         y = self.norm(x)
         shared = self.context(_band_mean(y, bands)) + self.embed(embedding)[:, :, None, None]
         y = _add_shared(self.first(y), shared, bands)
-        return x + self.second(F.silu(y))
+        residual: Tensor = self.second(F.silu(y))
+        return x + residual
 
 
 def _band_mean(x: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) -> (B, K, h, w)."""
     if bands == 1:
         return x
-    first, *others = x.unflatten(0, (-1, bands)).unbind(1)
-    total = first + others[0]
+    first, *others = _by_image(x, bands).unbind(1)
+    total: Tensor = first + others[0]
     for other in others[1:]:
         total = total + other
     return total / bands
@@ -98,8 +99,13 @@ def _band_mean(x: Tensor, bands: int) -> Tensor:
 
 def _add_shared(x: Tensor, shared: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) + (B, K, h, w) of the image that the band belongs to; overwrites x."""
-    x.unflatten(0, (-1, bands)).add_(shared[:, None])
+    _by_image(x, bands).add_(shared[:, None])
     return x
+
+
+def _by_image(x: Tensor, bands: int) -> Tensor:
+    """(B * C, K, h, w) seen as (B, C, K, h, w)."""
+    return x.view(-1, bands, *x.shape[1:])
 
 
 class FSAStudentLite(nn.Module):
@@ -162,7 +168,7 @@ class FSAStudentLite(nn.Module):
         Raises:
             ValueError: H or W is no multiple of 4, or the condition has no features.
         """
-        batch, bands, height, width = x_t.shape
+        _, bands, height, width = x_t.shape
         if height % 4 or width % 4:
             raise ValueError(f"the lite student needs windows of multiples of 4, not {height} x {width}")
         band, pan, scene = condition.band_features, condition.pan_features, condition.scene
@@ -186,7 +192,7 @@ class FSAStudentLite(nn.Module):
             x = block(x, emb, bands)
         features = (_band_mean(x, bands), _band_mean(y, bands)) if with_features else ()
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
-        maps = maps.unflatten(0, (batch, bands))  # (B, C, maps, H, W)
+        maps = _by_image(maps, bands)  # (B, C, maps, H, W)
         x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])

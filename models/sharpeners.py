@@ -43,6 +43,27 @@ class Sharpened:
     """(B, C, H, W) 1-sigma of hrms, where the method has one."""
 
 
+@dataclass(frozen=True)
+class Images:
+    """Whole images of a test file, divided by full scale, float32."""
+
+    pan: Tensor
+    """(B, 1, H, W)."""
+    ms: Tensor
+    """(B, C, h, w)."""
+    lms: Tensor
+    """(B, C, H, W) as the file stores it."""
+    statistics: SceneStatistics | None = None
+    """Of the images' scene, for networks with `needs_statistics`."""
+    offset: float = 0.0
+    """PAN pixels by which MS samples lie beyond the nested centres, see `upsample`."""
+
+    @property
+    def origins(self) -> Origins:
+        """Every image starts at the scene's origin, so that all get the same noise."""
+        return [(0, 0)] * len(self.pan)
+
+
 class Sharpener(Protocol):
     """A way to sharpen windows of a scene."""
 
@@ -147,7 +168,9 @@ class NetworkSharpener:
     one_pass = False
     """Whether the network diffuses nothing."""
     needs_statistics = False
-    """Whether `sharpen_images` wants the scene's statistics."""
+    """Whether `sharpen_images` needs the scene's statistics."""
+    needs_residual_std = True
+    """Whether the card must hold the scale of x0, one number per band."""
 
     def __init__(
         self,
@@ -174,6 +197,11 @@ class NetworkSharpener:
         self.bands: int | None = getattr(getattr(model, "config", None), "bands", card.bands)
         self.schedule = NoiseSchedule.cosine(card.timesteps)
         self.timesteps = self.schedule.respace(self.steps)
+        if self.needs_residual_std and len(card.residual_std) != self.bands:
+            raise CheckpointError(
+                f"the card of model {card.name} tells residual_std of {len(card.residual_std)} "
+                f"bands, but its network has {self.bands}; train it anew with `uknowpan train`"
+            )
 
     def check(self, bands: int, ratio: int) -> None:
         if self.bands is not None and bands != self.bands:
@@ -185,17 +213,23 @@ class NetworkSharpener:
             least, most = min(self.card.ratios), max(self.card.ratios)
             raise ModelMismatch(
                 f"the PAN/MS ratio is {ratio}, but model {self.name} serves "
-                f"{least if least == most else f'{least} to {most}'}; use --method or another "
-                "model"
+                f"{least if least == most else f'{least} to {most}'}; use --method or another model"
             )
 
     def bytes_per_pixel(self, bands: int) -> int:
         """See `Sharpener`. The student at tiles of 512 with 4 bands peaked at 430 to 710 MB."""
         return 4 * 110 * bands  # features, activations and their copies
 
+    def sharpen_images(self, images: Images) -> Sharpened:
+        """Sharpen whole images of a test file."""
+        raise NotImplementedError
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         """Denoise windows that reach `halo` PAN pixels beyond their cores."""
-        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self._precision():
             return ddim_sample(
                 self.model,
                 self._noise(condition, origins, halo),
@@ -236,6 +270,7 @@ class StudentSharpener(NetworkSharpener):
     local = True
     has_uncertainty = True
     needs_statistics = True
+    needs_residual_std = False
 
     def assumed_psf(self, ratio: int) -> Psf | None:
         return None
@@ -267,14 +302,12 @@ class StudentSharpener(NetworkSharpener):
         scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device) * self.card.residual_scale
         return self._run(condition.shrink(border), origins, halo, scale)
 
-    def sharpen_images(
-        self, pan: Tensor, ms: Tensor, lms: Tensor, statistics: SceneStatistics | None = None, offset: float = 0.0
-    ) -> Sharpened:
-        """Sharpen whole images, mirrored at their edges; `lms` is not used."""
-        assert statistics is not None
-        margin, ratio = self.margin(statistics), statistics.ratio
-        window = reflect(pan, margin * ratio), reflect(ms, margin)
-        return self.sharpen(*window, statistics, [(0, 0)] * len(pan), offset)
+    def sharpen_images(self, images: Images) -> Sharpened:
+        """Sharpen whole images, mirrored at their edges as a scene is; `lms` is not used."""
+        assert images.statistics is not None
+        margin = self.margin(images.statistics)
+        window = reflect(images.pan, margin * images.statistics.ratio), reflect(images.ms, margin)
+        return self.sharpen(*window, images.statistics, images.origins, images.offset)
 
     def provenance(self) -> dict[str, str]:
         if not self.takes_softness:
@@ -303,15 +336,6 @@ class UNetSharpener(NetworkSharpener):
     largest_contrast = 4.0
     """Ratio of the percentiles of PAN and MS beyond which they are not the same digital numbers.
     As delivered (GF2, QuickBird, Pleiades, SPOT) it was 1.1 to 2.3."""
-    needs_residual_std = True
-
-    def __init__(self, model: nn.Module, card: Card, **options: Any):
-        super().__init__(model, card, **options)
-        if self.needs_residual_std and len(card.residual_std) != self.bands:
-            raise CheckpointError(
-                f"the card of model {card.name} tells residual_std of {len(card.residual_std)} "
-                f"bands, but its network has {self.bands}; train it anew with `uknowpan train`"
-            )
 
     def assumed_psf(self, ratio: int) -> Psf | None:
         return default_psf(ratio)
@@ -357,12 +381,10 @@ class UNetSharpener(NetworkSharpener):
         return self._run(condition, origins, self._network_halo(ratio), self._residual_unit)
 
     @torch.inference_mode()
-    def sharpen_images(
-        self, pan: Tensor, ms: Tensor, lms: Tensor, statistics: SceneStatistics | None = None, offset: float = 0.0
-    ) -> Sharpened:
-        """Sharpen whole images as the network saw them in training: the stored lms, nothing around it."""
-        condition = Condition(lms, pan, ms=ms).to(self.device)
-        return self._run(condition, [(0, 0)] * len(pan), 0, self._residual_unit)
+    def sharpen_images(self, images: Images) -> Sharpened:
+        """Sharpen whole images as in training: from the stored lms, with nothing around them."""
+        condition = Condition(images.lms, images.pan, ms=images.ms).to(self.device)
+        return self._run(condition, images.origins, 0, self._residual_unit)
 
 
 class OnePassSharpener(UNetSharpener):
@@ -378,7 +400,7 @@ class OnePassSharpener(UNetSharpener):
         super().__init__(model, card, steps=1, **options)
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
-        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with self._precision():
             answer: Denoised = self.model(None, None, condition)
         return answer
 
@@ -449,7 +471,7 @@ def load_sharpener(model: str | None, method: str | None = None, *, consistency:
         ValueError: a number of steps that the schedule has not.
     """
     if method is not None:
-        sharpener: Sharpener = ClassicalSharpener(method)
+        sharpener: Any = ClassicalSharpener(method)
     else:
         card = read_card(find_checkpoint(model or DEFAULT_MODEL))
         entry = ARCHITECTURES.get(card.architecture)
@@ -459,7 +481,7 @@ def load_sharpener(model: str | None, method: str | None = None, *, consistency:
     return ConsistentSharpener(sharpener, consistency) if consistency else sharpener
 
 
-def load_network(model: str, *, needless: bool = False, **options: Any) -> Any:
+def load_network(model: str, *, needless: bool = False, **options: Any) -> NetworkSharpener:
     """The sharpener of any checkpoint, those included that serve images only.
 
     Args:
@@ -477,7 +499,8 @@ def load_network(model: str, *, needless: bool = False, **options: Any) -> Any:
     if needless:
         options["steps"] = None if kind.one_pass else options.get("steps")
         options["softness"] = options.get("softness") if takes_softness(card.config) else None
-    return kind(network, card, digest=sha256(path), **options)
+    sharpener: NetworkSharpener = kind(network, card, digest=sha256(path), **options)
+    return sharpener
 
 
 def sharpen_array(sharpener: Sharpener, pan: Tensor, ms: Tensor, *, max_value: float | None = None) -> Sharpened:

@@ -7,6 +7,7 @@ patches spread over the scene, and a patch's surroundings are mirrored, as at a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, PatchBatch
 from uknowpan.models.resample import UPSAMPLE_REACH, reflect, registration_offset
-from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
+from uknowpan.models.sharpeners import Images, NetworkSharpener, Sharpened
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition
 
@@ -35,7 +36,7 @@ def header_offset(header: PanCollectionHeader) -> float:
     return registration_offset(header.registration, header.ratio)
 
 
-def patch_statistics(patches: Sequence[PatchBatch], header: PanCollectionHeader) -> SceneStatistics:
+def patch_statistics(patches: Sequence[PatchBatch | Images], header: PanCollectionHeader) -> SceneStatistics:
     """Statistics of a scene from patches of one image each, in units of full scale."""
     windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
     psf = estimate_psf([windows[i] for i in _spread(len(windows), PSF_PATCHES)], header.ratio)
@@ -82,15 +83,17 @@ def image_sharpener(
         dataset.scales = [scale]
         scenes = scenes_of(dataset)
 
-    def sharpen(images: PatchBatch) -> Sharpened:
-        images = images.to(torch.float32)
+    def sharpen(batch: PatchBatch) -> Sharpened:
+        batch = batch.to(torch.float32)
+        whole = Images(batch.pan, batch.ms, batch.lms, offset=header_offset(header))
         if not sharpener.needs_statistics:
-            return sharpener.sharpen_images(images.pan, images.ms, images.lms)
+            return sharpener.sharpen_images(whole)
         done = []
-        for i in range(len(images)):
-            one = images.map(lambda x, i=i: x[i : i + 1])  # type: ignore[misc]
-            statistics = patch_statistics([one], header) if alone else scenes[int(_origin(images, scenes)[i, 0])]
-            done.append(sharpener.sharpen_images(one.pan, one.ms, one.lms, statistics, header_offset(header)))
+        for i in range(len(batch)):
+            part = slice(i, i + 1)
+            one = replace(whole, pan=whole.pan[part], ms=whole.ms[part], lms=whole.lms[part])
+            scene = patch_statistics([one], header) if alone else scenes[int(_origin(batch, scenes)[i, 0])]
+            done.append(sharpener.sharpen_images(replace(one, statistics=scene)))
         sigmas = [part.sigma for part in done if part.sigma is not None]
         return Sharpened(torch.cat([part.hrms for part in done]), torch.cat(sigmas) if sigmas else None)
 
@@ -151,10 +154,9 @@ class PatchConditioner:
         origin = _origin(batch, self.statistics)
         turns = origin[:, 1:].bool()
         pan, ms = _turned(batch.pan, turns), _turned(batch.ms, turns)
-        scenes, members = origin[:, 0].unique(return_inverse=True)
         parts, scales, order = [], [], []
-        for number, scene in enumerate(scenes.tolist()):
-            own = (members == number).nonzero()[:, 0]
+        for scene in sorted(set(origin[:, 0].tolist())):
+            own = (origin[:, 0] == scene).nonzero()[:, 0]
             statistics = self.statistics[scene]
             margin = condition_reach(statistics)
             window = reflect(pan[own], margin * self.ratio), reflect(ms[own], margin)

@@ -23,7 +23,7 @@ from uknowpan.models.published.uknow import prior, student, teacher
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.resample import upsample
-from uknowpan.models.sharpeners import load_network
+from uknowpan.models.sharpeners import Images, load_network
 from uknowpan.models.types import Condition, Denoised
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
@@ -266,9 +266,8 @@ def test_small_patches_have_the_statistics_of_their_scene(checkpoints, path):
         scenes = PatchConditioner(PanCollectionDataset([file], max_value=SCALE)).statistics
         single = batch.to(torch.float32)
         for i, (scene, *_) in enumerate(batch.origin.tolist()):
-            one = tool.sharpen_images(
-                *(x[i : i + 1] for x in (single.pan, single.ms, single.lms)), scenes[scene], offset=0.5
-            )
+            parts = (x[i : i + 1] for x in (single.pan, single.ms, single.lms))
+            one = tool.sharpen_images(Images(*parts, scenes[scene], offset=0.5))
             assert torch.equal(done.hrms[i : i + 1], one.hrms) and torch.equal(done.sigma[i : i + 1], one.sigma)
         tool.model.forward = lambda x_t, t, condition: Denoised(torch.zeros_like(x_t))
         lms = image_sharpener(tool, file, SCALE)(batch).hrms

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from uknowpan.models.sharpeners import OnePassSharpener, Origins, Sharpened, UNetSharpener
-from uknowpan.models.statistics import SceneStatistics
+from uknowpan.models.sharpeners import Images, OnePassSharpener, Origins, Sharpened, UNetSharpener
 from uknowpan.models.types import Condition, Denoised
 
 
@@ -35,9 +33,7 @@ class PriorSharpener(OnePassSharpener):
     needs_residual_std = False
 
     @torch.inference_mode()
-    def sharpen_images(
-        self, pan: Tensor, ms: Tensor, lms: Tensor, statistics: SceneStatistics | None = None, offset: float = 0.0
-    ) -> Sharpened:
+    def sharpen_images(self, images: Images) -> Sharpened:
         """See `UNetSharpener.sharpen_images`."""
-        mean, variance = self.model(lms.to(self.device), pan.to(self.device))
+        mean, variance = self.model(images.lms.to(self.device), images.pan.to(self.device))
         return Sharpened(mean, variance.sqrt())
