@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.warp import transform as transform_points
+
+from uknowpan.tiling import Grid, MsMeta
 
 UTM = "EPSG:32631"
 ORIGIN = (500_000.0, 5_000_000.0)
@@ -59,7 +62,9 @@ def write_raster(
     **creation: object,
 ) -> str:
     """Write (C, H, W) values as a GeoTIFF and return its path."""
-    place = {} if transform is None else {"transform": transform, "crs": crs}
+    place = (
+        {"transform": transform, "crs": crs} if transform is not None else {"crs": crs} if "gcps" in creation else {}
+    )
     count, height, width = values.shape
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
@@ -86,3 +91,15 @@ def reproject_transform(transform: Affine, crs: str | None, to: str, res: float)
     xs, ys = transform_points(crs, to, [transform.c, transform.c + step], [transform.f, transform.f])
     size = np.hypot(xs[1] - xs[0], ys[1] - ys[0]) / 100
     return Affine.translation(xs[0], ys[0]) * Affine.scale(size, -size)
+
+
+def plain_grid(height: int = 70, width: int = 50, **changes: str) -> Grid:
+    return Grid(CRS.from_epsg(32631), Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1]), width, height, **changes)
+
+
+def plain_meta(bands: int = 4, dtype: str = "uint16", nodata: float | None = None, **changes: object) -> MsMeta:
+    """Metadata of an MS that declares nothing but what is given."""
+    none, grey = (None,) * bands, (ColorInterp.gray,) + (ColorInterp.undefined,) * (bands - 1)
+    values = {"descriptions": none, "colorinterp": grey, "scales": (1.0,) * bands, "offsets": (0.0,) * bands,
+              "units": none, "band_tags": ({},) * bands, "tags": {}, "nbits": None}  # fmt: skip
+    return MsMeta(dtype=dtype, nodata=nodata, **{**values, **changes})

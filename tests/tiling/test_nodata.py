@@ -30,8 +30,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS, ids=list(KINDS))
 def kind(request):
-    options = dict(KINDS[request.param])
-    return options
+    return dict(KINDS[request.param])
 
 
 def test_native_holes(make_pair, kind):
@@ -54,14 +53,14 @@ def test_native_holes(make_pair, kind):
 @pytest.mark.parametrize("offset", [(0, 0), (0.5, -0.5)])
 def test_empty_windows_are_those_where_nothing_is_valid(make_pair, kind, offset):
     files = make_pair(holes=HOLES, **kind, offset=offset)
-    found = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
     with open_pair(files.pan, files.ms) as pair:
         for row in range(0, 24, 2):
             for col in range(0, 20, 2):
                 empty = pair.is_empty(row, col, 2, 2)
                 assert empty == (not pair.read_frame(row, col, 2, 2).valid.any())
-                found[empty] += 1
-    assert found[True] >= 2 and found[False] > 100
+                counts[empty] += 1
+    assert counts[True] >= 2 and counts[False] > 100
 
 
 @pytest.mark.parametrize("ms_crs", [None, "EPSG:3857"])
@@ -70,10 +69,7 @@ def test_resampled_holes_do_not_bleed(make_pair, kind, ms_crs):
     holed = make_pair(holes=HOLES, **kind, **place)
     whole = make_pair(name="whole", dtype=kind["dtype"], **place)
     options = {"ratio": 4} if ms_crs else {}
-    with (
-        open_pair(holed.pan, holed.ms, **options) as a,
-        open_pair(whole.pan, whole.ms, **options) as b,
-    ):
+    with open_pair(holed.pan, holed.ms, **options) as a, open_pair(whole.pan, whole.ms, **options) as b:
         assert not a.nested
         x, y = (p.read_frame(0, 0, *p.frame_shape) for p in (a, b))
     lost = y.ms_valid & ~x.ms_valid
@@ -85,27 +81,23 @@ def test_resampled_holes_do_not_bleed(make_pair, kind, ms_crs):
     assert np.isfinite(x.ms).all()
 
 
-def test_nan_and_inf_without_declaration(make_pair):
-    files = make_pair(dtype="float32")
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "marks"),
+    [("float32", None, {(1, 3, 4): np.nan, (0, 8, 8): np.inf, (2, 20, 0): -np.inf}), ("uint16", 0, {(2, 5, 6): 0})],
+)
+def test_one_invalid_band_makes_the_pixel_invalid(make_pair, dtype, nodata, marks):
+    """NaN and infinity need no declaration."""
+    files = make_pair(dtype=dtype, nodata=nodata)
     with rasterio.open(files.ms[0], "r+") as dataset:
         values = dataset.read()
-        values[1, 3, 4], values[0, 8, 8], values[2, 20, 0] = np.nan, np.inf, -np.inf
+        for place, value in marks.items():
+            values[place] = value
         dataset.write(values)
     with open_pair(files.pan, files.ms) as pair:
-        assert pair.may_have_invalid and pair.meta.nodata is None
+        assert pair.may_have_invalid and pair.meta.nodata == nodata
         tile = pair.read_frame(0, 0, 24, 20)
-    assert sorted(zip(*np.nonzero(~tile.ms_valid), strict=True)) == [(3, 4), (8, 8), (20, 0)]
+    assert sorted(zip(*np.nonzero(~tile.ms_valid), strict=True)) == sorted(place[1:] for place in marks)
     assert np.isfinite(tile.ms).all()
-
-
-def test_one_invalid_band_makes_the_pixel_invalid(make_pair):
-    files = make_pair(nodata=0)
-    with rasterio.open(files.ms[0], "r+") as dataset:
-        values = dataset.read()
-        values[2, 5, 6] = 0
-        dataset.write(values)
-    with open_pair(files.pan, files.ms) as pair:
-        assert np.argwhere(~pair.read_frame(0, 0, 24, 20).ms_valid).tolist() == [[5, 6]]
 
 
 def test_nodata_given_by_the_user(make_pair):
@@ -170,14 +162,11 @@ def test_image_band_marked_alpha_is_data(make_pair, offset):
     with rasterio.open(files.ms[0]) as dataset:
         assert dataset.colorinterp[3] == ColorInterp.alpha
     inner = np.s_[2:-2, 2:-2]
-    with (
-        open_pair(files.pan, files.ms) as found,
-        open_pair(files.pan, files.ms, ms_bands=[1, 2, 3, 4]) as named,
-    ):
-        assert any("holds an image" in note for note in found.assumptions)
-        assert set(found.assumptions) <= set(found.notes)
+    with open_pair(files.pan, files.ms) as default, open_pair(files.pan, files.ms, ms_bands=[1, 2, 3, 4]) as named:
+        assert any("holds an image" in note for note in default.assumptions)
+        assert set(default.assumptions) <= set(default.notes)
         assert not any("is marked alpha" in note for note in named.notes)
-        for pair in (found, named):
+        for pair in (default, named):
             assert pair.bands == 4 and ColorInterp.alpha not in pair.meta.colorinterp
             tile = pair.read_frame(0, 0, *pair.frame_shape)
             assert tile.ms_valid[inner].all()

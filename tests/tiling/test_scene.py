@@ -11,14 +11,19 @@ import rasterio
 from affine import Affine
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
-from rasters import ORIGIN, gain, ground, write_raster
+from rasters import ORIGIN, centres, gain, ground, write_raster
 from scipy.ndimage import binary_erosion
 
 from uknowpan.tiling import IncompatiblePair, InputUnreadable, open_pair, parse_band_spec, sample_windows
 from uknowpan.tiling.raster import Source
 
+PLACE = Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])
 EDGE = 30
 """DN: less than one PAN pixel at the steepest slope of the landscape (34 per pixel)"""
+
+
+def whole(pair, margin=0):
+    return pair.read_frame(0, 0, *pair.frame_shape, margin)
 
 
 def assert_aligned(pair, tolerance, res=0.5, edge=None):
@@ -26,13 +31,9 @@ def assert_aligned(pair, tolerance, res=0.5, edge=None):
 
     edge: tolerance for the two outermost valid pixels, where GDAL's kernels are cut off.
     """
-    tile = pair.read_frame(0, 0, *pair.frame_shape)
-    r = pair.ratio
-    rows, cols = np.mgrid[: pair.frame_shape[0], : pair.frame_shape[1]]
-    place = pair.grid.transform
-    y = (rows + 0.5) * r - pair.offset[0]
-    x = (cols + 0.5) * r - pair.offset[1]
-    expected = ground(place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f, res)
+    tile = whole(pair)
+    corner = pair.grid.transform * Affine.translation(-pair.offset[1], -pair.offset[0])
+    expected = ground(*centres(corner * Affine.scale(pair.ratio), pair.frame_shape), res)
     assert tile.ms_valid.mean() > 0.25
     inner = binary_erosion(tile.ms_valid, np.ones((3, 3)), 2)
     for band, values in enumerate(tile.ms):
@@ -40,10 +41,7 @@ def assert_aligned(pair, tolerance, res=0.5, edge=None):
         assert difference[inner].max() < tolerance
         assert difference[tile.ms_valid].max() < (edge or tolerance)
     # And the PAN, on its own pixels.
-    py, px = np.mgrid[: tile.pan.shape[1], : tile.pan.shape[2]]
-    y, x = py + 0.5 - pair.offset[0], px + 0.5 - pair.offset[1]
-    expected = ground(place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f, res)
-    assert np.abs(tile.pan[0] - expected)[tile.pan_valid].max() < 0.51
+    assert np.abs(tile.pan[0] - ground(*centres(corner, tile.pan.shape[1:]), res))[tile.pan_valid].max() < 0.51
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 5, 6, 8])
@@ -52,7 +50,7 @@ def test_nested_ratios(make_pair, ratio):
     with open_pair(files.pan, files.ms, ratio=ratio) as pair:
         assert (pair.ratio, pair.nested, pair.offset) == (ratio, True, (0, 0))
         assert pair.frame_shape == (12, 10) and pair.notes == []
-        tile = pair.read_frame(0, 0, 12, 10)
+        tile = whole(pair)
         np.testing.assert_array_equal(tile.ms, files.ms_values)
         np.testing.assert_array_equal(tile.pan[0], files.pan_values)
         assert tile.valid.all() and not pair.may_have_invalid
@@ -66,10 +64,7 @@ def test_whole_pixel_offsets_are_read_as_they_are(make_pair, offset):
     with open_pair(files.pan, files.ms) as pair:
         assert pair.nested
         assert pair.offset == (-offset[0] % 4, -offset[1] % 4)
-        assert pair.frame_shape == (
-            -(-(96 + pair.offset[0]) // 4),
-            -(-(83 + pair.offset[1]) // 4),
-        )
+        assert pair.frame_shape == (-(-(96 + pair.offset[0]) // 4), -(-(83 + pair.offset[1]) // 4))
         assert_aligned(pair, 0.51)
         # The native MS pixels, not resampled ones.
         row, col = (offset[0] + pair.offset[0]) // 4, (offset[1] + pair.offset[1]) // 4
@@ -79,11 +74,12 @@ def test_whole_pixel_offsets_are_read_as_they_are(make_pair, offset):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "offset"),
-    [(4, (0.5, 0.5)), (2, (-0.5, -0.5)), (4, (1.5, -2.25)), (4.02, (0, 0)), (3.9, (-3, -2))],
-)
-def test_what_does_not_nest_is_resampled(make_pair, ratio, offset):
-    files = make_pair(ratio=ratio, offset=offset, dtype="float32")
+    ("ratio", "offset", "rotation"),
+    [(4, (0.5, 0.5), 0), (2, (-0.5, -0.5), 0), (4, (1.5, -2.25), 0), (4.02, (0, 0), 0), (3.9, (-3, -2), 0),
+     (4, (0.5, 0.5), 20)],
+)  # fmt: skip
+def test_what_does_not_nest_is_resampled(make_pair, ratio, offset, rotation):
+    files = make_pair(ratio=ratio, offset=offset, rotation=rotation, dtype="float32")
     with open_pair(files.pan, files.ms) as pair:
         assert not pair.nested and pair.offset == (0, 0)
         assert "cubic" in pair.notes[0] and pair.assumptions == []
@@ -95,7 +91,6 @@ def test_another_crs(make_pair, ms_crs):
     files = make_pair(ms_crs=ms_crs, dtype="float32", ms_shape=(40, 40), pan_shape=(100, 100))
     with open_pair(files.pan, files.ms, ratio=4) as pair:
         assert not pair.nested and ms_crs in pair.notes[0]
-        assert pair.may_have_invalid
         assert_aligned(pair, 4.0, edge=EDGE)
 
 
@@ -103,9 +98,7 @@ def test_holes_at_the_rim_of_another_crs_are_announced(make_pair):
     """Integers without nodata: the header is written before the first hole is met."""
     files = make_pair(ms_crs="EPSG:32632", ms_shape=(24, 20))
     with open_pair(files.pan, files.ms, ratio=4) as pair:
-        tile = pair.read_frame(0, 0, *pair.frame_shape)
-        assert not pair.to_output(0, tile.valid)[1].all()
-        assert pair.may_have_invalid
+        assert pair.may_have_invalid and not pair.to_output(0, whole(pair).valid)[1].all()
 
 
 def test_ms_on_the_pan_grid(make_pair):
@@ -114,46 +107,32 @@ def test_ms_on_the_pan_grid(make_pair):
         assert pair.assumptions == [note for note in pair.notes if "grid already" in note] != []
         assert pair.ratio == 4 and pair.frame_shape == (12, 11)
         assert any("average" in note for note in pair.notes)
-        tile = pair.read_frame(0, 0, 12, 11)
+        tile = whole(pair)
         means = files.ms_values.reshape(4, 12, 4, 11, 4).mean(axis=(2, 4))
         np.testing.assert_allclose(tile.ms, means, rtol=1e-5)
     with open_pair(files.pan, files.ms, ratio=2) as pair:
         assert pair.frame_shape == (24, 22)
 
 
-def test_shift_moves_the_ms(make_pair):
-    # An MS written 2 px too far up and 1.5 px too far left is put back.
-    files = make_pair(offset=(-2, -1.5), dtype="float32")
-    moved = make_pair(dtype="float32", name="true")
-    transform = rasterio.open(files.ms[0]).transform
-    wrong = write_raster_like(moved.ms[0], transform)
-    with open_pair(files.pan, [wrong], shift=(2, 1.5)) as pair:
-        assert pair.shift == (2.0, 1.5)
+@pytest.mark.parametrize(
+    ("offset", "shift", "applied"), [((-2, -1.5), (2, 1.5), (2, 1.5)), ((-2, -1), (2.3, 0.6), (2, 1))]
+)
+def test_shift_moves_the_ms(make_pair, offset, shift, applied):
+    """An MS that nests is moved by whole pixels: its values are those of the file."""
+    files, true = make_pair(offset=offset, dtype="float32"), make_pair(dtype="float32", name="true")
+    with rasterio.open(files.ms[0]) as off, rasterio.open(true.ms[0], "r+") as dataset:
+        dataset.transform = off.transform
+    nests = applied == (2, 1)
+    with open_pair(files.pan, true.ms, shift=shift) as pair:
+        assert pair.shift == applied and pair.nested == nests
+        assert any("resampled" in note for note in pair.notes) != nests
+        assert_aligned(pair, 0.51 if nests else 3.0, edge=EDGE)
+        if nests:
+            np.testing.assert_array_equal(pair.read_frame(0, 0, *true.ms_values.shape[1:]).ms, true.ms_values)
+    with open_pair(files.pan, true.ms) as pair, pytest.raises(AssertionError):
         assert_aligned(pair, 3.0, edge=EDGE)
-    with open_pair(files.pan, [wrong]) as pair, pytest.raises(AssertionError):
-        assert_aligned(pair, 3.0, edge=EDGE)
-
-
-def test_an_ms_that_nests_is_moved_by_whole_pixels(make_pair):
-    """Its values are those of the file, wherever its pixels come to lie."""
-    files = make_pair(offset=(-2, -1), dtype="float32")
-    moved = make_pair(dtype="float32", name="true")
-    wrong = write_raster_like(moved.ms[0], rasterio.open(files.ms[0]).transform)
-    with open_pair(files.pan, [wrong], shift=(2.3, 0.6)) as pair:
-        assert pair.shift == (2.0, 1.0)
-        assert pair.nested and not any("resampled" in note for note in pair.notes)
-        assert_aligned(pair, 0.51)
-        h, w = moved.ms_values.shape[1:]
-        tile = pair.read_frame(0, 0, h, w)
-        np.testing.assert_array_equal(tile.ms, moved.ms_values)
-    with open_pair(files.pan, [wrong], shift=(0.4, -0.4)) as pair:
-        assert pair.shift == (0.0, 0.0)
-
-
-def write_raster_like(path, transform):
-    with rasterio.open(path, "r+") as dataset:
-        dataset.transform = transform
-    return path
+    with open_pair(files.pan, true.ms, shift=(0.4, -0.4)) as pair:
+        assert pair.shift == ((0, 0) if nests else (0.4, -0.4))
 
 
 def test_same_rotation_nests_another_is_refused(make_pair):
@@ -166,23 +145,11 @@ def test_same_rotation_nests_another_is_refused(make_pair):
         open_pair(straight.pan, files.ms)
 
 
-def test_same_rotation_without_nesting_is_resampled(make_pair):
-    files = make_pair(rotation=20, offset=(0.5, 0.5), dtype="float32")
-    with open_pair(files.pan, files.ms) as pair:
-        assert not pair.nested
-        assert_aligned(pair, 3.0, edge=EDGE)
-
-
 def test_south_up_ms(make_pair, tmp_path):
     files = make_pair(dtype="float32")
     with rasterio.open(files.ms[0]) as dataset:
-        t = dataset.transform
-        height = dataset.height
-    flipped = write_raster(
-        tmp_path / "flipped.tif",
-        files.ms_values[:, ::-1],
-        Affine(t.a, 0, t.c, 0, -t.e, t.f + height * t.e),
-    )
+        place = dataset.transform * Affine.translation(0, dataset.height) * Affine.scale(1, -1)
+    flipped = write_raster(tmp_path / "flipped.tif", files.ms_values[:, ::-1], place)
     with open_pair(files.pan, [flipped]) as pair:
         assert_aligned(pair, 1.0)
 
@@ -193,7 +160,7 @@ def test_no_georeferencing_at_all(make_pair):
         assert pair.ratio == 4 and pair.nested and "same corner" in pair.notes[0]
         assert pair.assumptions == pair.notes
         assert pair.grid.crs is None and pair.grid.transform.is_identity
-        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values)
+        np.testing.assert_array_equal(whole(pair).ms, files.ms_values)
     odd = make_pair(georeferenced=(False, False), pan_shape=(96, 81), name="odd")
     with pytest.raises(IncompatiblePair, match="81 x 96"):
         open_pair(odd.pan, odd.ms)
@@ -216,9 +183,7 @@ def test_missing_crs_is_assumed(make_pair, tmp_path):
         assert len(pair.notes) == 2 and pair.assumptions == pair.notes[:1]
         assert "no CRS" in pair.assumptions[0]
         assert_aligned(pair, 3.0, edge=EDGE)
-    bare_pan = write_raster(
-        tmp_path / "bare_pan.tif", files.pan_values[None], Affine(0.5, 0, *ORIGIN[:1], 0, -0.5,
-        ORIGIN[1]), crs=None)  # fmt: skip
+    bare_pan = write_raster(tmp_path / "bare_pan.tif", files.pan_values[None], PLACE, crs=None)
     with open_pair(bare_pan, [bare]) as pair:
         assert pair.grid.crs is None
         assert "names a CRS" in pair.assumptions[0] and len(pair.assumptions) == 1
@@ -241,7 +206,7 @@ def test_separate_files_on_grids_of_their_own(make_pair):
     base = make_pair(name="base", dtype="float32", bands=1)
     with open_pair(base.pan, [*base.ms, *off.ms, *fine.ms]) as pair:
         assert pair.ratio == 4 and pair.bands == 3
-        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        tile = whole(pair)
         inner = binary_erosion(tile.ms_valid, np.ones((3, 3)), 2)
         for band in (1, 2):
             assert np.abs(tile.ms[band] - tile.ms[0])[inner].max() < 3
@@ -260,9 +225,9 @@ def test_band_specs(make_pair, tmp_path):
     files = make_pair()
     ms = files.ms[0]
     with open_pair(files.pan, [f"{ms},band=3", f"{ms},band=1"]) as pair:
-        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values[[2, 0]])
+        np.testing.assert_array_equal(whole(pair).ms, files.ms_values[[2, 0]])
     with open_pair(files.pan, [ms], ms_bands=[4, 2, 2]) as pair:
-        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms, files.ms_values[[3, 1, 1]])
+        np.testing.assert_array_equal(whole(pair).ms, files.ms_values[[3, 1, 1]])
     with pytest.raises(IncompatiblePair, match="no band 9; it has bands 1 to 4"):
         open_pair(files.pan, [f"{ms},band=9"])
     with pytest.raises(IncompatiblePair, match="band 5 does not exist; there are bands 1 to 4"):
@@ -300,16 +265,12 @@ def test_a_raster_is_a_path_or_an_open_dataset(make_pair, kind):
 
 def test_pan_band_is_asked_for(make_pair, tmp_path):
     files = make_pair()
-    both = write_raster(
-        tmp_path / "both.tif",
-        np.stack([files.pan_values // 2, files.pan_values]),
-        Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1]),
-    )
+    both = write_raster(tmp_path / "both.tif", np.stack([files.pan_values // 2, files.pan_values]), PLACE)
     with pytest.raises(IncompatiblePair, match="band=N"):
         open_pair(both, files.ms)
     with open_pair(f"{both},band=2", files.ms) as a, open_pair(both, files.ms, pan_band=2) as b:
         for pair in (a, b):
-            np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).pan[0], files.pan_values)
+            np.testing.assert_array_equal(whole(pair).pan[0], files.pan_values)
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (-3, 2), (0.4, -1.3)])
@@ -318,22 +279,14 @@ def test_bounds_show_the_full_scene(make_pair, offset, box):
     top, left, bottom, right = box
     files = make_pair(offset=offset, ms_shape=(30, 26), pan_shape=(96, 80), noise=50,
                       dtype="float32")  # fmt: skip
-    bounds = (
-        ORIGIN[0] + 0.5 * left + 0.1,
-        ORIGIN[1] - 0.5 * bottom + 0.1,
-        ORIGIN[0] + 0.5 * right - 0.1,
-        ORIGIN[1] - 0.5 * top - 0.1,
-    )
-    with (
-        open_pair(files.pan, files.ms) as full,
-        open_pair(files.pan, files.ms, bounds=bounds) as part,
-    ):
+    bounds = (*(PLACE * (left + 0.2, bottom - 0.2)), *(PLACE * (right - 0.2, top + 0.2)))
+    with open_pair(files.pan, files.ms) as full, open_pair(files.pan, files.ms, bounds=bounds) as part:
         assert (part.grid.height, part.grid.width) == (bottom - top, right - left)
         assert part.grid.transform * (0, 0) == full.grid.transform * (left, top)
         assert part.origin[0] % 12 == 0 and part.origin[1] % 12 == 0
         assert part.full_shape == full.full_shape
         margin = 7
-        a = part.read_frame(0, 0, *part.frame_shape, margin)
+        a = whole(part, margin)
         b = full.read_frame(*part.origin, *part.frame_shape, margin)
         for name in ("pan", "ms", "pan_valid", "ms_valid", "valid"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -342,9 +295,7 @@ def test_bounds_show_the_full_scene(make_pair, offset, box):
         assert row == 0
         np.testing.assert_array_equal(pan[0], files.pan_values[top:bottom, left:right])
         # Statistics are taken at the same places of the scene.
-        moved = [(r + part.origin[0], c + part.origin[1], h, w)
-                 for r, c, h, w in sample_windows(part, 4, 8)]  # fmt: skip
-        assert moved == sample_windows(full, 4, 8)
+        assert [part.frame.in_scene(window) for window in sample_windows(part, 4, 8)] == sample_windows(full, 4, 8)
 
 
 @pytest.mark.parametrize("bounds", [(0, 0, 1, 1), (1, 1, 1, 2), (5, 5, 0, 0)])
@@ -403,7 +354,7 @@ def test_reflection_repeats_in_tiny_scenes(make_pair):
 def test_edges_are_extrapolated_by_half_an_ms_pixel(make_pair, offset, shape, left_out):
     files = make_pair(offset=offset, ms_shape=shape, pan_shape=(96, 80))
     with open_pair(files.pan, files.ms) as pair:
-        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        tile = whole(pair)
         _, valid = pair.to_output(0, tile.valid)
         good = np.flatnonzero(valid.all(axis=1))
         assert (good[0], 95 - good[-1]) == left_out
@@ -414,70 +365,75 @@ def test_edges_are_extrapolated_by_half_an_ms_pixel(make_pair, offset, shape, le
 def test_partial_overlap(make_pair):
     files = make_pair(offset=(40, -20))
     with open_pair(files.pan, files.ms) as pair:
-        _, valid = pair.to_output(0, pair.read_frame(0, 0, *pair.frame_shape).valid)
+        _, valid = pair.to_output(0, whole(pair).valid)
         assert pair.may_have_invalid
         # Covered: rows 40 to 96 and columns 0 to 60, and 2 more on open sides.
         assert valid[38:, :62].all() and valid.sum() == 58 * 62
 
 
-def test_refusals(make_pair, tmp_path):
+REFUSALS = {
+    "swapped": lambda f: {"pan": f"{f.ms[0]},band=1", "ms": [f.pan]},
+    "is outside": lambda f: {"ratio": 9},
+    "unknown": lambda f: {"resampling": "magic"},
+    "No MS": lambda f: {"ms": []},
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_refused_arguments(make_pair, words):
     files = make_pair()
+    with pytest.raises(IncompatiblePair, match=words):
+        open_pair(**{"pan": files.pan, "ms": files.ms, **REFUSALS[words](files)})
 
-    def message(pan=files.pan, ms=files.ms, kind=IncompatiblePair, **options):
-        with pytest.raises(kind) as caught:
-            open_pair(pan, ms, **options)
-        text = str(caught.value)
-        assert text.endswith(".") or text.endswith("?")
-        return text
 
-    place = Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])
-    assert "swapped" in message(pan=f"{files.ms[0]},band=1", ms=[files.pan])
+def test_refused_places(make_pair):
+    files = make_pair()
     far = make_pair(name="far", offset=(1000, 0))
-    text = message(ms=far.ms)
-    assert "do not overlap" in text and "4999500" in text
-    text = message(ms=make_pair(name="utm30", ms_crs="EPSG:32630", offset=(9000, 0)).ms)
-    assert "do not overlap" in text and "EPSG:32630" in text
-    tall = write_raster(tmp_path / "tall.tif", np.ones((1, 20, 20), "uint8"),
-                        place * Affine.scale(2, 4))  # fmt: skip
-    assert "4 x 2 PAN pixels" in message(ms=[tall])
-    coarse = write_raster(tmp_path / "coarse.tif", np.ones((1, 5, 5), "uint8"),
-                          place * Affine.scale(20))  # fmt: skip
-    assert "20 x 20" in message(ms=[coarse])
-    cplx = write_raster(tmp_path / "c.tif", np.ones((1, 20, 20), "complex64"),
-                        place * Affine.scale(4))  # fmt: skip
-    assert "complex" in message(ms=[cplx])
-    assert "is outside" in message(ratio=9)
-    assert "unknown" in message(resampling="magic")
-    assert "No MS" in message(ms=[])
-    assert "cannot be opened" in message(ms=[str(tmp_path / "none.tif")], kind=InputUnreadable)
-    text_file = tmp_path / "text.tif"
-    text_file.write_text("hello")
-    assert "cannot be opened" in message(pan=str(text_file), kind=InputUnreadable)
-    gcps = [rasterio.control.GroundControlPoint(r, c, ORIGIN[0] + c, ORIGIN[1] - r)
-            for r, c in [(0, 0), (0, 19), (19, 0)]]  # fmt: skip
-    with rasterio.open(tmp_path / "gcp.tif", "w", driver="GTiff", width=20, height=20, count=1,
-                       dtype="uint8", gcps=gcps, crs="EPSG:32631"):  # fmt: skip
-        pass
-    assert "gdalwarp -tps" in message(ms=[str(tmp_path / "gcp.tif")])
-    ones = [1.0] * 20
-    rpcs = rasterio.rpc.RPC(
-        height_off=0, height_scale=1, lat_off=45, lat_scale=1, long_off=3, long_scale=1,
-        line_off=10, line_scale=10, samp_off=10, samp_scale=10,
-        line_num_coeff=ones, line_den_coeff=ones, samp_num_coeff=ones, samp_den_coeff=ones,
-    )  # fmt: skip
-    with rasterio.open(tmp_path / "rpc.tif", "w", driver="GTiff", width=20, height=20, count=1,
-                       dtype="uint8", rpcs=rpcs):  # fmt: skip
-        pass
-    assert "gdalwarp -rpc" in message(ms=[str(tmp_path / "rpc.tif")])
+    with pytest.raises(IncompatiblePair, match=r"do not overlap.*4999500"):
+        open_pair(files.pan, far.ms)
+    elsewhere = make_pair(name="utm30", ms_crs="EPSG:32630", offset=(9000, 0))
+    with pytest.raises(IncompatiblePair, match=r"do not overlap.*EPSG:32630"):
+        open_pair(files.pan, elsewhere.ms)
+
+
+GCPS = [rasterio.control.GroundControlPoint(r, c, ORIGIN[0] + c, ORIGIN[1] - r) for r, c in [(0, 0), (0, 19), (19, 0)]]
+RPCS = rasterio.rpc.RPC(
+    height_off=0, height_scale=1, lat_off=45, lat_scale=1, long_off=3, long_scale=1, line_off=10, line_scale=10,
+    samp_off=10, samp_scale=10, line_num_coeff=[1.0] * 20, line_den_coeff=[1.0] * 20, samp_num_coeff=[1.0] * 20,
+    samp_den_coeff=[1.0] * 20,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype", "scale", "extra"),
+    [
+        ("4 x 2 PAN pixels", "uint8", (2, 4), {}),
+        ("20 x 20", "uint8", (20, 20), {}),
+        ("complex", "complex64", (4, 4), {}),
+        ("gdalwarp -tps", "uint8", None, {"gcps": GCPS}),
+        ("gdalwarp -rpc", "uint8", None, {"rpcs": RPCS}),
+    ],
+)
+def test_refused_ms(make_pair, tmp_path, words, dtype, scale, extra):
+    place = PLACE * Affine.scale(*scale) if scale else None
+    odd = write_raster(tmp_path / "odd.tif", np.ones((1, 20, 20), dtype), place, **extra)
+    with pytest.raises(IncompatiblePair, match=words) as caught:
+        open_pair(make_pair().pan, odd)
+    assert str(caught.value).endswith((".", "?"))
+
+
+def test_files_that_are_no_rasters(make_pair, tmp_path):
+    files, text = make_pair(), tmp_path / "text.tif"
+    text.write_text("hello")
+    for pan, ms in [(files.pan, tmp_path / "none.tif"), (text, files.ms)]:
+        with pytest.raises(InputUnreadable, match="cannot be opened"):
+            open_pair(pan, ms)
 
 
 def test_truncated_file_is_named(make_pair):
     files = make_pair(ms_shape=(200, 200))
     os.truncate(files.ms[0], os.path.getsize(files.ms[0]) // 2)
-    with (
-        pytest.raises(InputUnreadable, match=r"scene_ms\.tif"),
-        open_pair(files.pan, files.ms) as pair,
-    ):
+    with pytest.raises(InputUnreadable, match=r"scene_ms\.tif"), open_pair(files.pan, files.ms) as pair:
         pair.read_frame(0, 0, 200, 200)
 
 
@@ -505,7 +461,7 @@ def test_closing_waits_for_a_read(make_pair, monkeypatch):
         go_on.set()
 
     monkeypatch.setattr(Source, "read", slow)
-    reader = threading.Thread(target=lambda: tiles.append(pair.read_frame(0, 0, 24, 20)))
+    reader = threading.Thread(target=lambda: tiles.append(whole(pair)))
     reader.start()
     assert reading.wait(10)
     threading.Timer(0.2, let_it_read).start()
@@ -514,7 +470,7 @@ def test_closing_waits_for_a_read(make_pair, monkeypatch):
     assert closed == [False]
     np.testing.assert_array_equal(tiles[0].ms, files.ms_values)
     with pytest.raises(InputUnreadable, match="closed"):
-        pair.read_frame(0, 0, 24, 20)
+        whole(pair)
 
 
 def test_sample_windows(make_pair):
@@ -543,10 +499,7 @@ def test_identity_follows_inputs(make_pair):
     with open_pair(files.pan, files.ms, shift=(0, 1)) as c:
         assert c.identity() != a.identity()
     narrow = make_pair(name="narrow", dtype="uint8", pan_dtype="uint16")
-    with (
-        open_pair(narrow.pan, narrow.ms) as plain,
-        open_pair(narrow.pan, narrow.ms, nodata=4000) as given,
-    ):
+    with open_pair(narrow.pan, narrow.ms) as plain, open_pair(narrow.pan, narrow.ms, nodata=4000) as given:
         assert plain.meta.nodata is given.meta.nodata is None
         assert plain.identity() != given.identity()  # the PAN's holes differ
     with rasterio.open(files.ms[0], "r+") as dataset:

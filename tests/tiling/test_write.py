@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasters import ORIGIN
+from rasters import plain_grid as grid
+from rasters import plain_meta as meta
 
 from uknowpan.tiling import (
     Encoding,
-    Grid,
-    MsMeta,
     OutputError,
     OutputExists,
     OutputOptions,
@@ -31,25 +28,6 @@ from uknowpan.tiling import (
 )
 
 RED, GREEN, BLUE = ColorInterp.red, ColorInterp.green, ColorInterp.blue
-PLACE = Affine(0.5, 0, ORIGIN[0], 0, -0.5, ORIGIN[1])
-
-
-def grid(height=70, width=50, **changes):
-    return Grid(CRS.from_epsg(32631), PLACE, width, height, **changes)
-
-
-def meta(bands=4, dtype="uint16", nodata=None, **changes):
-    values = {
-        "descriptions": (None,) * bands,
-        "colorinterp": (ColorInterp.gray,) + (ColorInterp.undefined,) * (bands - 1),
-        "scales": (1.0,) * bands,
-        "offsets": (0.0,) * bands,
-        "units": (None,) * bands,
-        "band_tags": ({},) * bands,
-        "tags": {},
-        "nbits": None,
-    }
-    return MsMeta(dtype=dtype, nodata=nodata, **{**values, **changes})
 
 
 def image(bands=4, height=70, width=50, seed=0):
@@ -83,6 +61,7 @@ def leftovers(folder: Path, *expected: str) -> list[str]:
 )
 def test_every_metadata_item_comes_through(tmp_path, dtype, colours, cog):
     path = tmp_path / "out.tif"
+    kept = {"SENSOR": "X <1>", "TIFFTAG_IMAGEDESCRIPTION": "scene"}
     its_meta = meta(
         dtype=dtype,
         nodata=7.0,
@@ -91,18 +70,8 @@ def test_every_metadata_item_comes_through(tmp_path, dtype, colours, cog):
         scales=(0.0001, 0.0002, 1.0, 2.0),
         offsets=(-0.1, 0.0, 0.0, 3.0),
         units=("W/m2/sr/um", None, "1", "DN"),
-        band_tags=(
-            {"WAVELENGTH": "485", "STATISTICS_MEAN": "3"},
-            {},
-            {"STATISTICS_MAXIMUM": "9"},
-            {"a b": "c=d"},
-        ),
-        tags={
-            "SENSOR": "X <1>",
-            "TIFFTAG_XRESOLUTION": "1",
-            "TIFFTAG_IMAGEDESCRIPTION": "scene",
-            "AREA_OR_POINT": "Area",
-        },
+        band_tags=({"WAVELENGTH": "485", "STATISTICS_MEAN": "3"}, {}, {"STATISTICS_MAXIMUM": "9"}, {"a b": "c=d"}),
+        tags={**kept, "TIFFTAG_XRESOLUTION": "1", "AREA_OR_POINT": "Area"},
     )
     values = image()
     tags = {"UKNOWPAN_SEED": "3"}
@@ -110,7 +79,7 @@ def test_every_metadata_item_comes_through(tmp_path, dtype, colours, cog):
     write(path, values, its_meta, options, tags, its_grid=grid(area_or_point="Point"))
     assert leftovers(tmp_path) == ["out.tif"]  # one file, no side-cars
     with rasterio.open(path) as out:
-        assert out.crs == CRS.from_epsg(32631) and out.transform == PLACE
+        assert (out.crs, out.transform) == (grid().crs, grid().transform)
         assert out.shape == (70, 50) and set(out.dtypes) == {dtype}
         assert set(out.nodatavals) == {7.0}
         assert out.descriptions == its_meta.descriptions
@@ -119,14 +88,8 @@ def test_every_metadata_item_comes_through(tmp_path, dtype, colours, cog):
         assert tuple(u or None for u in out.units) == its_meta.units
         assert out.tags(1)["WAVELENGTH"] == "485" and out.tags(4)["a b"] == "c=d"
         assert not any("STATISTICS" in key for band in out.indexes for key in out.tags(band))
-        expected = {
-            "SENSOR": "X <1>",
-            "TIFFTAG_IMAGEDESCRIPTION": "scene",
-            "AREA_OR_POINT": "Point",
-            "UKNOWPAN_SEED": "3",
-        }
-        found = {k: v for k, v in out.tags().items() if k != "OVR_RESAMPLING_ALG"}
-        assert found == expected
+        tags = {k: v for k, v in out.tags().items() if k != "OVR_RESAMPLING_ALG"}
+        assert tags == {**kept, "AREA_OR_POINT": "Point", "UKNOWPAN_SEED": "3"}
         structure = out.tags(ns="IMAGE_STRUCTURE")
         assert structure["COMPRESSION"] == "DEFLATE"
         assert (structure.get("LAYOUT") == "COG") == cog
@@ -414,17 +377,14 @@ def test_temporary_files_of_dead_runs_are_removed(tmp_path):
 DISK_FULL = """
 import resource, signal, sys
 import numpy as np
-from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from affine import Affine
+limit, fmt, path, kind = int(sys.argv[1]), *sys.argv[2:5]
+sys.path.insert(0, sys.argv[5])
+from rasters import plain_grid, plain_meta
 from uknowpan.tiling import *
-limit, fmt, path, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-no = (None,)
-meta = MsMeta("uint16", None, no, (ColorInterp.gray,), (1.0,), (0.0,), no, ({},), {}, None)
 values = np.random.default_rng(0).uniform(0, 4000, (1, 1100, 600)).astype("float32")
 valid = np.ones((1100, 600), bool)
-grid = Grid(CRS.from_epsg(32631), Affine(1, 0, 0, 0, -1, 0), 600, 1100)
+grid, meta = plain_grid(1100, 600), plain_meta(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     if kind == "strips":
@@ -444,10 +404,8 @@ def full_disk(tmp_path, limit, fmt, kind):
     script = tmp_path.parent / "disk_full.py"
     script.write_text(DISK_FULL)
     path = tmp_path / "o.tif"
-    return subprocess.run(
-        [sys.executable, script, str(limit), fmt, path, kind],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    command = [sys.executable, script, str(limit), fmt, path, kind, Path(__file__).parents[1]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
