@@ -1,8 +1,7 @@
-"""Find out from the scene itself how blurred and how shifted the MS is against the PAN.
+"""Blur and shift of the MS against the PAN, estimated from the scene itself.
 
-The MS bands span what a degraded PAN should look like, so the blur and the shift that make the
-degraded PAN best explained by a linear combination of the bands are those of the MS. The measure
-is the multiple correlation of the two on details (local mean removed).
+A degraded PAN is close to a linear combination of the MS bands. The blur and the shift that make
+the multiple correlation of the two largest, on details (local mean removed), are those of the MS.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from torch import Tensor
 from uknowpan.models.resample import box_mean, crop, cubic, decimate, degrade, upsample
 
 DETAIL_WINDOW = 5
-"""MS pixels over which the local mean is taken: what is left is called detail."""
+"""MS pixels of the local mean; a detail is a value less its local mean."""
 
 MAX_SHIFT_MS = 2.5
 """Largest PAN/MS shift looked for, in MS pixels."""
 
 LEAST_CORRELATION = 0.3
-"""Multiple correlation below which the scene says nothing about its blur."""
+"""Multiple correlation below which the blur cannot be measured."""
 
 Window = tuple[Tensor, Tensor]
 """One sample of a scene: pan (1, H, W) and ms (C, h, w)."""
@@ -50,7 +49,7 @@ def gain_to_sigma(gain: float, ratio: float) -> float:
 
 
 def default_psf(ratio: int) -> Psf:
-    """What is assumed of a scene that does not tell: MTF gain 0.3, no shift."""
+    """Assumed blur of a scene where none can be measured: MTF gain 0.3, no shift."""
     return Psf(gain_to_sigma(0.3, ratio), (0.0, 0.0), 0.0)
 
 
@@ -127,14 +126,14 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     fit = _Fit(usable, ratio)
     sigma = gain_to_sigma(0.3, ratio)
     (best, weights), (dy, dx) = fit(sigma, 0.0, 0.0), (0.0, 0.0)
-    # At a wrong place the regression's weights are chance: the plain sum of the bands looks too.
-    # The third look has the weights that belong to the best answer so far.
+    # At a wrong place the regression's weights are chance: the plain sum of the bands is tried, too.
+    # The third trial has the weights that belong to the best place so far.
     equal = fit.gram.diagonal().rsqrt()
-    for look in (weights, equal, None):
-        shift = _coarse_shift(usable, (weights if look is None else look).float(), ratio)
-        value, found = fit(sigma, *shift)
+    for tried in (weights, equal, None):
+        shift = _coarse_shift(usable, (weights if tried is None else tried).float(), ratio)
+        value, fitted = fit(sigma, *shift)
         if value > best:
-            best, (dy, dx), weights = value, shift, found
+            best, (dy, dx), weights = value, shift, fitted
     # Coordinate ascent with a parabola per axis; sigma moves on a logarithmic scale.
     point = [math.log(sigma), dy, dx]
     steps = [0.35, 0.25 * ratio, 0.25 * ratio]
@@ -156,8 +155,8 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
                 best, point = value, trial
         steps = [s * 0.5 for s in steps]
     limit = (MAX_SHIFT_MS + 0.5) * ratio
-    # Few samples correlate by chance, the more so the more bands there are to choose from; the
-    # factor is measured on unrelated images.
+    # Few samples correlate by chance, more so with more bands; the factor 8 was measured on
+    # unrelated images.
     samples = sum(d.shape[1] for d in fit.details)
     chance = math.sqrt(8 * (len(fit.gram) + 2) / samples)
     if best < max(LEAST_CORRELATION, chance) or max(abs(point[1]), abs(point[2])) > limit:
@@ -166,16 +165,18 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
 
 
 def pan_on_ms_grid(pan: Tensor, ratio: int, shift: tuple[float, float]) -> Tensor:
-    """The PAN (1, H, W) at the places of the MS pixels (1, h, w), by an antialiased cubic: about
-    as sharp as pixels of that size can be."""
+    """PAN (1, H, W) sampled at the MS pixels (1, h, w) by an antialiased cubic kernel.
+
+    The result is about as sharp as pixels of that size can be.
+    """
     return decimate(pan[None], ratio, cubic(ratio), shift, 6)[0]
 
 
 def softness_of_ms(windows: Sequence[Window], ratio: int, shift: tuple[float, float]) -> float | None:
-    """How soft the MS is against the PAN on its own grid: sigma of a Gaussian in MS pixels.
+    """Softness of the MS against the PAN on the MS's own grid: sigma of a Gaussian, MS pixels.
 
-    What scenes are trained with as truths have against their PAN. None: the scene does not tell.
+    Truths in training have the same softness against their PAN. None: not measurable.
     """
     reduced = [(pan_on_ms_grid(pan, ratio, shift), ms) for pan, ms in windows]
-    found = estimate_psf(reduced, 1)
-    return found.sigma if found.correlation > 0 else None
+    psf = estimate_psf(reduced, 1)
+    return psf.sigma if psf.correlation > 0 else None

@@ -22,22 +22,21 @@ FORMAT = "uknowpan-1"
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint says of itself."""
+    """Description of a checkpoint, stored in its header."""
 
     name: str
     architecture: str
-    """"fsa-s-lite", "fsa-s" (published form), "fsa-t" (with its prior), "prior", or another model
-    such as "pan-crafter"."""
+    """Key of `uknowpan.models.architectures.ARCHITECTURES`."""
     config: dict[str, Any]
-    """Fields of the architecture's config."""
+    """Fields of the network's config."""
     stage: str
     sensor: str = "generic"
     bands: int | None = None
-    """How many bands it takes; None: any number."""
+    """Number of bands that the network takes; None: any number."""
     ratios: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6])
     registration: str = "area"
-    """Of the training data, see `uknowpan.models.pancollection.protocol.registration_of`. Either way the
-    LMS that the network learnt from lay on the truth, as `sharpen` lays it on the PAN."""
+    """Place of the MS in the training data: "area" or "pancollection". Either way the LMS in training
+    lay on the truth, as `sharpen` lays it on the PAN."""
     residual_scale: float = 1.0
     """x0 = (gt - lms) / (residual_scale * detail contrast of the scene's band); "fsa-s-lite"."""
     residual_std: list[float] = field(default_factory=list)
@@ -46,7 +45,7 @@ class Card:
     max_value: float | None = None
     """Full scale of the training data in DN, where all of it had one."""
     self_conditioning: bool = False
-    """Sampling hands each step the prediction of the one before."""
+    """Whether sampling feeds each step the prediction of the step before."""
     steps: int = 1
     """Network evaluations taken by default."""
     sigma_scale: float = 1.0
@@ -54,12 +53,12 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
     """Data with licences, iterations, seed, code version, command."""
     scores: dict[str, Any] = field(default_factory=dict)
-    """Measured results and the command that made them."""
+    """Measured results and the command that produced them."""
     limits: str = ""
-    """Where it is known to fail."""
+    """Known failures."""
 
     def __post_init__(self) -> None:
-        """Refuse what could not work.
+        """Check the fields.
 
         Raises:
             ValueError: a field of the wrong kind or out of range.
@@ -92,7 +91,7 @@ class Card:
 
 
 def _config_of(kind: Any, values: Any) -> Any:
-    """A config dataclass from JSON, which knows no tuples and no dataclasses inside others."""
+    """A config dataclass from JSON, which has no tuples and no nested dataclasses."""
     kinds = get_type_hints(kind)
 
     def field_of(name: str, value: Any) -> Any:
@@ -131,7 +130,7 @@ def build_network(card: Card) -> nn.Module:
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
-    """Write weights and card, beside the target first, then renamed."""
+    """Write weights and card to a temporary file beside the target, then rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}

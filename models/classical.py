@@ -1,8 +1,9 @@
-"""Classical pansharpening, for comparison and for who wants no network.
+"""Classical pansharpening of whole scenes, without a network.
 
-All methods take the scene's statistics (moments of the whole scene), so that tiles agree. See
-Vivone et al., "A New Benchmark Based on Recent Advances in Multispectral Pansharpening", IEEE
-GRSM 2021, for the methods and their names.
+All methods take moments of the whole scene, so that tiles agree; names as in Vivone et al., "A New
+Benchmark Based on Recent Advances in Multispectral Pansharpening", IEEE GRSM 2021. The methods of
+`uknowpan.models.metrics.baselines` are others by definition: they follow the toolbox bit for bit,
+with its filters, the moments of one image, an equal-weight Brovey and a least-squares GSA.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Method = Callable[[Tensor, Tensor, SceneStatistics], Tensor]
 
 
 def classical_reach(statistics: SceneStatistics) -> int:
-    """MS pixels around it that an output pixel of any of these methods depends on."""
+    """MS pixels around an output pixel that it depends on, with any of these methods."""
     psf = statistics.psf
     return UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, statistics.ratio)
 
@@ -38,6 +39,11 @@ def _intensity_weights(statistics: SceneStatistics) -> tuple[Tensor, Tensor]:
     return weights, mean[-1] - weights @ mean[:-1]
 
 
+def _intensity(lms: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+    """I = sum_b w_b lms_b + intercept, (B, 1, H, W)."""
+    return (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
+
+
 def bicubic(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     """MS interpolated, PAN unused (EXP of the toolbox, with a cubic kernel)."""
     return upsample(ms, statistics.ratio)
@@ -46,8 +52,7 @@ def bicubic(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
 def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     """Weighted Brovey: lms * pan / intensity, the weights by regression on the degraded PAN."""
     lms = upsample(ms, statistics.ratio)
-    weights, intercept = _intensity_weights(statistics)
-    intensity = (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
+    intensity = _intensity(lms, *_intensity_weights(statistics))
     floor = 0.02 * float(statistics.mean[-1].abs()) + 1e-9
     return lms * (pan / intensity.clamp_min(floor)).clamp(0.0, 10.0)
 
@@ -59,8 +64,7 @@ def gsa(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     ms_covariance = statistics.covariance[:-1, :-1]
     variance = (weights @ ms_covariance @ weights).clamp_min(1e-30)
     gains = ms_covariance @ weights / variance
-    intensity = (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
-    return lms + _bands(gains, lms) * (pan - intensity)
+    return lms + _bands(gains, lms) * (pan - _intensity(lms, weights, intercept))
 
 
 def mtf_glp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:

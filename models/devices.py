@@ -1,4 +1,4 @@
-"""How this process uses CPU and GPU."""
+"""Settings of CPU and GPU for this process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 def tune_cpu(threads: int | None = None) -> int:
     """Set torch's threads, flush denormals, and keep freed memory in the process.
 
-    Denormals made published networks of this kind ten times slower. By default glibc gives every
-    large tensor back to the system as soon as it is freed; fetching the pages anew took five
-    times as long as an element-wise operation itself.
+    Denormals made published networks of this kind ten times slower. By default glibc returns every
+    freed large tensor to the system; fetching the pages anew took five times as long as an
+    element-wise operation.
 
     Args:
-        threads: how many; None: one for each core that the process may use.
+        threads: number of threads; None: one for each core that the process may use.
 
     Returns:
         The number of threads.
@@ -36,8 +36,10 @@ def tune_cpu(threads: int | None = None) -> int:
 
 
 def tune_gpu() -> None:
-    """Let cuDNN look for its fastest convolutions, all tiles being of one shape, and keep float32
-    what it says: by default convolutions round their inputs to 10 bits (TF32)."""
+    """Let cuDNN choose its fastest convolutions, as all tiles have one shape, in true float32.
+
+    By default convolutions round their inputs to 10 bits (TF32).
+    """
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False
 
@@ -50,8 +52,8 @@ def free_memory(device: str) -> int | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system says; else all."""
+    """Cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux says what this process may use
+    except AttributeError:  # only Linux has it
         return os.cpu_count() or 1

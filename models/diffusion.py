@@ -22,7 +22,7 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Denoised]
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """How much of the signal is left at each timestep."""
+    """Share of the signal that is left at each timestep."""
 
     alphas_cumprod: Tensor
     """(T,) float64, falling."""
@@ -103,7 +103,7 @@ def ddim_sample(
             (Chen et al. 2023). The release trains for it and never does it (METHODS B2).
 
     Returns:
-        What the network said at the last step.
+        The network's output at the last step.
     """
     batch = x_t.shape[0]
     result = None
@@ -139,8 +139,8 @@ _KEYS = tuple(_signed(k) for k in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical (unsigned) right shift of int64."""
-    mask: int = (1 << (64 - bits)) - 1
-    return (x >> bits) & mask
+    shifted: Tensor = (x >> bits) & ((1 << (64 - bits)) - 1)
+    return shifted
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """FSA-S in its `lite` form: the distilled student for CPUs and for any sensor.
 
-Every band goes through the same weights, beside a context that is the mean over all bands, so
-that any number of bands in any order is served (permuting the bands permutes the answer). All
-operators are local, none looks at a whole tile's statistics: with a halo of `reach` pixels the
-answer does not depend on how the scene was cut. Most work is done on a grid of 2 x 2 and 4 x 4
-PAN pixels (pixel-unshuffle).
+Every band passes the same weights, with the mean over all bands as context. So the network serves
+any number of bands, and permuting the bands permutes the result. All operators are local: with a
+halo of `reach` pixels the result does not depend on how the scene was cut. Most work is done on
+grids of 2 x 2 and 4 x 4 PAN pixels (pixel-unshuffle).
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class LiteConfig:
     timesteps: int = TIMESTEPS
     """Length of the noise schedule (scales the time embedding)."""
     back_projection: bool = False
-    """The band feature of that name is seen, and mixed into the answer like an injection."""
+    """Whether the band feature of that name is an input, mixed into the result like an injection."""
     scene_features: int = PLAIN_SCENE_FEATURES
-    """So many of the numbers of the scene are seen."""
+    """Number of the scene's numbers that are inputs."""
 
     @property
     def band_features(self) -> int:
-        """How many of the band features are seen."""
+        """Number of band features that are inputs."""
         return BAND_FEATURES if self.back_projection else BACK_PROJECTION
 
     @property
@@ -65,7 +64,7 @@ class PixelNorm(nn.Module):
 
 
 class BandBlock(nn.Module):
-    """Residual block on every band, told of the other bands by their mean."""
+    """Residual block on every band, with the mean of all bands as context."""
 
     def __init__(self, channels: int, embedding: int):
         super().__init__()
@@ -112,7 +111,7 @@ class FSAStudentLite(nn.Module):
     """x0-predicting denoiser (x_t, t, condition) -> `Denoised` for any number of bands."""
 
     pixel_multiple = 4
-    """Windows start and end at multiples of so many PAN pixels."""
+    """Windows start and end at multiples of this number of PAN pixels."""
 
     def __init__(self, config: LiteConfig | None = None):
         super().__init__()
@@ -134,7 +133,7 @@ class FSAStudentLite(nn.Module):
 
     @property
     def reach(self) -> int:
-        """PAN pixels around it that an output pixel depends on (an upper bound)."""
+        """PAN pixels around an output pixel that it depends on (an upper bound)."""
         shallow = 2 * (1 + 4 * self.config.blocks + 1)
         deep = 4 * 2 * self.config.deep_blocks
         total = shallow + deep + 4
@@ -146,7 +145,7 @@ class FSAStudentLite(nn.Module):
         return (self.config.width, 2), (self.config.deep_width, 4)
 
     def _start_as_local_injection(self) -> None:
-        """Untrained, the network answers with the local injection (band feature 1)."""
+        """Untrained, the network predicts the local injection (band feature 1)."""
         nn.init.zeros_(self.out.weight)
         bias = torch.zeros(self.config.maps, 4)
         bias[1] = 1.0
@@ -159,8 +158,8 @@ class FSAStudentLite(nn.Module):
             x_t: (B, C, H, W), H and W multiples of 4.
             t: (B,) timesteps.
             condition: from `generic_condition`.
-            with_features: return features too, for distillation: what the last blocks of the 2 x 2
-                and of the 4 x 4 grid say, each the mean over the bands.
+            with_features: also return features for distillation: outputs of the last blocks of the
+                2 x 2 and of the 4 x 4 grid, each the mean over the bands.
 
         Returns:
             `Denoised` with x0 and log_sigma (B, C, H, W).
@@ -203,10 +202,7 @@ class FSAStudentLite(nn.Module):
 
 
 def _compress(x: Tensor) -> Tensor:
-    """asinh: linear near zero, logarithmic far out, so that strong edges do not drown the rest.
-
-    Written out, as torch's own takes five times as long on a CPU.
-    """
+    """asinh(x), so that strong edges do not drown the rest; torch's own takes five times as long on a CPU."""
     size = x.abs()
     return torch.log(size + torch.sqrt(size * size + 1)).copysign(x)
 

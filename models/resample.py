@@ -1,7 +1,7 @@
-"""Going between the MS and the PAN grid.
+"""Resampling between the MS and the PAN grid.
 
-Pixel areas nest: the centre of MS pixel ``i`` lies at PAN index ``ratio * i + (ratio - 1) / 2``
-(DESIGN section 3). Borders are replicated; callers that must not see them read a margin.
+Pixel areas nest: the centre of MS pixel ``i`` lies at PAN index ``ratio * i + (ratio - 1) / 2``.
+Borders are replicated; callers that must not see them read a margin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 UPSAMPLE_REACH = 2
-"""How many MS pixels around it an interpolated pixel depends on."""
+"""MS pixels around an interpolated pixel that it depends on."""
 
 
 def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
@@ -79,21 +79,21 @@ def upsample(ms: Tensor, ratio: int, offset: float = 0.0) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _upsample_matrix(length: int, ratio: int, offset: float) -> Tensor:
-    """(ratio * length, length): what `upsample` does to a column."""
+    """(ratio * length, length) matrix of `upsample` along one axis."""
     return upsample(torch.eye(length)[:, None, :, None], ratio, offset)[:, 0, :, 0].T.contiguous()
 
 
 def upsample_small(ms: Tensor, ratio: int, offset: float = 0.0) -> Tensor:
-    """`upsample` by matrix products, but for rounding the same.
+    """`upsample` by matrix products; the results differ by rounding only.
 
-    Ten times as fast for windows of a few dozen MS pixels; its cost per pixel grows with them.
+    Ten times as fast for windows of a few dozen MS pixels; the cost per pixel grows with the window.
     """
     rows, cols = (_upsample_matrix(n, ratio, float(offset)).to(ms) for n in ms.shape[-2:])
     return rows @ (ms @ cols.T)
 
 
 def degrade_reach(sigma: float, shift: tuple[float, float], ratio: int) -> int:
-    """MS pixels around it that a degraded pixel depends on."""
+    """MS pixels around a degraded pixel that it depends on."""
     return math.ceil((3.0 * sigma + max(abs(shift[0]), abs(shift[1]))) / ratio + 0.5)
 
 
@@ -107,7 +107,7 @@ def gaussian(sigma: float) -> Kernel:
 
 
 def box(width: float) -> Kernel:
-    """Mean over `width` PAN pixels; pixels at the edge count by their share."""
+    """Mean over `width` PAN pixels; pixels at the edge have partial weight."""
     return lambda x: (width / 2 + 0.5 - x.abs()).clamp(0, 1)
 
 
@@ -117,7 +117,7 @@ def cubic(stretch: float) -> Kernel:
 
 
 def tent(width: float) -> Kernel:
-    """Falling from the middle to 0 at `width` PAN pixels: a box blurred by itself."""
+    """Linear from the middle to 0 at `width` PAN pixels: a box blurred by itself."""
     return lambda x: (1 - x.abs() / width).clamp_min(0)
 
 
@@ -156,17 +156,12 @@ def decimate(x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], 
 
 
 def degrade(pan: Tensor, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """`decimate` with a Gaussian of `sigma` PAN pixels: how a `Psf` acts on the PAN."""
+    """`decimate` with a Gaussian of `sigma` PAN pixels: the action of a `Psf` on the PAN."""
     return decimate(pan, ratio, gaussian(sigma), shift, degrade_reach(sigma, shift, ratio))
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:
-    """Mean over a size x size window (odd size), borders by the pixels that exist.
-
-    Args:
-        x: (B, C, h, w).
-        size: odd window width.
-    """
+    """Mean of (B, C, h, w) over an odd size x size window; at borders over the pixels that exist."""
     pad = size // 2
     x = F.avg_pool2d(x, (size, 1), 1, (pad, 0), count_include_pad=False)
     return F.avg_pool2d(x, (1, size), 1, (0, pad), count_include_pad=False)
@@ -184,7 +179,7 @@ def mirrored(start: int, count: int, length: int) -> Tensor:
 
 
 def reflect(x: Tensor, margin: int, height: int | None = None, width: int | None = None) -> Tensor:
-    """Surround images (..., h, w) by what `mirrored` gives: `margin` pixels before and after.
+    """Images (..., h, w) with `margin` mirrored pixels on every side.
 
     Args:
         x: the images.

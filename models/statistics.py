@@ -1,7 +1,6 @@
 """Numbers of a whole scene that every tile shares: moments, blur, shift, scale.
 
-They are computed once, from samples spread over the scene, so that a pixel's result does not
-depend on the tile that it was in.
+Samples spread over the scene give them once, so that no result depends on its tile.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, softn
 from uknowpan.models.resample import box_mean, degrade, degrade_reach
 
 USUAL_SOFTNESS = 0.45
-"""How soft a result is where nobody says: sigma in PAN pixels of a Gaussian that would make the PAN
-as soft; to the eye as sharp as the PAN. MS of sensors against their PAN, pixel for pixel, have 0.25
-(QuickBird) to 0.8 (SPOT-6)."""
+"""Default softness: sigma, in PAN pixels, of the blur that makes the PAN as soft as the result.
+The result looks as sharp as the PAN. MS against their PAN, pixel for pixel, have 0.25 (QuickBird)
+to 0.8 (SPOT-6)."""
 LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.9
-"""What networks were trained with, about."""
+"""Range of softness in training, about."""
 
 PSF_WINDOWS = 4
-"""So many samples, spread over the scene, tell its blur and shift; more cost time only."""
+"""Samples, spread over the scene, for the estimate of blur and shift; more only cost time."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class SceneStatistics:
     mean: Tensor
     """(C + 1,) float64."""
     covariance: Tensor
-    """(C + 1, C + 1) float64, of the values."""
+    """(C + 1, C + 1) float64, covariance of the values."""
     detail: Tensor
-    """(C + 1, C + 1) float64, of the values less their local mean."""
+    """(C + 1, C + 1) float64, covariance of the values less their local mean."""
     softness: float | None = None
-    """Of the MS against the PAN on the MS's own grid, sigma in MS pixels; None: not measured, or
-    the scene does not tell."""
+    """Sigma, in MS pixels, of the MS against the PAN on the MS's own grid; None: not measured, or
+    not measurable."""
 
     @property
     def softness_of_result(self) -> float:
-        """Of one that is as soft, pixel for pixel, as the MS is; PAN pixels."""
+        """Sigma, in PAN pixels, of a result that is as soft, pixel for pixel, as the MS."""
         own = USUAL_SOFTNESS if self.softness is None else self.softness
         return min(max(own, LEAST_SOFTNESS), MOST_SOFTNESS)
 
@@ -80,7 +79,7 @@ class SceneStatistics:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what `--resume` compares and `info` prints."""
+        """The statistics for JSON, as `--resume` compares and `info` prints them."""
         return {
             "ratio": self.ratio,
             "sigma": self.psf.sigma,
@@ -115,7 +114,7 @@ def scene_statistics(
         ratio: PAN pixels per MS pixel.
         psf: the blur and shift, if known; else they are estimated from the samples.
         valid: (h, w) bool per sample; invalid MS pixels (and what touches them) are left out.
-        soft: measure the MS's softness, too.
+        soft: also measure the softness of the MS.
 
     Raises:
         ValueError: no valid pixel in any sample.

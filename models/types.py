@@ -1,4 +1,4 @@
-"""What travels between the parts of a model.
+"""Values that travel between the parts of a model.
 
 Shapes: B images, C bands; ``H, W`` on the PAN grid, ``h, w`` on the MS grid (``H = ratio * h``).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser knows of the scene besides the noisy residual."""
+    """Input of a denoiser besides the noisy residual and the timestep."""
 
     lms: Tensor
     """(B, C, H, W) MS interpolated to the PAN grid."""
@@ -27,16 +27,15 @@ class Condition:
     band_features: Tensor | None = None
     """(B, C, F, H, W) see `uknowpan.models.features`; networks of the `lite` form."""
     scene: Tensor | None = None
-    """(B, S) numbers of the whole scene: ratio, blur and shift."""
+    """(B, S) numbers of the whole scene, see `uknowpan.models.features.scene_numbers`."""
     prior_mean: Tensor | None = None
     """(B, C, H, W) PriorNet's mean, in the units of lms; for the teacher."""
     prior_variance: Tensor | None = None
     """(B, C, H, W) PriorNet's variance, in their square; for the teacher."""
     wavelets: Tensor | None = None
-    """(B, C + 3, H, W) see `uknowpan.models.published.uknow.wavelets`; for the teacher, if it need not make them
-    itself."""
+    """(B, C + 3, H, W) see `uknowpan.models.published.uknow.wavelets`; None: the teacher makes them."""
     ms: Tensor | None = None
-    """(B, C, h, w) MS on its own grid; for networks that want it beside lms."""
+    """(B, C, h, w) MS on its own grid; for networks that use it beside lms."""
 
     def crop(self, rows: slice, cols: slice) -> Condition:
         """The same condition for a window of the PAN grid; with ms, one of whole MS pixels."""
@@ -72,11 +71,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a denoiser returns."""
+    """Output of a denoiser."""
 
     x0: Tensor
     """(B, C, H, W) the predicted standardised residual gt - lms."""
     log_sigma: Tensor | None = None
     """(B, C, H, W) natural logarithm of the predicted error's 1-sigma, in units of x0."""
     features: tuple[Tensor, ...] = ()
-    """Intermediate activations that distillation compares."""
+    """Intermediate activations, compared in distillation."""

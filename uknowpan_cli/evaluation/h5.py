@@ -1,4 +1,4 @@
-"""The part of `evaluate` that scores models on a test file."""
+"""Scores of models and classical methods on a test file."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ COARSE_SCALE = 255.0
 
 
 def measure_file(asked: Asked) -> Measured:
+    """Score every chosen method on the file; errors as `evaluate` reports them."""
     from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
     from uknowpan.models.metrics.evaluation import evaluate_file, scored_size
     from uknowpan.models.pancollection.condition import image_sharpener
