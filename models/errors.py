@@ -2,8 +2,6 @@
 
 from uknowpan.errors import InputError, ModelError
 
-__all__ = ["CheckpointError", "DataError", "ModelError", "ModelMismatch"]
-
 
 class CheckpointError(ModelError):
     """A checkpoint is missing, damaged, or of an unknown architecture."""

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uknowpan.errors import InputError, Interrupted
+from uknowpan.errors import InputError, Interrupted, ModelError
 from uknowpan.models.checkpoints import Card, load_model, save_checkpoint
-from uknowpan.models.errors import CheckpointError, DataError, ModelError, ModelMismatch
+from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.training.parallel import current_world
 
 try:

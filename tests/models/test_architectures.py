@@ -83,10 +83,7 @@ def test_every_dotted_name_is_there(name):
         if field.name in ("network", "config", "sharpener", "trainer"):
             assert isinstance(resolve(getattr(entry, field.name)), type), field.name
     for preset_name in entry.presets:
-        network = preset(preset_name, entry.stage, 4).network
-        assert architecture_of(network) is entry
-        with torch.device("meta"):
-            assert network_of(network).pixel_multiple >= 1
+        assert architecture_of(preset(preset_name, entry.stage, 4).network) is entry
 
 
 def test_a_config_of_no_network():

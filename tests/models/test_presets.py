@@ -126,7 +126,3 @@ def test_a_teacher_takes_the_prior_of_its_preset(name, bands):
         {key: weight.shape for key, weight in model.state_dict().items()} for model in (prior, teacher.prior_net)
     )
     assert ours == theirs
-
-
-def test_timesteps_are_500():
-    assert preset("lite", "fsa-s", 4).network.timesteps == 500

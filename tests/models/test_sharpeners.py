@@ -86,15 +86,22 @@ def scene(ratio):
     return pair.pan, pair.ms, scene_statistics([(pair.pan, pair.ms)], ratio)
 
 
+def window_of(tool, pan, ms, row, col, rows, cols, statistics=None):
+    """PAN and MS of a window with its margin, mirrored at the scene's edges; MS pixels."""
+    ratio = pan.shape[-1] // ms.shape[-1]
+    m = tool.margin(statistics or SimpleNamespace(ratio=ratio))
+    index = [
+        mirrored((at - m) * k, (n + 2 * m) * k, x.shape[axis])
+        for x, k in ((ms, 1), (pan, ratio))
+        for at, n, axis in ((row, rows, -2), (col, cols, -1))
+    ]
+    return pan[:, index[2]][:, :, index[3]][None], ms[:, index[0]][:, :, index[1]][None]
+
+
 def read(tool, ratio, row, col, rows, cols):
-    """A window of PAN and MS with its margin, mirrored at the scene's edges; MS pixels."""
+    """A window of `scene`, and the statistics."""
     pan, ms, statistics = scene(ratio)
-    m = tool.margin(statistics)
-    (h, w), (height, width) = ms.shape[-2:], pan.shape[-2:]
-    ms = ms[:, mirrored(row - m, rows + 2 * m, h)][:, :, mirrored(col - m, cols + 2 * m, w)]
-    ys = mirrored((row - m) * ratio, (rows + 2 * m) * ratio, height)
-    xs = mirrored((col - m) * ratio, (cols + 2 * m) * ratio, width)
-    return pan[:, ys][:, :, xs][None], ms[None], statistics
+    return *window_of(tool, pan, ms, row, col, rows, cols, statistics), statistics
 
 
 def tiled(tool, ratio, tile):
@@ -144,19 +151,6 @@ def test_noise_starts_from_the_place_in_the_scene():
     torch.testing.assert_close(noise, position_noise(9, 20, 32, 24, 28, 4), rtol=0, atol=1e-4)
 
 
-def test_a_batch_is_its_windows():
-    tool = sharpener()
-    corners = [(0, 0), (16, 8), (8, 24)]
-    windows = [read(tool, 4, row, col, 12, 16) for row, col in corners]
-    statistics = windows[0][2]
-    origins = [(row * 4, col * 4) for row, col in corners]
-    pans, mss = torch.cat([w[0] for w in windows]), torch.cat([w[1] for w in windows])
-    together = tool.sharpen(pans, mss, statistics, origins).hrms
-    for i, (pan, ms, _) in enumerate(windows):
-        alone = tool.sharpen(pan, ms, statistics, [origins[i]]).hrms
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
-
-
 def test_seeds_and_steps_change_something_but_little():
     pan, ms, _ = scene(4)
     detail = float(make_pair(4, SCENES[4], sigma=1.8, shift=(0.8, -0.4), seed=2).gt.std())
@@ -188,14 +182,6 @@ def test_card_scales_residual_and_uncertainty():
     torch.testing.assert_close(other.hrms - lms, 2 * (plain.hrms - lms), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(other.sigma, 6 * plain.sigma)
     assert plain.sigma.min() > 0
-
-
-@pytest.mark.parametrize("ratio, size", [(4, (9, 6)), (3, (7, 5)), (2, (9, 9)), (5, (6, 7)), (6, (5, 5))])
-def test_arrays_of_any_size(ratio, size):
-    pair = make_pair(ratio, size, bands=2)
-    done = sharpen_array(sharpener(), pair.pan, pair.ms)
-    assert done.hrms.shape == done.sigma.shape == (2, size[0] * ratio, size[1] * ratio)
-    assert torch.isfinite(done.hrms).all()
 
 
 @pytest.mark.parametrize("pan_size", [(15, 16), (16, 12), (2, 2)])
@@ -244,15 +230,6 @@ def test_load_by_path_method_or_name(tmp_path):
         load_sharpener("none")
 
 
-@pytest.mark.parametrize("registration", ["area", "pancollection"])
-def test_registration_of_the_training_files_changes_nothing(tmp_path, registration):
-    path = tmp_path / "tiny.safetensors"
-    save_checkpoint(path, network(), replace(CARD, registration=registration))
-    pan, ms, _ = scene(4)
-    done = sharpen_array(load_sharpener(str(path)), pan, ms).hrms
-    assert torch.equal(done, sharpen_array(sharpener(), pan, ms).hrms)
-
-
 @pytest.mark.parametrize("ratio", [2, 4])
 def test_the_bundled_model_sharpens(ratio):
     pair = make_pair(ratio, (40, 40), sigma=0.45 * ratio, seed=3)
@@ -280,18 +257,6 @@ def pair_of(ratio, size, seed=2):
     """pan and ms of 2 bands, about [0, 1]."""
     pair = make_pair(ratio, size, bands=2, seed=seed)
     return pair.pan / 12, pair.ms / 12
-
-
-def window_of(tool, pan, ms, row, col, rows, cols):
-    """A window with its margin, mirrored at the scene's edges; MS pixels."""
-    ratio = pan.shape[-1] // ms.shape[-1]
-    m = tool.margin(SimpleNamespace(ratio=ratio))
-    index = [
-        mirrored((at - m) * k, (n + 2 * m) * k, x.shape[axis])
-        for x, k in ((ms, 1), (pan, ratio))
-        for at, n, axis in ((row, rows, -2), (col, cols, -1))
-    ]
-    return pan[:, index[2]][:, :, index[3]][None], ms[:, index[0]][:, :, index[1]][None]
 
 
 class NoiseBack(torch.nn.Module):
@@ -326,27 +291,6 @@ def test_unet_sees_real_pixels_around_the_core():
     plain = tool.sharpen(pan_window, ms_window, statistics, [(64, 64)]).hrms
     pan_window[..., border - 30, :] += 0.5
     assert (tool.sharpen(pan_window, ms_window, statistics, [(64, 64)]).hrms != plain).any()
-
-
-def test_unet_batch_is_its_windows():
-    tool, statistics = unet(steps=2), SimpleNamespace(ratio=4)
-    pan, ms = pair_of(4, (24, 24))
-    corners = [(0, 0), (8, 16)]
-    windows = [window_of(tool, pan, ms, *corner, 8, 8) for corner in corners]
-    origins = [(4 * row, 4 * col) for row, col in corners]
-    pans, mss = (torch.cat([w[i] for w in windows]) for i in (0, 1))
-    together = tool.sharpen(pans, mss, statistics, origins).hrms
-    for i, window in enumerate(windows):
-        alone = tool.sharpen(*window, statistics, [origins[i]]).hrms
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("ratio, size", [(4, (1, 1)), (4, (9, 6)), (3, (7, 1)), (2, (3, 9)), (5, (6, 7)), (6, (5, 5))])
-def test_unet_takes_arrays_of_any_size(ratio, size):
-    pan, ms = pair_of(ratio, size)
-    done = sharpen_array(unet(), pan, ms).hrms
-    assert done.shape == (2, size[0] * ratio, size[1] * ratio)
-    assert torch.isfinite(done).all()
 
 
 def test_unet_samples_as_its_card_says():
@@ -430,6 +374,32 @@ def test_teachers_do_not_sharpen(tmp_path, architecture, says):
     save_checkpoint(path, unet().model, replace(PAPER, architecture=architecture))
     with pytest.raises(ModelMismatch, match=says):
         load_sharpener(str(path))
+
+
+# ------------------------------------------------------------------------------------ both forms
+
+
+@pytest.mark.parametrize("ratio, size", [(4, (1, 1)), (4, (9, 6)), (3, (7, 5)), (2, (3, 9)), (5, (6, 7)), (6, (5, 5))])
+@pytest.mark.parametrize("form", [sharpener, unet])
+def test_arrays_of_any_size(form, ratio, size):
+    pan, ms = pair_of(ratio, size)
+    done = sharpen_array(form(), pan, ms)
+    assert done.hrms.shape == (2, size[0] * ratio, size[1] * ratio)
+    assert torch.isfinite(done.hrms).all()
+    assert (done.sigma is None) == (form is unet) and (form is unet or done.sigma.shape == done.hrms.shape)
+
+
+@pytest.mark.parametrize("form", [sharpener, unet])
+def test_a_batch_is_its_windows(form):
+    tool, corners = form(steps=2), [(0, 0), (8, 16)]
+    pan, ms = pair_of(4, (24, 24))
+    statistics = scene_statistics([(pan, ms)], 4)
+    windows = [window_of(tool, pan, ms, *corner, 8, 8, statistics) for corner in corners]
+    origins = [(4 * row, 4 * col) for row, col in corners]
+    together = tool.sharpen(*(torch.cat([w[i] for w in windows]) for i in (0, 1)), statistics, origins).hrms
+    for i, window in enumerate(windows):
+        alone = tool.sharpen(*window, statistics, [origins[i]]).hrms
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- consistency

@@ -47,12 +47,6 @@ def test_moments_are_the_textbook_ones():
     assert (statistics.ratio, statistics.psf, statistics.bands) == (4, PSF, 4)
 
 
-def test_blur_is_estimated_unless_given():
-    pair = make_pair(4, (40, 44), sigma=2.4, shift=(1.0, -2.0))
-    statistics = scene_statistics([(pair.pan, pair.ms)], 4)
-    assert statistics.psf == estimate_psf([(pair.pan, pair.ms)], 4)
-
-
 def test_bands_in_another_order():
     pair = make_pair(4, (20, 24), seed=1)
     statistics = scene_statistics([(pair.pan, pair.ms)], 4, PSF)
