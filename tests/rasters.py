@@ -103,3 +103,101 @@ def plain_meta(bands: int = 4, dtype: str = "uint16", nodata: float | None = Non
     values = {"descriptions": none, "colorinterp": grey, "scales": (1.0,) * bands, "offsets": (0.0,) * bands,
               "units": none, "band_tags": ({},) * bands, "tags": {}, "nbits": None}  # fmt: skip
     return MsMeta(dtype=dtype, nodata=nodata, **{**values, **changes})
+
+
+def typed(values: np.ndarray, to: np.dtype) -> np.ndarray:
+    """Values as another dtype; 8 bits get a sixteenth of them."""
+    if to.itemsize == 1:
+        values = values / 16
+    return (np.rint(values) if to.kind in "iu" else values).astype(to)
+
+
+def with_alpha(values: np.ndarray, flags: np.ndarray | None) -> np.ndarray:
+    """MS values (C, h, w) and an alpha band, which is 0 where the flags are."""
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 255
+    alpha = (flags if flags is not None else np.full(values.shape[1:], 255)) > 0
+    return np.concatenate([values, (alpha * top)[None].astype(values.dtype)])
+
+
+def write_pair(
+    folder: Path,
+    *,
+    name: str = "scene",
+    ratio: float = 4,
+    ms_shape: tuple[int, int] = (24, 20),
+    pan_shape: tuple[int, int] | None = None,
+    bands: int = 4,
+    dtype: str = "uint16",
+    pan_dtype: str | None = None,
+    nodata: float | None = None,
+    pan_nodata: float | None = None,
+    holes: np.ndarray | None = None,
+    pan_holes: np.ndarray | None = None,
+    mask: str | None = None,
+    offset: tuple[float, float] = (0, 0),
+    res: float = 0.5,
+    crs: str | None = UTM,
+    ms_crs: str | None = None,
+    rotation: float = 0,
+    georeferenced: tuple[bool, bool] = (True, True),
+    noise: float = 0,
+    **files: object,
+) -> RasterPair:
+    """Write NAME_pan.tif and NAME_ms.tif.
+
+    offset: PAN pixels (dy, dx) from the PAN's corner to the MS's. holes: (h, w) bool, set to
+    nodata, or with mask="mask"|"alpha" marked there. georeferenced: (PAN, MS). files: see `write_ms`.
+    """
+    kind, pan_kind = np.dtype(dtype), np.dtype(pan_dtype or dtype)
+    if pan_shape is None:
+        pan_shape = (round(ms_shape[0] * ratio), round(ms_shape[1] * ratio))
+    pan_place = Affine.translation(*ORIGIN) * Affine.rotation(rotation) * Affine.scale(res, -res)
+    ms_place = pan_place * Affine.translation(offset[1], offset[0]) * Affine.scale(ratio)
+    if ms_crs:
+        ms_place = reproject_transform(ms_place, crs, ms_crs, res * ratio)
+    rng = np.random.default_rng(0)
+
+    def sample(transform: Affine, shape: tuple[int, int], own_crs: str | None) -> np.ndarray:
+        x, y = centres(transform, shape)
+        if own_crs != crs:
+            xs, ys = transform_points(own_crs, crs, x.ravel(), y.ravel())
+            x, y = np.reshape(xs, shape), np.reshape(ys, shape)
+        return ground(x, y, res) + noise * rng.normal(size=shape)
+
+    pan = typed(sample(pan_place, pan_shape, crs), pan_kind)
+    level = sample(ms_place, ms_shape, ms_crs or crs)
+    ms = np.stack([typed(gain(b) * level, kind) for b in range(bands)])
+    if pan_holes is not None:
+        pan[pan_holes] = pan_nodata
+    flags = np.where(holes, 0, 255).astype("uint8") if holes is not None and mask else None
+    if holes is not None and not mask:
+        ms[:, holes] = nodata
+    places = [place if known else None for place, known in zip((pan_place, ms_place), georeferenced, strict=True)]
+    pan_path = write_raster(folder / f"{name}_pan.tif", pan[None], places[0], crs=crs, nodata=pan_nodata)
+    files |= {"mask": mask, "flags": flags, "crs": ms_crs or crs, "nodata": nodata}
+    return RasterPair(pan_path, write_ms(folder / f"{name}_ms", ms, places[1], **files), pan, ms, round(ratio))
+
+
+def write_ms(
+    stem: Path,
+    values: np.ndarray,
+    place: Affine | None,
+    *,
+    separate: bool = False,
+    mask: str | None = None,
+    flags: np.ndarray | None = None,
+    descriptions: Sequence[str] | None = None,
+    colorinterp: Sequence[ColorInterp] | None = None,
+    **common: object,
+) -> list[str]:
+    """Write STEM.tif, or STEM1.tif and so on if separate; return the paths."""
+    if separate:
+        return [
+            write_raster(stem.with_name(f"{stem.name}{b + 1}.tif"), values[b : b + 1], place, **common)
+            for b in range(len(values))
+        ]
+    if mask == "alpha":
+        colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (len(values) - 1) + [ColorInterp.alpha]
+        values = with_alpha(values, flags)
+    marks = {"descriptions": descriptions, "colorinterp": colorinterp, "mask": flags if mask == "mask" else None}
+    return [write_raster(stem.with_name(f"{stem.name}.tif"), values, place, **marks, **common)]

@@ -68,11 +68,20 @@ def test_libraries_keep_to_their_side(folder, foreign, own):
     assert not offenders(sources(folder), *foreign)
     for path in sources(folder):
         ours = imports(path, "uknowpan")
-        assert all(inside(name, own) or inside(name, "uknowpan.errors") or name == "uknowpan" for name in ours), path
+        allowed = (own, "uknowpan.errors", "uknowpan.locks", "uknowpan.__version__")
+        assert all(name == "uknowpan" or any(inside(name, other) for other in allowed) for name in ours), short(path)
 
 
-def test_the_errors_import_nothing():
+def test_product_code_does_not_import_the_published_networks():
+    published = ROOT / "models" / "published"
+    assert not offenders([p for p in sources("models") if published not in p.parents], "uknowpan.models.published")
+
+
+def test_shared_modules_import_nothing_of_ours():
+    """`errors` and `locks` serve all folders."""
     assert imported(ROOT / "uknowpan_cli" / "errors.py") <= {"__future__", "__future__.annotations"}
+    names = {name.split(".")[0] for name in imported(ROOT / "uknowpan_cli" / "locks.py")}
+    assert names <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("folder", ["tiling", "models"])
@@ -125,7 +134,6 @@ def test_start_without_heavy_libraries(module, heavy):
     loaded = child(f"import {module}; {LOADED}")
     assert module in loaded
     assert not heavy & packages(loaded)
-    assert not {name for name in loaded if name.startswith(("uknowpan.models", "uknowpan.tiling"))}
 
 
 @pytest.mark.parametrize("package, foreign", [("uknowpan.tiling", TENSORS | SHELL), ("uknowpan.models", MAPS | SHELL)])
