@@ -36,7 +36,7 @@ $(INSTALLED): $(LIBRARIES) $(FILES)
 	touch $@
 
 demo: $(INSTALLED)
-	$(RUN)/uknowpan demo --out demo
+	$(RUN)/uknowpan demo -o demo
 
 # The tests of the packaging build a wheel, install it into an environment of its own and run the demo from there.
 test: lint
