@@ -93,7 +93,7 @@ class Stretch:
         low, high = (np.array(v, np.float32)[:, None, None] for v in (self.low, self.high))
         unit = np.clip((shown - low) / (high - low), 0, 1) ** np.float32(1 / GAMMA)
         missing = ~np.isfinite(shown).all(axis=0)
-        rgb = np.rint(255 * np.where(missing, 0, unit)).astype(np.uint8)
+        rgb: np.ndarray = np.rint(255 * np.where(missing, 0, unit)).astype(np.uint8)
         rgb[:, missing] = np.array(INVALID, np.uint8)[:, None]
         return rgb
 

@@ -11,14 +11,21 @@ from uknowpan import options as opt
 
 
 def pack(
-    recipe: Annotated[Path, typer.Argument(help="CSV: name,kind,pan,ms,sensor,licence,split,weight[,nodata].")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Scenes file (HDF5) to write.")],
-    root: Annotated[Path, typer.Option("--root", help="Folder the recipe's paths start from.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="CSV: name,kind,pan,ms,sensor,licence,split,weight[,nodata].")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", metavar="FILE", help="Scenes file (HDF5) to write.")
+    ],
+    root: Annotated[Path, typer.Option("--root", metavar="DIR", help="Folder the recipe's paths start from.")],
     overwrite: opt.OverwriteOption = False,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Gather the scenes of a recipe (see docs/recipes) into one file that `train` reads."""
+    """Gather the scenes of a recipe into one file that `train` reads.
+
+    Example: uknowpan pack scenes.csv --root imagery -o scenes.h5
+    """
     with opt.guarded(-1 if quiet else verbose):
         from uknowpan.datasets.pack import pack_scenes, read_recipe
         from uknowpan.tiling import check_output

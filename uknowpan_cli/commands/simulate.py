@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,83 +13,84 @@ from uknowpan import options as opt
 from uknowpan.errors import InputError, UsageError
 
 
+def _option(flag: str, metavar: str, panel: str, help: str, **limits: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, rich_help_panel=panel, help=help, **limits)
+
+
+SCENES, OPTICS, PATCHES = "Scenes", "Sensor", "Patches"
+OUTPUT_HELP = (
+    "train.h5 writes train.h5, valid.h5 and test.h5; wv3.h5 writes wv3_train.h5 and so on. With --sample: a folder."
+)
+SENSOR_HELP = "QB, IKONOS, GeoEye1, WV2, WV3, WV4, GF2 or generic."
+COREGISTER_HELP = "PAN/MS shift of pairs: ignore it, note it, or remove it."
+
+
 def simulate(
     pan: Annotated[str | None, typer.Argument(metavar="PAN", help="Panchromatic raster of a first pair.")] = None,
     ms: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MS", help="Its MS; or several files, their bands in order."),
+        list[str] | None, typer.Argument(metavar="MS", help="Its MS; or several files, their bands in order.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="train.h5 writes train.h5, valid.h5 and test.h5; wv3.h5 writes wv3_train.h5 and "
-            "so on. With --sample: a folder.",
-        ),
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "--out", "-o", metavar="FILE", help=OUTPUT_HELP)] = None,
     pair: Annotated[
-        list[str] | None,
-        typer.Option("--pair", metavar="PAN;MS[;MS...]", help="One more pair; may be repeated."),
+        list[str] | None, _option("--pair", "PAN;MS[;MS...]", SCENES, "One more pair; may be repeated.")
     ] = None,
     ms_only: Annotated[
-        list[str] | None,
-        typer.Option("--ms-only", metavar="MS[;MS...]", help="Scene without PAN; may be repeated."),
+        list[str] | None, _option("--ms-only", "MS[;MS...]", SCENES, "Scene without PAN; may be repeated.")
     ] = None,
     pan_weights: Annotated[
-        str | None, typer.Option("--pan-weights", help="Of the bands in such a PAN: 0.1,0.3,0.6.")
+        str | None, _option("--pan-weights", "W,W,...", SCENES, "Share of each band in the PAN of such a scene.")
     ] = None,
-    sensor: Annotated[
-        str, typer.Option("--sensor", help="QB, IKONOS, GeoEye1, WV2, WV3, WV4, GF2 or generic.")
-    ] = "generic",
+    sensor: Annotated[str, _option("--sensor", "NAME", OPTICS, SENSOR_HELP)] = "generic",
     mtf: Annotated[
         str | None,
-        typer.Option("--mtf", help="MTF gains at the Nyquist frequency, one per band or one."),
+        _option("--mtf", "GAIN,...", OPTICS, "MTF gains at the Nyquist frequency, one per band or one for all."),
     ] = None,
     max_value: Annotated[
-        float | None,
-        typer.Option("--max-value", min=0, help="Full scale in DN, if not as the sensor has it."),
+        float | None, _option("--max-value", "DN", OPTICS, "Full scale, if it differs from the sensor's.", min=0)
     ] = None,
-    patch: Annotated[int | None, typer.Option("--patch", min=8, help="PAN pixels of a patch; default 64.")] = None,
+    patch: Annotated[int | None, _option("--patch", "N", PATCHES, "PAN pixels of a patch; default 64.", min=8)] = None,
     stride: Annotated[
-        int | None,
-        typer.Option("--stride", min=1, help="Between training patches; default 3/4 patch."),
+        int | None, _option("--stride", "N", PATCHES, "Step between training patches; default 3/4 patch.", min=1)
     ] = None,
     test_patch: Annotated[
-        int | None,
-        typer.Option("--test-patch", min=8, help="Of the test file; default up to 256."),
+        int | None, _option("--test-patch", "N", PATCHES, "Patch size of the test file; default up to 256.", min=8)
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Shares of the area: training, validation, test.")] = "80,10,10",
+    split: Annotated[
+        str, _option("--split", "A,B,C", PATCHES, "Shares of the area: training, validation, test.")
+    ] = "80,10,10",
     ratio: opt.RatioOption = None,
     bidx: opt.BidxOption = None,
     nodata: opt.NodataOption = None,
     coregister: Annotated[
-        opt.Coregister,
-        typer.Option("--coregister", help="PAN/MS shift of pairs: ignore it, tell of it, or remove it."),
+        opt.Coregister, _option("--coregister", "off|check|shift", SCENES, COREGISTER_HELP)
     ] = opt.Coregister.check,
     sample: Annotated[
-        bool,
-        typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training."),
+        bool, typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training.")
     ] = False,
     overwrite: opt.OverwriteOption = False,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Make training files from scenes by Wald's protocol: the MS is the truth, a coarser pair is
-    simulated from MS and PAN, and patches are divided into files by area."""
+    """Make training files from scenes by Wald's protocol.
+
+    The MS is the truth. A coarser pair is simulated from MS and PAN, and patches are divided into files by area.
+
+    Example: uknowpan simulate pan.tif ms.tif -o train.h5
+    """
     with opt.guarded(-1 if quiet else verbose):
         if output is None:
             raise UsageError("-o is missing: name the file to write, or the folder of --sample.")
         if (pan is None) != (not ms):
             raise UsageError("A pair is PAN and MS; an MS alone goes with --ms-only.")
-        named = [(pan, *ms)] if pan is not None and ms else []
-        given = [*named, *(tuple(files.split(";")) for files in pair or [])]
-        if any(len(files) < 2 or "" in files for files in given):
+        pairs = [[pan, *ms]] if pan is not None and ms else []
+        pairs += [files.split(";") for files in pair or []]
+        alone = [files.split(";") for files in ms_only or []]
+        if any(len(files) < 2 or "" in files for files in pairs):
             raise UsageError("--pair takes PAN and MS with a semicolon between, in quotes.")
-        if any("" in files.split(";") for files in ms_only or []):
+        if any("" in files for files in alone):
             raise UsageError("--ms-only takes files with semicolons between, in quotes.")
-        if sample == bool(given or ms_only):
+        if sample == bool(pairs or alone):
             raise UsageError("Give either scenes (PAN MS, --pair, --ms-only) or --sample.")
 
         from uknowpan.datasets.simulate import (
@@ -132,27 +133,18 @@ def simulate(
                 )
             except ValueError as error:
                 raise UsageError(f"{error}.") from error
-            scenes = [SceneFiles(p, tuple(files)) for p, *files in given]
-            scenes += [SceneFiles(None, tuple(m.split(";"))) for m in ms_only or []]
-            inputs = [
-                parse_band_spec(spec)[0]
-                for scene in scenes
-                for spec in (*([scene.pan] if scene.pan else []), *scene.ms)
-            ]
+            inputs = [parse_band_spec(spec)[0] for files in (*pairs, *alone) for spec in files]
             for path in split_paths(output, options.split).values():
                 check_output(str(path), inputs, overwrite)
+            scenes = [SceneFiles(p, tuple(m)) for p, *m in pairs] + [SceneFiles(None, tuple(m)) for m in alone]
             done = simulate_files(scenes, output, options)
         if not quiet:
             for note in done.notes:
                 typer.echo(note, err=True)
             counts = ", ".join(f"{f.patches} {n} ({f.size} px)" for n, f in done.files.items())
             typer.echo(
-                f"{counts}; {done.bands} bands, ratio {done.ratio}, full scale "
-                f"{done.max_value:g}; {done.left_out} patches touch nodata and were left out",
+                f"{counts}; {done.bands} bands, ratio {done.ratio}, full scale {done.max_value:g}; "
+                f"{done.left_out} patches touch nodata and were left out",
                 err=True,
             )
-        if as_json:
-            typer.echo(json.dumps(asdict(done)))
-        else:
-            for file in done.files.values():
-                typer.echo(file.path)
+        typer.echo(json.dumps(asdict(done)) if as_json else "\n".join(file.path for file in done.files.values()))

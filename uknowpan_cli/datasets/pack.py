@@ -1,5 +1,4 @@
-"""`uknowpan pack`: gather scenes into one file that training streams from (no raster library
-needed where it trains)."""
+"""Gather scenes into one file that training streams from, without a raster library."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from uknowpan.models.errors import DataError
 
 LEAST_SIDE = 16
-"""MS pixels along a side below which blur and shift cannot be told from a scene."""
+"""MS pixels along a side below which blur and shift cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,24 @@ class PackedScene:
     """train, valid, or skip (not packed)."""
     weight: float
     nodata: float | None = None
-    """Of both rasters, where they do not say it themselves; the column may be left out."""
-
-    @property
-    def files(self) -> list[str]:
-        """All of its rasters."""
-        return [path for path in (self.pan, *self.ms_files) if path]
+    """Nodata of both rasters where they declare none; the column may be left out."""
 
     @property
     def ms_files(self) -> list[str]:
-        """The rasters that hold its bands, in order."""
+        """Rasters of the MS bands, in order."""
         return [path.strip() for path in self.ms.split(";")]
+
+    @property
+    def files(self) -> list[str]:
+        """All rasters."""
+        return [path for path in (self.pan, *self.ms_files) if path]
 
 
 def read_recipe(path: Path) -> list[PackedScene]:
-    """Rows of a recipe (CSV with the columns of `PackedScene`).
+    """Rows of a recipe, a CSV with the columns of `PackedScene`.
 
     Raises:
-        DataError: no such table, or a row that makes no sense.
+        DataError: no such table, or a row with an unknown kind or split, or a name twice.
     """
     texts = ("name", "kind", "pan", "ms", "sensor", "licence", "split")
     try:
@@ -81,21 +80,21 @@ def read_recipe(path: Path) -> list[PackedScene]:
 def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
     """Write the scenes file of a recipe.
 
-    The PAN of a pair is brought onto the MS grid by an antialiased cubic at ratio : 1, moved by
-    the shift that the pair itself shows, so that truth and PAN lie on each other. Of a scene with
-    invalid pixels the largest rectangle without any is taken.
+    The PAN of a pair is resampled to the MS grid by an antialiased cubic. The shift that the pair
+    shows is removed, so that PAN and truth lie on each other. A scene with invalid pixels is cut
+    to its largest rectangle without any.
 
     Args:
         recipe: CSV, see `PackedScene`.
         root: folder that the recipe's paths start from.
-        output: the scenes file; written beside itself and renamed.
+        output: the scenes file, written beside its place and renamed.
 
     Returns:
-        One line per scene: what was measured.
+        One line of measurements per scene.
 
     Raises:
-        DataError: no recipe, or a scene whose files do not lie on each other, whose PAN and MS do
-            not resemble each other, or that has hardly a valid pixel.
+        DataError: no recipe, or a scene that has hardly a valid pixel, whose files do not lie on
+            one grid, or whose PAN and MS do not resemble each other.
         TilingError: see `uknowpan.tiling.open_pair`.
     """
     import h5py
@@ -109,16 +108,11 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
                     continue
                 gt, pan, note = _load(scene, root)
                 group = file.create_group(scene.name)
-                group.attrs.update(
-                    sensor=scene.sensor,
-                    licence=scene.licence,
-                    split=scene.split,
-                    weight=scene.weight,
-                    note=note,
-                )
-                group.create_dataset("gt", data=gt, compression="gzip", shuffle=True)
-                if pan is not None:
-                    group.create_dataset("pan", data=pan, compression="gzip", shuffle=True)
+                facts = {name: getattr(scene, name) for name in ("sensor", "licence", "split", "weight")}
+                group.attrs.update(facts, note=note)
+                for name, image in (("gt", gt), ("pan", pan)):
+                    if image is not None:
+                        group.create_dataset(name, data=image, compression="gzip", shuffle=True)
                 lines.append(f"{scene.name}: gt {gt.shape} {note}")
         os.replace(temporary, output)
     finally:
@@ -127,17 +121,14 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
 
 def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """(gt, PAN on the same grid or None, what was measured)."""
+    """(gt, PAN on the same grid or None, measurements)"""
     from uknowpan.tiling import open_pair
 
     files = [str(root / path) for path in scene.ms_files]
-    if scene.kind == "pair":
-        pair = open_pair(str(root / scene.pan), files, nodata=scene.nodata)
-    elif scene.kind == "reduced":
-        pair = open_pair(str(root / scene.pan), files, ratio=1, nodata=scene.nodata)
-    else:  # its own first band stands in for the PAN, so that grid and validity are read alike
-        pair = open_pair(files[0], files, pan_band=1, ratio=1, nodata=scene.nodata)
-    with pair:
+    # The first band stands in for a missing PAN, so that grid and validity are read alike.
+    pan, band = (files[0], 1) if scene.kind == "ms" else (str(root / scene.pan), None)
+    ratio = None if scene.kind == "pair" else 1
+    with open_pair(pan, files, pan_band=band, ratio=ratio, nodata=scene.nodata) as pair:
         if scene.kind != "pair" and not pair.nested:
             raise DataError(
                 f"the files of scene {scene.name!r} (kind {scene.kind}) do not lie on one grid: {' '.join(pair.notes)}"
@@ -157,30 +148,32 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
     part = f", {gt[0].size / valid.size:.1%} of it without invalid pixels" if gt[0].size < h * w else ""
     if scene.kind == "ms":
         return gt, None, f"PAN is synthesised in training{part}"
-    pan, note = _reduced_pan(scene, arrays.pan, gt, whole, ratio)
-    digital = np.dtype(pair.pan_meta.dtype).kind in "iu" or float(np.abs(pan).max()) > 64
-    return gt, np.round(pan * 8) / 8 if digital else pan, f"ratio {ratio}, {note}{part}"
+    reduced, note = _reduced_pan(scene, arrays.pan, gt, whole, ratio)
+    digital = np.dtype(pair.pan_meta.dtype).kind in "iu" or float(np.abs(reduced).max()) > 64
+    return gt, np.round(reduced * 8) / 8 if digital else reduced, f"ratio {ratio}, {note}{part}"
 
 
 def _reduced_pan(
     scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
 ) -> tuple[np.ndarray, str]:
-    """The PAN (1, H, W) of a whole frame on the grid of `gt`, its window in MS pixels, without
-    the shift between the two; and what was measured."""
+    """(PAN on the grid of `gt` without the shift between the two, measurements)
+
+    `pan` (1, H, W) covers the whole frame, `gt` a window of it in MS pixels.
+    """
     import torch
 
     from uknowpan.models.blur import estimate_psf, pan_on_ms_grid
 
-    found = torch.from_numpy(pan.astype(np.float32))
+    whole = torch.from_numpy(pan.astype(np.float32))
     rows, cols = (slice(s.start * ratio, s.stop * ratio) for s in window)
     truth = torch.from_numpy(gt.astype(np.float32))
-    psf = estimate_psf([(found[:, rows, cols], truth)], ratio)
+    psf = estimate_psf([(whole[:, rows, cols], truth)], ratio)
     if psf.correlation == 0:
         raise DataError(
             f"PAN and MS of scene {scene.name!r} do not resemble each other, so neither can be the "
             "other's truth; check its files, or make it kind ms to do without the PAN."
         )
-    reduced = pan_on_ms_grid(found, ratio, psf.shift)
+    reduced = pan_on_ms_grid(whole, ratio, psf.shift)
     note = f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, correlation {psf.correlation:.3f}"
     return reduced[:, window[0], window[1]].numpy(), note
 
@@ -188,11 +181,9 @@ def _reduced_pan(
 def _largest_rectangle(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
     """Rows and columns of the largest window of true pixels, at least `LEAST_SIDE` along a side.
 
-    Every row closes a histogram of the true pixels above it; a stack of its rising steps gives
-    the largest rectangle under each (the textbook's algorithm).
+    Each row is the base of a histogram of the true pixels above it. A stack of the histogram's
+    rising steps gives the largest rectangle below each step.
     """
-    if valid.all() and min(valid.shape) >= LEAST_SIDE:
-        return slice(0, valid.shape[0]), slice(0, valid.shape[1])
     best, area = None, 0
     heights = np.zeros(valid.shape[1] + 1, np.int64)  # the last stays 0: it closes every step
     for bottom, row in enumerate(valid, 1):

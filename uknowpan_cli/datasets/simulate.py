@@ -10,8 +10,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,18 +28,15 @@ from uknowpan.opening import NOTICEABLE_SHIFT
 from uknowpan.options import Coregister
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from torch import Tensor
 
     from uknowpan.tiling import ScenePair
 
-
 SPLITS = ("train", "valid", "test")
 BLOCK = 512
-"""MS pixels along a side that are simulated at a time, without margins."""
+"""MS pixels along a side that are simulated at once, without margins."""
 LARGEST_TEST_PATCH = 256
-"""As in PanCollection; several indices need a few windows of 32 pixels inside of a border."""
+"""MS pixels, as in PanCollection; several indices need a few windows of 32 pixels within a border."""
 BIT_DEPTHS = (8, 10, 11, 12, 14, 16)
 
 
@@ -50,7 +47,7 @@ class SceneFiles:
     pan: str | None
     """None: the PAN is a weighted sum of the MS bands."""
     ms: tuple[str, ...]
-    """One multi-band raster, or several whose bands follow each other."""
+    """One raster of several bands, or several rasters in the order of their bands."""
 
     def __str__(self) -> str:
         return " + ".join([*([self.pan] if self.pan else []), *self.ms])
@@ -58,7 +55,7 @@ class SceneFiles:
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """How scenes become patches; sizes in MS pixels, which are the PAN pixels of the patches."""
+    """Settings of a simulation. Sizes are MS pixels of the scene, which are the patches' PAN pixels."""
 
     sensor: Sensor
     gains: tuple[float, ...] | None = None
@@ -66,20 +63,20 @@ class SimulationOptions:
     max_value: float | None = None
     """Full scale in DN instead of the sensor's."""
     pan_weights: tuple[float, ...] | None = None
-    """Of the bands in the PAN of scenes that have none; None: equal."""
+    """Share of each band in the PAN of scenes that have none; None: equal."""
     ratio: int | None = None
-    """None: that of the pairs, else the sensor's."""
+    """None: the ratio of the pairs, else the sensor's."""
     bands: tuple[int, ...] | None = None
     """MS bands to use, 1-based."""
     nodata: float | None = None
     coregister: Coregister = Coregister.check
-    """Of pairs: leave the shift between PAN and MS, note it, or take the PAN where the MS lies."""
+    """Leave a pair's shift between PAN and MS, note it, or take the PAN where the MS lies."""
     patch: int | None = None
     """None: 64, or the next multiple of the ratio below."""
     stride: int | None = None
-    """Between training patches; None: three quarters of a patch. Others do not overlap."""
+    """Step between training patches; None: three quarters of a patch. Other patches do not overlap."""
     test_patch: int | None = None
-    """None: the largest multiple of `patch` up to 256 that the test area has room for."""
+    """None: the largest multiple of `patch` up to 256 that fits the test area."""
     split: tuple[float, float, float] = (80.0, 10.0, 10.0)
     """Shares of the area for training, validation and test."""
 
@@ -96,7 +93,7 @@ class SimulationOptions:
 
 @dataclass(frozen=True)
 class SimulatedFile:
-    """One file that was written."""
+    """One written file."""
 
     path: str
     patches: int
@@ -106,10 +103,10 @@ class SimulatedFile:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was made of the scenes."""
+    """Report of a simulation."""
 
     files: dict[str, SimulatedFile]
-    """By split; splits with a share of 0 are not there."""
+    """Files by split; a split with a share of 0 has none."""
     sensor: str
     bands: int
     ratio: int
@@ -121,10 +118,13 @@ class Simulation:
 
 
 def split_paths(output: Path, split: Sequence[float] = (1, 1, 1)) -> dict[str, Path]:
-    """Files of the splits with a share: the last "train" in the name is replaced by each split's
-    name; a name without it gets _train, _valid and _test before its extension."""
-    head, found, tail = output.stem.rpartition("train")
-    if not found:
+    """Paths of the splits with a share.
+
+    Each split's name replaces the last "train" in the file name; a name without it gets _train,
+    _valid and _test before its extension.
+    """
+    head, train, tail = output.stem.rpartition("train")
+    if not train:
         head, tail = f"{output.stem}_", ""
     return {
         name: output.with_name(f"{head}{name}{tail}{output.suffix}")
@@ -143,10 +143,10 @@ def simulate_files(
     """Write the files of `split_paths`; none of them appears before all are complete.
 
     Args:
-        scenes: of the same bands and ratio.
-        output: where to, existing files are replaced.
-        options: how.
-        names: of the scenes, for the files' attribute `sources`; None: their rasters.
+        scenes: scenes of the same bands and ratio.
+        output: path that `split_paths` starts from; existing files are replaced.
+        options: sizes, sensor, shares.
+        names: names of the scenes for the files' attribute `sources`; None: their rasters.
 
     Raises:
         DataError: scenes that do not fit each other or the options, or have no room for patches.
@@ -155,34 +155,31 @@ def simulate_files(
     if not scenes:
         raise DataError("No scene was given; name a PAN and an MS, or an MS alone.")
     with ExitStack() as stack:
-        opened = [stack.enter_context(_Scene(files, options)) for files in scenes]
+        opened = [_open(files, options, stack) for files in scenes]
         plan = _plan(opened, options)
         areas = [_areas(scene, plan) for scene in opened]
-        plan = replace(plan, sizes={**plan.sizes, "test": _test_size(opened, areas, plan)})
+        plan.sizes["test"] = _test_size(opened, areas, plan)
         writers = {
             name: stack.enter_context(PanCollectionWriter(path))
             for name, path in split_paths(output, options.split).items()
         }
         left_out, largest = 0, 0.0
-        for number, (scene, own) in enumerate(zip(opened, areas, strict=True)):
-            for name, writer in writers.items():
-                if name not in own:
-                    continue
-                for made in _patches(scene, own[name], name, plan):
-                    left_out += made.left_out
-                    largest = max(largest, made.largest)
-                    if made.patches is not None:
-                        source = np.full((len(made.places), 1), number)
-                        writer.append(made.patches, np.hstack([source, made.places]))
-        empty = [name for name, writer in writers.items() if not writer.count]
-        if empty:
-            raise DataError(
-                f"No patch of {plan.sizes[empty[0]]} valid MS pixels is left for {empty[0]}; give "
-                "larger scenes, a smaller --patch, or --split 100,0,0."
-            )
+        for (number, own), (name, writer) in product(enumerate(areas), writers.items()):
+            size = plan.sizes[name]
+            for places in _blocks(own[name], size, plan.stride if name == "train" else size):
+                block = _simulate(opened[number], places, size, plan)
+                left_out += len(places) - len(block.places)
+                largest = max(largest, block.largest)
+                if block.patches is not None:
+                    writer.append(block.patches, np.array([(number, *place) for place in block.places]))
+        for name, writer in writers.items():
+            if not writer.count:
+                raise DataError(
+                    f"No patch of {plan.sizes[name]} valid MS pixels is left for {name}; give "
+                    "larger scenes, a smaller --patch, or --split 100,0,0."
+                )
         max_value = _full_scale(opened, options, largest)
         notes = tuple(dict.fromkeys(note for scene in opened for note in scene.notes))
-        said = list(names) if names is not None else [str(files) for files in scenes]
         for name, writer in writers.items():
             writer.finish(
                 {
@@ -192,8 +189,8 @@ def simulate_files(
                     "registration": registration_of(plan.ratio),
                     "mtf_gains": np.asarray(plan.gains),
                     "split": name,
-                    "sources": json.dumps(said),
-                    "areas": json.dumps([own.get(name) for own in areas]),
+                    "sources": json.dumps(names or [str(files) for files in scenes]),
+                    "areas": json.dumps([own[name] for own in areas]),
                     "notes": json.dumps(notes),
                     "code_version": __version__,
                 }
@@ -201,16 +198,8 @@ def simulate_files(
         for writer in writers.values():
             writer.publish()
     files = {name: SimulatedFile(str(writer.path), writer.count, plan.sizes[name]) for name, writer in writers.items()}
-    return Simulation(
-        files,
-        options.sensor.name,
-        plan.bands,
-        plan.ratio,
-        max_value,
-        plan.gains,
-        left_out,
-        notes,
-    )
+    sensor = options.sensor.name
+    return Simulation(files, sensor, plan.bands, plan.ratio, max_value, plan.gains, left_out, notes)
 
 
 def simulate_sample(folder: Path) -> Simulation:
@@ -218,19 +207,14 @@ def simulate_sample(folder: Path) -> Simulation:
     from uknowpan.datasets.synthetic import PAN_WEIGHTS, make_scene, write_scene
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Shares that make test images large enough for the border that `evaluate` cuts.
     options = SimulationOptions(
-        find_sensor("generic"),
-        max_value=2047.0,
-        pan_weights=PAN_WEIGHTS,
-        split=(60.0, 20.0, 20.0),  # test images large enough for the border that `evaluate` cuts
+        find_sensor("generic"), max_value=2047.0, pan_weights=PAN_WEIGHTS, split=(60.0, 20.0, 20.0)
     )
-    seeds = (1, 2)
     with TemporaryDirectory() as drawn:
-        scenes = []
-        for seed in seeds:
-            paths = write_scene(make_scene(384, seed=seed), Path(drawn) / str(seed))
-            scenes.append(SceneFiles(None, (str(paths.truth),)))
-        names = [f"drawn scene, seed {seed}" for seed in seeds]
+        truths = [write_scene(make_scene(384, seed=seed), Path(drawn) / str(seed)).truth for seed in (1, 2)]
+        scenes = [SceneFiles(None, (str(truth),)) for truth in truths]
+        names = [f"drawn scene, seed {seed}" for seed in (1, 2)]
         return simulate_files(scenes, folder / "train.h5", options, names=names)
 
 
@@ -238,103 +222,59 @@ def simulate_sample(folder: Path) -> Simulation:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A part of a scene on the grid of its MS."""
-
-    gt: Tensor
-    """(C, h, w) float32"""
-    pan: Tensor
-    """(1, h, w) float64, reduced to the MS grid"""
-    valid: np.ndarray
-    """(h, w)"""
-    largest: float
-    """DN, of valid MS and PAN pixels"""
-
-
 class _Scene:
-    """A pair, or an MS with a PAN made from its bands, read on the MS grid."""
+    """An open pair, or an MS with a PAN made from its bands, on the MS grid."""
 
-    def __init__(self, files: SceneFiles, options: SimulationOptions):
-        from uknowpan.tiling import open_pair
+    files: SceneFiles
+    pair: ScenePair
+    weights: tuple[float, ...]
+    """Share of each band in a PAN made from them."""
+    shift: tuple[float, float]
+    """Shift to remove, (dy, dx) in PAN pixels."""
+    notes: tuple[str, ...]
 
-        # An MS alone is a pair with its own first band, which is then not looked at.
-        self.pair: ScenePair = open_pair(
-            files.pan or f"{files.ms[0]},band=1",
-            list(files.ms),
-            ms_bands=options.bands,
-            nodata=options.nodata,
-            ratio=options.ratio if files.pan else 1,
-        )
-        self.files = files
-        self.notes = [f"{files}: {note}" for note in self.pair.notes]
-        self.bands = self.pair.bands
-        self.shape = self.pair.frame_shape
-        self.ratio = self.pair.ratio if files.pan else None
-        weights = options.pan_weights or (1 / self.bands,) * self.bands
-        if files.pan is None and len(weights) != self.bands:
-            self.pair.close()
-            raise DataError(f"{len(weights)} PAN weights were given for the {self.bands} bands of {files}.")
-        self.weights = weights
-        self.shift = (0.0, 0.0)
-        if files.pan is not None and options.coregister is not Coregister.off:
-            try:
-                self._measure_shift(options.coregister)
-            except BaseException:
-                self.pair.close()
-                raise
+    @property
+    def ratio(self) -> int | None:
+        """None where the PAN is made from the bands."""
+        return self.pair.ratio if self.files.pan else None
 
-    def _measure_shift(self, mode: Coregister) -> None:
-        """Keep the shift that is to be removed, in PAN pixels, or note it."""
-        from uknowpan.sharpening import survey
 
-        found = survey(self.pair).measured
-        if found is None:
-            self.notes.append(f"{self.files}: PAN and MS resemble each other too little to measure a shift")
-        elif max(map(abs, found.shift)) > NOTICEABLE_SHIFT or mode is Coregister.shift:
-            dy, dx = (-value for value in found.shift)
-            lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels) off the PAN"
-            if mode is Coregister.shift:
-                self.shift = found.shift
-                self.notes.append(f"{self.files}: {lies}; removed")
-            else:
-                self.notes.append(f"{self.files}: {lies}; --coregister shift removes it")
+def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _Scene:
+    from uknowpan.tiling import open_pair
 
-    def is_valid(self, row: int, col: int, size: int) -> bool:
-        return self.pair.valid_fraction(row, col, size, size) == 1.0
+    # An MS alone is a pair with its own first band, which is then not looked at.
+    pan, ratio = (files.pan, options.ratio) if files.pan else (f"{files.ms[0]},band=1", 1)
+    pair = stack.enter_context(
+        open_pair(pan, list(files.ms), ms_bands=options.bands, nodata=options.nodata, ratio=ratio)
+    )
+    weights = options.pan_weights or (1 / pair.bands,) * pair.bands
+    if files.pan is None and len(weights) != pair.bands:
+        raise DataError(f"{len(weights)} PAN weights were given for the {pair.bands} bands of {files}.")
+    shift, notes = (0.0, 0.0), list(pair.notes)
+    if files.pan is not None and options.coregister is not Coregister.off:
+        shift, note = _measure_shift(pair, options.coregister)
+        notes += note
+    return _Scene(files, pair, weights, shift, tuple(f"{files}: {note}" for note in notes))
 
-    def read(self, row: int, col: int, h: int, w: int) -> _Block:
-        import torch
 
-        from uknowpan.models.metrics.toolbox import imresize
-        from uknowpan.models.resample import cubic, decimate
+def _measure_shift(pair: ScenePair, mode: Coregister) -> tuple[tuple[float, float], list[str]]:
+    """(shift to remove in PAN pixels, notes)"""
+    from uknowpan.sharpening import survey
 
-        arrays = self.pair.read_frame(row, col, h, w)
-        gt, r = torch.from_numpy(arrays.ms), self.pair.ratio
-        valid = arrays.ms_valid & arrays.pan_valid.reshape(h, r, w, r).all((1, 3))
-        largest = float(arrays.ms[:, arrays.ms_valid].max(initial=0))
-        if self.files.pan is None:
-            weights = torch.tensor(self.weights, dtype=torch.float64)
-            pan = torch.einsum("c,chw->hw", weights, gt.double())[None]
-        elif self.shift != (0.0, 0.0):
-            reach = math.ceil(2.5 + max(map(abs, self.shift)) / r)
-            whole = torch.from_numpy(arrays.pan).double()[None]
-            pan = decimate(whole, r, cubic(r), self.shift, reach)[0]
-        else:
-            pan = imresize(torch.from_numpy(arrays.pan), r)
-        if self.files.pan is not None:
-            largest = max(largest, float(arrays.pan[0, arrays.pan_valid].max(initial=0)))
-        return _Block(gt, pan, valid, largest)
+    measured = survey(pair).measured
+    if measured is None:
+        return (0.0, 0.0), ["PAN and MS resemble each other too little to measure a shift"]
+    if mode is Coregister.check and max(map(abs, measured.shift)) <= NOTICEABLE_SHIFT:
+        return (0.0, 0.0), []
+    dy, dx = (-value for value in measured.shift)
+    lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels) off the PAN"
+    if mode is Coregister.shift:
+        return measured.shift, [f"{lies}; removed"]
+    return (0.0, 0.0), [f"{lies}; --coregister shift removes it"]
 
-    def __enter__(self) -> _Scene:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.pair.close()
+def _is_valid(scene: _Scene, row: int, col: int, size: int) -> bool:
+    return scene.pair.valid_fraction(row, col, size, size) == 1.0
 
 
 # --------------------------------------------------------------------------------------- plan
@@ -342,24 +282,26 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is the same for all scenes."""
+    """Sizes and gains, the same for all scenes."""
 
     ratio: int
     bands: int
     gains: tuple[float, ...]
     split: Mapping[str, float]
-    sizes: Mapping[str, int]
-    strides: Mapping[str, int]
+    sizes: dict[str, int]
+    """MS pixels of a patch, by split."""
+    stride: int
+    """MS pixels between training patches."""
 
 
 def _plan(scenes: Sequence[_Scene], options: SimulationOptions) -> _Plan:
     """Sizes and gains, checked against the scenes."""
-    bands = scenes[0].bands
+    bands = scenes[0].pair.bands
     ratio = options.ratio or next((s.ratio for s in scenes if s.ratio), options.sensor.ratio)
     for scene in scenes:
-        if scene.bands != bands:
+        if scene.pair.bands != bands:
             raise DataError(
-                f"{scene.files} has {scene.bands} bands, {scenes[0].files} has {bands}; scenes of "
+                f"{scene.files} has {scene.pair.bands} bands, {scenes[0].files} has {bands}; scenes of "
                 "one file need the same ones (--bidx)."
             )
         if (scene.ratio or ratio) != ratio:
@@ -379,7 +321,7 @@ def _plan(scenes: Sequence[_Scene], options: SimulationOptions) -> _Plan:
         gains=_gains(options, bands),
         split=dict(zip(SPLITS, options.split, strict=True)),
         sizes={"train": patch, "valid": patch, "test": options.test_patch or 0},
-        strides={"train": stride},
+        stride=stride,
     )
 
 
@@ -397,7 +339,7 @@ def _gains(options: SimulationOptions, bands: int) -> tuple[float, ...]:
 
 
 def _full_scale(scenes: Sequence[_Scene], options: SimulationOptions, largest: float) -> float:
-    """An option, the sensor's, or the smallest bit depth that holds what was seen."""
+    """The option, the sensor's full scale, or the smallest bit depth that holds the largest value."""
     if options.max_value is not None:
         return options.max_value
     known = options.sensor.max_value
@@ -424,14 +366,14 @@ Area = tuple[int, int, int, int]
 def _areas(scene: _Scene, plan: _Plan) -> dict[str, Area]:
     """Contiguous parts of a scene, one per split, without a common pixel.
 
-    Training has the beginning of the longer axis; the rest of it is divided along the shorter
-    one. Shares are of the cells (as large as a patch) without nodata.
+    Training has the beginning of the longer axis; the rest is divided along the shorter one.
+    Shares count the cells, as large as a patch, without nodata.
     """
     cell = plan.sizes["train"]
-    h, w = scene.shape
+    h, w = scene.pair.frame_shape
     rows, columns = h // cell, w // cell
     valid = np.array(
-        [[scene.is_valid(row * cell, column * cell, cell) for column in range(columns)] for row in range(rows)],
+        [[_is_valid(scene, row * cell, column * cell, cell) for column in range(columns)] for row in range(rows)],
         dtype=bool,
     ).reshape(rows, columns)
     upright = h >= w
@@ -444,15 +386,15 @@ def _areas(scene: _Scene, plan: _Plan) -> dict[str, Area]:
             "--patch, or --split 100,0,0."
         )
 
-    def pixels(start: int, stop: int, cells: int, length: int) -> tuple[int, int]:
-        end = length if stop == cells else stop * cell  # the last part has what is left over
-        return start * cell, end - start * cell
+    def pixels(span: Span, cells: int, length: int) -> Span:
+        """(start, size); the last part has the pixels that are left over."""
+        start = span[0] * cell
+        return start, (length if span[1] == cells else span[1] * cell) - start
 
     areas = {}
     for name, (first, second) in parts.items():
         down, across = (first, second) if upright else (second, first)
-        row, height = pixels(*down, rows, h)
-        column, width = pixels(*across, columns, w)
+        (row, height), (column, width) = pixels(down, rows, h), pixels(across, columns, w)
         areas[name] = (row, column, height, width)
     return areas
 
@@ -461,8 +403,10 @@ Span = tuple[int, int]
 
 
 def split_cells(valid: np.ndarray, shares: Mapping[str, float]) -> dict[str, tuple[Span, Span]] | None:
-    """Spans (rows, columns) of a grid of cells for each split with a share, as near to the shares
-    as can be when each has at least one valid cell. None where that cannot be."""
+    """Spans (rows, columns) of a grid of cells for each split with a share.
+
+    They come as near to the shares as can be when each has a valid cell. None: there is no such cut.
+    """
     n, m = valid.shape
     held = [name for name in SPLITS[1:] if shares[name] > 0]
     if not held:
@@ -475,14 +419,12 @@ def split_cells(valid: np.ndarray, shares: Mapping[str, float]) -> dict[str, tup
         spans = _divide(rest.sum(0), [shares[name] for name in held])
         if spans is not None and valid[:cut].any() and abs(rest.sum() - wanted) < off:
             off = abs(rest.sum() - wanted)
-            best = {name: ((cut, n), span) for name, span in zip(held, spans, strict=True)}
-            best = {"train": ((0, cut), (0, m)), **best}
+            best = {"train": ((0, cut), (0, m)), **{name: ((cut, n), s) for name, s in zip(held, spans, strict=True)}}
     return best
 
 
 def _divide(counts: np.ndarray, shares: Sequence[float]) -> list[Span] | None:
-    """The axis cut in one or two parts, each with something in it, as near to the shares as can
-    be."""
+    """The axis in one or two parts, none of them empty, as near to the shares as can be."""
     m = len(counts)
     if len(shares) == 1:
         return [(0, m)] if counts.any() else None
@@ -496,84 +438,94 @@ def _divide(counts: np.ndarray, shares: Sequence[float]) -> list[Span] | None:
 
 
 def _test_size(scenes: Sequence[_Scene], areas: Sequence[Mapping[str, Area]], plan: _Plan) -> int:
-    """The largest size up to `LARGEST_TEST_PATCH` of which there is a valid test patch."""
+    """The largest size up to `LARGEST_TEST_PATCH` at which there is a valid test patch."""
     patch = plan.sizes["train"]
     if plan.sizes["test"] or plan.split["test"] == 0:
         return plan.sizes["test"] or patch
     for size in range(max(LARGEST_TEST_PATCH // patch, 1) * patch, patch, -patch):
         for scene, own in zip(scenes, areas, strict=True):
-            row, column, h, w = own["test"]
-            places = ((r, c) for r in _starts(h, size, size) for c in _starts(w, size, size))
-            if any(scene.is_valid(row + r, column + c, size) for r, c in places):
+            if any(_is_valid(scene, *place, size) for block in _blocks(own["test"], size, size) for place in block):
                 return size
     return patch
 
 
-def _starts(length: int, size: int, stride: int) -> list[int]:
-    return list(range(0, length - size + 1, stride))
-
-
 # ------------------------------------------------------------------------------------ patches
+
+Place = tuple[int, int]
+"""Row and column of a patch in the scene, MS pixels."""
+
+
+def _blocks(area: Area, size: int, stride: int) -> Iterator[list[Place]]:
+    """Places of the patches of an area, grouped so that each group lies within `BLOCK` (or one patch)."""
+    row, column, h, w = area
+    for rows in _groups(row, h, size, stride):
+        for columns in _groups(column, w, size, stride):
+            yield [(r, c) for r in rows for c in columns]
+
+
+def _groups(origin: int, length: int, size: int, stride: int) -> Iterator[range]:
+    starts = range(origin, origin + length - size + 1, stride)
+    step = max(BLOCK - size, 0) // stride + 1
+    return (starts[i : i + step] for i in range(0, len(starts), step))
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Patches of one block."""
+class _Block:
+    """Patches of one block of a scene."""
 
     patches: PatchBatch | None
-    places: np.ndarray
-    """(B, 2) row and column in the scene, MS pixels"""
-    left_out: int
+    places: list[Place]
+    """Places of the valid patches."""
     largest: float
+    """DN, of valid MS and PAN pixels."""
 
 
-def _patches(scene: _Scene, area: Area, split: str, plan: _Plan) -> Iterator[_Made]:
-    """The patches of an area, block by block."""
-    size = plan.sizes[split]
-    stride = plan.strides.get(split, size)
-    row, column, h, w = area
-    for rows in _groups(_starts(h, size, stride), size):
-        for columns in _groups(_starts(w, size, stride), size):
-            places = [(row + r, column + c) for r in rows for c in columns]
-            yield _cut(scene, places, size, plan)
-
-
-def _groups(starts: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Neighbouring starts whose patches lie within `BLOCK` (or one patch)."""
-    bounds = [0]
-    for i, start in enumerate(starts):
-        if start + size - starts[bounds[-1]] > max(BLOCK, size):
-            bounds.append(i)
-    return [starts[a:b] for a, b in pairwise([*bounds, len(starts)]) if a < b]
-
-
-def _cut(scene: _Scene, places: Sequence[tuple[int, int]], size: int, plan: _Plan) -> _Made:
+def _simulate(scene: _Scene, places: Sequence[Place], size: int, plan: _Plan) -> _Block:
     """Simulate the block that holds all places, with the margin that filters see, and cut it.
 
     The block ends where the scene ends, so that the toolbox's own border rules act there.
     """
     import torch
 
-    ratio = plan.ratio
+    ratio, r = plan.ratio, scene.pair.ratio
     margin = wald_margin(ratio) * ratio
-    ends = [n // ratio * ratio for n in scene.shape]
+    ends = [n // ratio * ratio for n in scene.pair.frame_shape]
     top, left = (max(min(p[i] for p in places) - margin, 0) for i in (0, 1))
     bottom, right = (min(max(p[i] for p in places) + size + margin, ends[i]) for i in (0, 1))
-    block = scene.read(top, left, bottom - top, right - left)
-    ms = wald_ms(block.gt, plan.gains, ratio)
+    h, w = bottom - top, right - left
+    arrays = scene.pair.read_frame(top, left, h, w)
+    valid = arrays.ms_valid & arrays.pan_valid.reshape(h, r, w, r).all((1, 3))
+    largest = float(arrays.ms[:, arrays.ms_valid].max(initial=0))
+    if scene.files.pan is not None:
+        largest = max(largest, float(arrays.pan[0, arrays.pan_valid].max(initial=0)))
+    gt = torch.from_numpy(arrays.ms)
+    pan = _reduced_pan(scene, arrays.pan, gt)
+    ms = wald_ms(gt, plan.gains, ratio)
     lms = wald_lms(ms, ratio)
 
     def window(row: int, column: int, step: int = 1) -> tuple[slice, slice]:
         y, x, n = (row - top) // step, (column - left) // step, size // step
         return slice(y, y + n), slice(x, x + n)
 
-    kept = [place for place in places if block.valid[window(*place)].all()]
-    out = len(places) - len(kept)
-    if not kept:
-        return _Made(None, np.empty((0, 2), int), out, block.largest)
-
     def stack(x: Tensor, step: int = 1) -> Tensor:
         return torch.stack([x[(..., *window(*place, step))] for place in kept]).float()
 
-    patches = PatchBatch(pan=stack(block.pan), ms=stack(ms, ratio), lms=stack(lms), gt=stack(block.gt))
-    return _Made(patches, np.array(kept), out, block.largest)
+    kept = [place for place in places if valid[window(*place)].all()]
+    patches = PatchBatch(pan=stack(pan), ms=stack(ms, ratio), lms=stack(lms), gt=stack(gt)) if kept else None
+    return _Block(patches, kept, largest)
+
+
+def _reduced_pan(scene: _Scene, pan: np.ndarray, gt: Tensor) -> Tensor:
+    """float64 (1, h, w): the PAN (1, H, W), without its shift, or the weighted sum of the bands, on the MS grid."""
+    import torch
+
+    from uknowpan.models.metrics.toolbox import imresize
+    from uknowpan.models.resample import cubic, decimate
+
+    if scene.files.pan is None:
+        return torch.einsum("c,chw->hw", torch.tensor(scene.weights, dtype=torch.float64), gt.double())[None]
+    ratio = scene.pair.ratio
+    if scene.shift == (0.0, 0.0):
+        return imresize(torch.from_numpy(pan), ratio)
+    reach = math.ceil(2.5 + max(map(abs, scene.shift)) / ratio)
+    return decimate(torch.from_numpy(pan).double()[None], ratio, cubic(ratio), scene.shift, reach)[0]

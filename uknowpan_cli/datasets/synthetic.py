@@ -159,15 +159,17 @@ def write_scene(scene: SyntheticScene, folder: str | os.PathLike[str]) -> SceneP
 
 def _quantized(values: np.ndarray, full: float) -> np.ndarray:
     """Values within 0 and the full scale; digital numbers are whole and at least 1."""
-    return np.rint(np.clip(values, 1, full)) if full > 1 else np.clip(values, 0, full)
+    limited: np.ndarray = np.rint(np.clip(values, 1, full)) if full > 1 else np.clip(values, 0, full)
+    return limited
 
 
 def _fractal(n: int, slope: float, rng: np.random.Generator) -> np.ndarray:
     """float32 (n, n), zero mean, unit deviation: amplitude falls as frequency**-slope."""
     spectrum = np.fft.rfft2(rng.standard_normal((n, n), np.float32))
     frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None])
-    noise = np.fft.irfft2(spectrum * np.maximum(frequency, 1 / 200) ** -slope * (frequency > 0), (n, n))
-    return (noise / noise.std()).astype(np.float32)
+    noise: np.ndarray = np.fft.irfft2(spectrum * np.maximum(frequency, 1 / 200) ** -slope * (frequency > 0), (n, n))
+    normed: np.ndarray = (noise / noise.std()).astype(np.float32)
+    return normed
 
 
 def _draw_cover(n: int, rng: np.random.Generator) -> np.ndarray:
