@@ -1,9 +1,6 @@
-"""The stages of training: what each network learns, from what, and how it is scored.
+"""Stages on PanCollection files: data, validation and sampling that the published networks share.
 
-U-Know-DiffPAN (CVPR 2025) in three stages: a PriorNet, the teacher FSA-T that is told what the
-PriorNet expects, the student FSA-S that learns from truth and teacher. Here are the first two and
-what all share; the third is in `student_stages`. The defects of the release are mended by default;
-each flag of the options brings one of them back, to be measured.
+By default the defects of the releases are mended; each flag of the options brings one back.
 """
 
 from __future__ import annotations
@@ -18,67 +15,43 @@ import torch
 from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
-from uknowpan.models.checkpoints import Card, load_model
-from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample, position_noise
+from uknowpan.models.checkpoints import Card
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
 from uknowpan.models.pancollection.file import PatchBatch
-from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
+from uknowpan.models.training.bounds import count, share
 from uknowpan.models.training.loop import Examples
-from uknowpan.models.training.losses import beta_nll
 from uknowpan.models.training.parallel import World, current_world
+from uknowpan.models.training.stages import noised
 from uknowpan.models.types import Condition, Denoised
 
-"""Length of the published noise schedule."""
 VALIDATION_BATCH = 32
 EXAMPLES = 4
 STATISTICS_SAMPLES = 512
 """Training patches that the residual's standard deviation is taken from."""
 
 
-# ------------------------------------------------------------------------------------- options
-
-
-@dataclass(frozen=True)
-class PriorOptions:
-    """Of the stage `prior`."""
-
-    beta: float = 0.0
-    """Of the beta-NLL; published: 0, the plain Gaussian likelihood."""
-
-
 @dataclass(frozen=True)
 class DiffusionOptions:
-    """What teacher and student stages share."""
+    """Options that the stages of all diffusion networks share."""
 
-    steps: int = 1
-    """Network evaluations when validating, and by default when sharpening; published: 25."""
-    terminal_share: float = 0.0
+    steps: int = count(1)
+    """Network evaluations in validation, and by default in sharpening; published: 25."""
+    terminal_share: float = share(0.0)
     """Share of samples trained at the last timestep, where sampling starts; the others are drawn
     evenly, as published."""
     self_conditioning: bool = True
     """Sampling hands each step the prediction of the one before, as training does for half of the
     batches. The release trains for it and never does it (B2). Networks with a slot for it only."""
     respaced_time_index: bool = False
-    """Simulate the release, which tells the network the number of the sampling step instead of
+    """Simulate the release, which gives the network the number of the sampling step instead of
     its timestep (B1)."""
     raw_residual: bool = False
     """Simulate the release, which diffuses the residual gt - lms as it is, about 0.03 beside noise
-    of 1 (B4). By default it is divided by its standard deviation in the training data. Networks of
-    the published form only: the lite student's residual is in units of the scene's contrast."""
-
-
-@dataclass(frozen=True)
-class TeacherOptions(DiffusionOptions):
-    """Of the stage `fsa-t`."""
-
-    beta: float = 0.5
-    """Of the beta-NLL."""
-
-
-# ---------------------------------------------------------------------------------------- data
+    of 1 (B4). By default it is divided by its standard deviation in the training data. The lite
+    student ignores this: its residual is in units of the scene's contrast."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +63,9 @@ class PatchData:
     validation_samples: int = 256
     workers: int = 0
     device: str = "cpu"
-    """Where the network is trained: batches bound for a GPU are read into pinned memory."""
+    """Where the network is trained; batches for a GPU are read into pinned memory."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """For the card: command, files, versions."""
+    """Entries of the card: command, files, versions."""
 
     @property
     def dataset(self) -> PanCollectionDataset:
@@ -101,14 +74,19 @@ class PatchData:
 
     @property
     def bands(self) -> int:
-        """C, of every file."""
+        """C, the bands of every file."""
         return self.valid.files[0].header.bands
+
+    @property
+    def ratio(self) -> int:
+        """PAN pixels per MS pixel of every file."""
+        return self.dataset.files[0].header.ratio
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
         """Training batches of the steps `start` .. `stop` - 1.
 
         Raises:
-            DataError: samples that cannot be read, in one sentence from worker processes too.
+            DataError: samples cannot be read; one sentence, from worker processes too.
         """
         pinned = torch.device(self.device).type == "cuda"
         try:
@@ -128,13 +106,14 @@ class PatchData:
         }
 
     def card_fields(self) -> dict[str, Any]:
-        """What the data decide of a card."""
+        """Fields of a card that the data decide."""
         headers = [file.header for file in self.dataset.files]
         scales = set(self.dataset.scales)
         sensors = {header.sensor for header in headers}
         return {
             "sensor": sensors.pop() or "generic" if len(sensors) == 1 else "generic",
-            "ratios": [headers[0].ratio],
+            "bands": self.bands,
+            "ratios": [self.ratio],
             "registration": headers[0].registration,
             "max_value": scales.pop() if len(scales) == 1 else None,
         }
@@ -146,14 +125,13 @@ def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAM
     Raises:
         DataError: a band without any residual.
     """
-    squares, count = torch.zeros(0), 0
-    for index in spread(len(dataset), samples):
+    chosen = spread(len(dataset), samples)
+    squares = torch.zeros((), dtype=torch.float64)
+    for index in chosen:
         patch = dataset[index]
         assert patch.gt is not None
-        power = (patch.gt - patch.lms).double().square().mean((0, 2, 3))
-        squares = power if count == 0 else squares + power
-        count += 1
-    std = (squares / count).sqrt()
+        squares = squares + (patch.gt - patch.lms).double().square().mean((0, 2, 3))
+    std = (squares / len(chosen)).sqrt()
     if not bool((std > 0).all()):
         raise DataError(
             f"In band {int(std.argmin()) + 1} of the training data truth and LMS are the same, so "
@@ -162,30 +140,26 @@ def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAM
     return std.float()
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices, spread evenly."""
-    most = min(count, most)
-    return [i * count // most for i in range(most)]
-
-
-# --------------------------------------------------------------------------------------- stages
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """The network with its weights in the memory format that convolutions are fastest in."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def spread(total: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 .. `total` - 1, spread evenly."""
+    most = min(total, most)
+    return [i * total // most for i in range(most)]
 
 
 class PatchStage:
-    """What the stages on PanCollection files share: batches, validation, cards."""
+    """The common part of the stages on PanCollection files: batches, validation, cards."""
 
     name = ""
     architecture = ""
 
     def __init__(self, network: Any, data: PatchData, options: Any):
-        if getattr(network, "bands", data.bands) != data.bands:
+        bands, ratio = getattr(network, "bands", data.bands), getattr(network, "ratio", data.ratio)
+        if bands != data.bands:
+            raise ModelMismatch(f"the network takes {bands} bands, the files hold {data.bands}; give both the same")
+        if ratio != data.ratio:
             raise ModelMismatch(
-                f"the network takes {network.bands} bands, the files hold {data.bands}; give both the same"
+                f"the network takes the ratio {ratio}, that of the files is {data.ratio}; set "
+                f"ratio = {data.ratio} in [network]"
             )
         self.network, self.data, self.options = network, data, options
         self.world: World = current_world()
@@ -199,50 +173,54 @@ class PatchStage:
 
     @property
     def factor(self) -> int:
-        """Heights and widths of patches must be multiples of it."""
-        return 1
+        """Heights and widths of patches must be multiples of this."""
+        return getattr(self.network, "factor", 1)
 
     def data_identity(self) -> dict[str, Any]:
         return self.data.identity()
 
+    def build(self) -> nn.Module:
+        raise NotImplementedError
+
     def batches(self, start: int, stop: int) -> Generator[Any]:
         yield from self.data.batches(start, stop)
+
+    def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        raise NotImplementedError
 
     def deployed(self, model: nn.Module) -> nn.Module:
         return model
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
-        """The sharpened patches and their 1-sigma, both in the units of lms; `place` is the
-        number of the first patch, which fixes the noise."""
+        """Results (B, C, H, W) and their 1-sigma, both in the units of lms.
+
+        `place` is the number of the first patch, which fixes the noise.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         device, valid = next(model.parameters()).device, self.data.valid
-        found: dict[str, list[Tensor]] = {}
-        held: list[Tensor] = []
-        numbers = True
+        values: dict[str, list[Tensor]] = {}
+        finite = True
         for place, patches, scale in validation_patches(valid, self.data.validation_samples):
             patches = patches.to(device)
             hrms, sigma = self.predict(model, patches, place)
             assert patches.gt is not None
-            numbers &= not bool(hrms.isnan().any())
+            finite &= not bool(hrms.isnan().any())
+            scores = patch_scores(hrms, patches, scale)
             if sigma is not None:
-                held.append(((hrms - patches.gt).abs() < sigma).float().mean((1, 2, 3)))
-            for name, value in patch_scores(hrms, patches, scale).items():
-                found.setdefault(name, []).append(value)
-        scores = {name: float(torch.cat(values).nanmean()) for name, values in found.items()}
-        if held:
-            scores["coverage_1_sigma"] = float(torch.cat(held).mean())
-        if not numbers:  # a network's fault, which no mean may pass over
-            scores = dict.fromkeys(scores, math.nan)
-        return {"score": scores["ergas"], **scores}
+                scores["coverage_1_sigma"] = ((hrms - patches.gt).abs() < sigma).float().mean((1, 2, 3))
+            for name, value in scores.items():
+                values.setdefault(name, []).append(value)
+        # NaN is a network's fault, which no mean may skip.
+        means = {name: float(torch.cat(v).nanmean()) if finite else math.nan for name, v in values.items()}
+        return {"score": means["ergas"], **means}
 
     @torch.no_grad()
     def examples(self, model: nn.Module) -> Examples | None:
         device, valid = next(model.parameters()).device, self.data.valid
-        parts = [valid[i] for i in spread(len(valid), EXAMPLES)]
-        patches = PatchBatch.cat(parts).to(device)
+        patches = PatchBatch.cat([valid[i] for i in spread(len(valid), EXAMPLES)]).to(device)
         hrms, sigma = self.predict(model, patches, 0)
         assert patches.gt is not None
         return Examples(patches.pan, patches.lms, hrms, patches.gt, sigma)
@@ -255,7 +233,7 @@ class PatchStage:
             stage=self.name,
             training={**self.data.notes, **self._notes(), "iterations": step},
             scores={"validation_patches": scores},
-            **{**self.data.card_fields(), "bands": self.data.bands, **self._card_fields()},
+            **{**self.data.card_fields(), **self._card_fields()},
         )
 
     def _card_fields(self) -> dict[str, Any]:
@@ -277,27 +255,24 @@ def patch_scores(hrms: Tensor, patches: PatchBatch, scale: float) -> dict[str, T
     ratio = patches.pan.shape[-1] / patches.ms.shape[-1]
     relative, peak = ergas(fused, gt, ratio), psnr(fused, gt, scale)
     dark = (gt == 0).flatten(1).all(1)
+    has_angle = ((fused * fused).sum(1) * (gt * gt).sum(1) > 0).flatten(1).any(1)
+    angles = fused.new_full((len(fused),), math.nan)
+    if bool(has_angle.any()):
+        angles[has_angle] = sam(fused[has_angle], gt[has_angle])
     return {
-        "sam": _sam_where_defined(fused, gt),
+        "sam": angles,
         "ergas": relative.masked_fill(relative.isinf(), math.nan),
         "psnr": peak.masked_fill(dark & peak.isinf(), math.nan),
         "q2n": q2n(fused, gt),
     }
 
 
-def _sam_where_defined(fused: Tensor, gt: Tensor) -> Tensor:
-    """SAM of each patch, (B,); NaN where no pixel has an angle."""
-    norms = ((fused * fused).sum(1) * (gt * gt).sum(1)).sqrt()
-    has_angle = (norms > 0).flatten(1).any(1)
-    angles = fused.new_full((len(fused),), math.nan)
-    if bool(has_angle.any()):
-        angles[has_angle] = sam(fused[has_angle], gt[has_angle])
-    return angles
-
-
 def validation_patches(valid: PanCollectionDataset, most: int) -> Iterator[tuple[int, PatchBatch, float]]:
-    """At most so many patches, spread evenly: (number of the first, patches of one file, their
-    full scale in DN)."""
+    """At most `most` patches, spread evenly, in batches of one file each.
+
+    Yields:
+        (number of the first patch, the patches, their full scale in DN).
+    """
     chosen = spread(len(valid), most)
     for number, scale in enumerate(valid.scales):
         first, after = int(valid.starts[number]), int(valid.starts[number + 1])
@@ -307,42 +282,19 @@ def validation_patches(valid: PanCollectionDataset, most: int) -> Iterator[tuple
             yield part[0], PatchBatch.cat([valid[i] for i in part]), scale
 
 
-class PriorStage(PatchStage):
-    """Stage `prior`: a PriorNet learns mean and variance of the truth by their likelihood."""
+class ResidualStage(PatchStage):
+    """A stage whose network predicts the residual gt - lms in units of its standard deviation."""
 
-    name = architecture = "prior"
-
-    def __init__(self, network: PriorConfig, data: PatchData, options: PriorOptions):
+    def __init__(self, network: Any, data: PatchData, options: Any):
         super().__init__(network, data, options)
+        self.residual_std = torch.ones(data.bands) if options.raw_residual else residual_std_of(data.dataset)
 
-    def build(self) -> nn.Module:
-        return channels_last(PriorNet(self.network))
+    def scale(self, like: Tensor) -> Tensor:
+        """(1, C, 1, 1) `residual_std` on the device of a tensor."""
+        return self.residual_std.to(like).view(1, -1, 1, 1)
 
-    def losses(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        assert batch.gt is not None
-        mean, variance = model(batch.lms, batch.pan)
-        return {"nll": beta_nll(mean - batch.gt, 0.5 * variance.log(), self.options.beta)}
-
-    def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
-        mean, variance = model(patches.lms, patches.pan)
-        return mean, variance.sqrt()
-
-
-def noised(
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    terminal_share: float,
-    generator: torch.Generator,
-    world: World,
-) -> tuple[Tensor, Tensor]:
-    """(x_t, t): a share of the samples at the last timestep, the others anywhere; drawn for the
-    batch of all processes."""
-    count, last = len(x0) * world.size, len(schedule) - 1
-    t = torch.randint(0, last + 1, (count,), generator=generator)
-    at_end = torch.rand(count, generator=generator) < terminal_share
-    t = world.own(torch.where(at_end, torch.full_like(t, last), t)).to(x0.device)
-    noise = world.own(torch.randn((count, *x0.shape[1:]), generator=generator)).to(x0.device)
-    return add_noise(schedule, x0, t, noise), t
+    def _card_fields(self) -> dict[str, Any]:
+        return {"residual_std": [round(v, 9) for v in self.residual_std.tolist()], "steps": 1}
 
 
 @dataclass(frozen=True)
@@ -350,54 +302,46 @@ class View:
     """Patches as a denoiser sees them."""
 
     condition: Condition
-    """What it is told of them."""
     scale: Tensor
     """(B or 1, C, 1, 1): x0 = (gt - condition.lms) / scale."""
 
 
-class DiffusionStage(PatchStage):
-    """What teacher and student share: x0-prediction at random timesteps, sampling by DDIM."""
+class DiffusionStage(ResidualStage):
+    """A stage that predicts x0 at random timesteps and samples by DDIM."""
 
     options: DiffusionOptions
+    slot = False
+    """Whether the network has a slot of self-conditioning."""
 
     def __init__(self, network: Any, data: PatchData, options: DiffusionOptions):
-        super().__init__(network, data, options)
         self.schedule = NoiseSchedule.cosine(getattr(network, "timesteps", TIMESTEPS))
+        super().__init__(network, data, options)
         if not 1 <= options.steps <= len(self.schedule):
             raise ModelMismatch(
                 f"{options.steps} sampling steps do not fit {len(self.schedule)} timesteps; choose "
                 f"steps from 1 to {len(self.schedule)}"
             )
-        bands = data.bands
-        raw = options.raw_residual
-        self.residual_std = torch.ones(bands) if raw else residual_std_of(data.dataset)
 
     def view(self, patches: PatchBatch) -> View:
         """Training patches, in the units of `residual_std`."""
-        scale = self.residual_std.to(patches.lms).view(1, -1, 1, 1)
-        return View(Condition(patches.lms, patches.pan), scale)
+        return View(Condition(patches.lms, patches.pan), self.scale(patches.lms))
 
     def validation_view(self, patches: PatchBatch) -> View:
-        """Validation patches."""
+        """Validation patches, by default in the same units."""
         return self.view(patches)
 
-    def denoise(
-        self,
-        model: nn.Module,
-        x0: Tensor,
-        condition: Condition,
-        generator: torch.Generator,
-        slot: bool,
-    ) -> Denoised:
-        """Train at random timesteps; with a `slot`, half of the batches are self-conditioned
-        (Chen et al. 2023): the network sees what it predicts without."""
-        share = self.options.terminal_share
-        x_t, t = noised(self.schedule, x0, share, generator, self.world)
+    def denoise(self, model: nn.Module, x0: Tensor, condition: Condition, generator: torch.Generator) -> Denoised:
+        """The network's prediction at random timesteps.
+
+        With a `slot`, half of the batches are self-conditioned (Chen et al. 2023): the network is
+        given its own prediction without.
+        """
+        x_t, t = noised(self.schedule, x0, self.options.terminal_share, generator, self.world)
         again = float(torch.rand(1, generator=generator)) < 0.5
-        if slot and again:
+        if self.slot and again:
             with torch.no_grad():
-                said = model(x_t, t, condition)
-            condition = replace(condition, self_cond=said.x0.detach())
+                first = model(x_t, t, condition)
+            condition = replace(condition, self_cond=first.x0.detach())
         return model(x_t, t, condition)
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
@@ -406,12 +350,12 @@ class DiffusionStage(PatchStage):
         noise = torch.stack(
             [position_noise(7, (place + i) * height, 0, height, width, bands) for i in range(count)]
         ).to(patches.lms)
-        said = self.sample(model, noise, view.condition)
-        sigma = None if said.log_sigma is None else said.log_sigma.exp() * view.scale
-        return view.condition.lms + view.scale * said.x0, sigma
+        output = self.sample(model, noise, view.condition)
+        sigma = None if output.log_sigma is None else output.log_sigma.exp() * view.scale
+        return view.condition.lms + view.scale * output.x0, sigma
 
     def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
-        """DDIM from pure noise."""
+        """The prediction at the last step of DDIM from pure noise."""
         return ddim_sample(
             model,
             noise,
@@ -423,57 +367,9 @@ class DiffusionStage(PatchStage):
         )
 
     def _card_fields(self) -> dict[str, Any]:
+        options = self.options
         return {
-            "residual_std": [round(v, 9) for v in self.residual_std.tolist()],
-            "steps": self.options.steps,
-            "self_conditioning": self.options.self_conditioning,
+            **super()._card_fields(),
+            "steps": options.steps,
+            "self_conditioning": options.self_conditioning,
         }
-
-
-class TeacherStage(DiffusionStage):
-    """Stage `fsa-t`: the diffusion teacher, told of PriorNet's expectation and of wavelets."""
-
-    name = architecture = "fsa-t"
-    options: TeacherOptions
-
-    def __init__(self, network: GuidedTeacherConfig, data: PatchData, options: TeacherOptions, prior: Path):
-        super().__init__(network, data, options)
-        self.prior = prior
-
-    @property
-    def factor(self) -> int:
-        return self.network.teacher.factor
-
-    def build(self) -> nn.Module:
-        model = GuidedTeacher(self.network)
-        prior, card = load_model(self.prior)
-        try:
-            model.prior_net.load_state_dict(prior.state_dict())
-        except RuntimeError as error:
-            raise ModelMismatch(
-                f"{self.prior} ({card.architecture}) is not the PriorNet that is configured here; "
-                "give a checkpoint of `uknowpan train --stage prior` on the same bands"
-            ) from error
-        model.residual_std.copy_(self.residual_std)
-        return channels_last(model)
-
-    def losses(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        assert batch.gt is not None
-        view = self.view(batch)
-        x0 = (batch.gt - batch.lms) / view.scale
-        slot = self.network.teacher.self_conditioning
-        said = self.denoise(model, x0, view.condition, generator, slot)
-        assert said.log_sigma is not None
-        return {"nll": beta_nll(said.x0 - x0, said.log_sigma, self.options.beta)}
-
-    def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
-        assert isinstance(model, GuidedTeacher)
-        return model.sample(
-            condition.lms,
-            condition.pan,
-            steps=self.options.steps,
-            schedule=self.schedule,
-            noise=noise,
-            respaced_time_index=self.options.respaced_time_index,
-            self_conditioning=self.options.self_conditioning,
-        )

@@ -1,8 +1,8 @@
-"""Wald's protocol with everything that differs between sensors varied.
+"""Wald's protocol with random blur, sampling phase and noise.
 
-A scene of truth ``gt`` and a PAN on the same grid becomes a reduced-resolution pair: the MS is
-the truth, blurred, sampled off its place and noisy. How it was blurred is drawn anew for every
-variant of a scene (DESIGN section 4), so that a network cannot rely on one sensor's ways.
+A truth ``gt`` and a PAN on the same grid become a reduced-resolution pair: the MS is the truth,
+blurred, sampled with an offset and noisy. The degradation is drawn anew for every variant of a
+scene, so that a network cannot rely on one sensor's.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from uknowpan.models.resample import Kernel, box, cubic, decimate, gaussian, lan
 
 @dataclass(frozen=True)
 class Degradation:
-    """How a truth becomes a low-resolution MS."""
+    """The blur, sampling and noise that make a low-resolution MS of a truth."""
 
     ratio: int
     kind: str
     """"gaussian", "box", "cubic" (antialiased), "cubic-sharp" (not antialiased); "tent" and
-    "lanczos" (antialiased), which training does without, so that they tell what is new to it."""
+    "lanczos" (antialiased) never occur in training, so that benchmarks can test on unseen blurs."""
     gains: tuple[float, ...] = ()
     """MTF gain at the MS Nyquist frequency per band ("gaussian" only)."""
     shift: tuple[float, float] = (0.0, 0.0)
@@ -37,21 +37,18 @@ class Degradation:
 
 def _kernel(degradation: Degradation, band: int) -> tuple[Kernel, int]:
     """(profile, reach in MS pixels)."""
-    ratio, offset = degradation.ratio, max(map(abs, degradation.shift)) / degradation.ratio
-    if degradation.kind == "gaussian":
+    ratio, kind = degradation.ratio, degradation.kind
+    offset = max(map(abs, degradation.shift)) / ratio
+    if kind == "gaussian":
         sigma = gain_to_sigma(degradation.gains[band], ratio)
         return gaussian(sigma), math.ceil(3.5 * sigma / ratio + offset + 0.5)
-    if degradation.kind == "box":
-        return box(ratio), math.ceil(1 + offset)
-    if degradation.kind == "cubic":
-        return cubic(ratio), math.ceil(2.5 + offset)
-    if degradation.kind == "cubic-sharp":
+    if kind == "cubic-sharp":
         return cubic(1.0), math.ceil(1.5 + offset)
-    if degradation.kind == "tent":
-        return tent(ratio), math.ceil(1.5 + offset)
-    if degradation.kind == "lanczos":
-        return lanczos(ratio), math.ceil(3.5 + offset)
-    raise ValueError(f"no degradation is called {degradation.kind!r}")
+    others = {"box": (box, 1.0), "cubic": (cubic, 2.5), "tent": (tent, 1.5), "lanczos": (lanczos, 3.5)}
+    if kind not in others:
+        raise ValueError(f"no degradation is called {kind!r}")
+    kernel, reach = others[kind]
+    return kernel(ratio), math.ceil(reach + offset)
 
 
 def degrade_truth(gt: Tensor, degradation: Degradation, generator: torch.Generator | None = None) -> Tensor:
@@ -59,8 +56,8 @@ def degrade_truth(gt: Tensor, degradation: Degradation, generator: torch.Generat
 
     Args:
         gt: (C, H, W), H and W multiples of the ratio.
-        degradation: how.
-        generator: source of the noise; without it none is added.
+        degradation: blur, sampling and noise.
+        generator: source of the noise; None adds no noise.
 
     Returns:
         (C, H / ratio, W / ratio).

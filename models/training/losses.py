@@ -1,4 +1,4 @@
-"""What the stages minimise."""
+"""Losses of the stages."""
 
 from __future__ import annotations
 
@@ -23,13 +23,8 @@ def contrast_weighted_l1(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tens
 def contrast_weighted_rms(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tensor:
     """Root mean square error, each band of each patch divided by its RMS detail contrast.
 
-    What ERGAS measures: a patch's few large errors count as they do there, and the mean of what
-    is possible is the best answer (of `contrast_weighted_l1` the median).
-
-    Args:
-        x0: (B, C, H, W) prediction.
-        target: (B, C, H, W) truth.
-        floor: contrast (units of x0) below which patches count as flat.
+    ERGAS measures the same: a few large errors count fully, and the best prediction is the mean
+    of the possible truths (with `contrast_weighted_l1` their median). Arguments as there.
     """
     contrast = target.square().mean((-2, -1)).sqrt() + floor
     error = (x0 - target).square().mean((-2, -1))
@@ -42,7 +37,7 @@ def beta_nll(error: Tensor, log_sigma: Tensor, beta: float = 0.5) -> Tensor:
     Args:
         error: (B, C, H, W) prediction less truth.
         log_sigma: (B, C, H, W) natural logarithm of the predicted 1-sigma.
-        beta: 0 is the plain Gaussian likelihood, 1 weighs all pixels alike.
+        beta: 0 is the plain Gaussian likelihood; 1 weighs all pixels alike.
     """
     variance = torch.exp(2 * log_sigma)
     nll = 0.5 * (error**2 / variance + 2 * log_sigma)

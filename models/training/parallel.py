@@ -12,13 +12,13 @@ from uknowpan.models.errors import ModelMismatch
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; alone by default."""
+    """The number of this process and the count of all that train together."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, batch_size: int) -> int:
-        """How many samples of a batch are this process's.
+        """The number of samples of a batch that each process takes.
 
         Raises:
             ModelMismatch: the batch cannot be shared out evenly.
@@ -31,14 +31,14 @@ class World:
         return batch_size // self.size
 
     def own(self, whole: Tensor) -> Tensor:
-        """This process's rows of what was made for a whole batch, the same in each process."""
+        """This process's rows (B / size, ...) of a tensor (B, ...) that every process made alike."""
         if self.size == 1:
             return whole
         share = self.share(len(whole))
         return whole[self.rank * share : (self.rank + 1) * share]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the processes."""
+        """The mean over the processes."""
         if self.size > 1:
             values = values.clone()
             torch.distributed.all_reduce(values)
@@ -46,19 +46,19 @@ class World:
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is true in any process."""
+        """Whether the flag is true in any process."""
         if self.size == 1:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait for the other processes."""
         if self.size > 1:
             torch.distributed.barrier()
 
 
 def current_world() -> World:
-    """As torch.distributed was set up; alone where it was not."""
+    """The world that torch.distributed was set up with; one process where it was not."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return World()

@@ -1,4 +1,4 @@
-"""Training data of the generic student: whole scenes, degraded anew again and again.
+"""Training data of the generic student: whole scenes, degraded anew for every variant.
 
 A scenes file (HDF5, made by ``uknowpan pack``) holds one group per scene with ``gt`` (C, H, W)
 and, where the scene has one, ``pan`` (1, H, W) on the same grid. Every batch is a function of
@@ -7,9 +7,9 @@ and, where the scene has one, ``pan`` (1, H, W) on the same grid. Every batch is
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,9 @@ from uknowpan.models.types import Condition
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
 BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
 LARGEST_VARIANT = 384
-"""Truth pixels along a side that one variant of a scene takes."""
+"""Largest side of a variant, in truth pixels."""
 LEAST_HALVED = 192
-"""Truth pixels along a side of scenes that are not halved."""
+"""Sides in truth pixels below which a scene is not halved."""
 TRUTH_BLUR = (0.2, 0.9)
 """Sigma in pixels of the truth; pairs here have 0.5 (Landsat) to 0.8 (SPOT-6, GaoFen-2)."""
 
@@ -52,13 +52,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one training step sees, on the PAN grid."""
+    """The patches of one training step, on the PAN grid."""
 
     condition: Condition
     x0: Tensor
     """(B, C, H, W) standardised residual (gt - lms) / scale."""
     scale: Tensor
-    """(B, C, 1, 1) of the residual, in the scene's units."""
+    """(B, C, 1, 1) scale of the residual, in the scene's units."""
 
     def to(self, device: str | torch.device) -> TrainBatch:
         """The same batch on another device."""
@@ -66,27 +66,27 @@ class TrainBatch:
 
 
 @dataclass(frozen=True)
-class Ways:
+class VariantShares:
     """Shares of the variants whose truth is changed before the scene is degraded."""
 
     halved: float = 0.0
-    """Truth and PAN averaged to half the resolution: as sharp as pixels allow."""
+    """Share with truth and PAN averaged to half the resolution: as sharp as pixels allow."""
     subsampled: float = 0.0
-    """Every other pixel of the truth, the PAN blurred to that: a truth sharper than its PAN."""
+    """Share with every other pixel of the truth and a blurred PAN: a truth sharper than its PAN."""
     truth_blur: float = 0.0
-    """The truth blurred as an MS is against its PAN."""
+    """Share with a blurred truth, as an MS is against its PAN."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A scene degraded in one way."""
+    """A scene with one degradation."""
 
     pan: Tensor
     ms: Tensor
     gt: Tensor
     statistics: SceneStatistics
     softness: float
-    """Of the truth against the PAN, sigma in pixels."""
+    """Blur of the truth against the PAN, sigma in pixels."""
 
 
 def read_scenes(path: str | Path, split: str) -> list[Scene]:
@@ -135,10 +135,10 @@ class GenericBatches:
     ):
         self.scenes = list(scenes)
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.ways = Ways(halved_share, subsampled_share, truth_blur_share)
+        self.shares = VariantShares(halved_share, subsampled_share, truth_blur_share)
         self.variants, self.per_variant = variants, patches_per_variant
-        self.residual_scale, self.cache_size = residual_scale, cache
-        self._cache: OrderedDict[tuple[int, int], Variant] = OrderedDict()
+        self.residual_scale = residual_scale
+        self._variant = lru_cache(maxsize=cache)(self._made_variant)
 
     def __call__(self, step: int) -> TrainBatch:
         """The batch of a step: conditions and x0 of `batch_size` patches."""
@@ -147,30 +147,19 @@ class GenericBatches:
         bands = min(bands, max(len(s.gt) for s in self.scenes))
         usable = [i for i, s in enumerate(self.scenes) if len(s.gt) >= bands]
         weights = np.array([self.scenes[i].weight for i in usable])
-        conditions: list[Condition] = []
-        targets: list[Tensor] = []
-        scales: list[Tensor] = []
-        while len(targets) < self.batch_size:
+        patches: list[tuple[Condition, Tensor, Tensor]] = []
+        while len(patches) < self.batch_size:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
             variant = self._variant(scene, int(rng.integers(self.variants)))
             order = rng.permutation(len(variant.gt))[:bands]
-            for _ in range(min(self.per_variant, self.batch_size - len(targets))):
-                condition, x0, scale = self._patch(variant, order, rng)
-                conditions.append(condition)
-                targets.append(x0)
-                scales.append(scale)
-        return TrainBatch(Condition.stack(conditions), torch.cat(targets), torch.cat(scales))
+            for _ in range(min(self.per_variant, self.batch_size - len(patches))):
+                patches.append(self._patch(variant, order, rng))
+        conditions, targets, scales = zip(*patches, strict=True)
+        return TrainBatch(Condition.stack(list(conditions)), torch.cat(targets), torch.cat(scales))
 
-    def _variant(self, scene: int, number: int) -> Variant:
-        key = (scene, number)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-        else:
-            rng = np.random.default_rng((self.seed, 2, scene, number))
-            self._cache[key] = make_variant(self.scenes[scene], rng, self.ways)
-            if len(self._cache) > self.cache_size:
-                self._cache.popitem(last=False)
-        return self._cache[key]
+    def _made_variant(self, scene: int, number: int) -> Variant:
+        rng = np.random.default_rng((self.seed, 2, scene, number))
+        return make_variant(self.scenes[scene], rng, self.shares)
 
     def _patch(self, variant: Variant, order: np.ndarray, rng: np.random.Generator) -> tuple[Condition, Tensor, Tensor]:
         """One patch with its condition, turned and flipped at random."""
@@ -189,16 +178,16 @@ class GenericBatches:
         return turned, turn(x0), scale
 
 
-def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = None) -> Variant:
+def make_variant(scene: Scene, rng: np.random.Generator, shares: VariantShares | None = None) -> Variant:
     """Cut a scene to size and degrade it in a way drawn by `rng`."""
-    ways = ways or Ways()
-    if ways.halved + ways.subsampled > 0:
+    shares = shares or VariantShares()
+    if shares.halved + shares.subsampled > 0:
         drawn = rng.uniform()
         if min(scene.gt.shape[-2:]) < LEAST_HALVED:
             pass
-        elif drawn < ways.halved:
+        elif drawn < shares.halved:
             scene = halved(scene)
-        elif drawn < ways.halved + ways.subsampled:
+        elif drawn < shares.halved + shares.subsampled:
             scene = subsampled(scene)
     degradation = random_degradation(rng, len(scene.gt), RATIOS, RATIO_WEIGHTS)
     ratio = degradation.ratio
@@ -208,7 +197,7 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
     window = (slice(None), slice(top, top + rows), slice(left, left + cols))
     gt = scene.gt[window]
     pan = synthetic_pan(gt, rng) if scene.pan is None else scene.pan[window]
-    if ways.truth_blur > 0 and rng.uniform() < ways.truth_blur:
+    if shares.truth_blur > 0 and rng.uniform() < shares.truth_blur:
         gt = degrade(gt[None], 1, float(rng.uniform(*TRUTH_BLUR)), (0.0, 0.0))[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     ms = degrade_truth(gt, degradation, generator)
@@ -219,7 +208,7 @@ def make_variant(scene: Scene, rng: np.random.Generator, ways: Ways | None = Non
 
 
 def halved(scene: Scene) -> Scene:
-    """The scene averaged to half its resolution: sharper in its pixels than any sensor's MS."""
+    """The scene averaged to half its resolution: sharper than any sensor's MS."""
     rows, cols = (n // 2 * 2 for n in scene.gt.shape[-2:])
 
     def average(x: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """PAN-Crafter (ICCV 2025): a U-Net that sharpens in one pass and learns on PAN and MS alike.
 
-Built from METHODS section 2. Two ideas: modality-adaptive reconstruction (MARs), which trains the
-same network to bring back the sharp PAN from the degraded one and the sharp MS from the MS, told
-by a token which is wanted; and cross-modality alignment-aware attention (CM3A), in which each
-pixel looks at its 3 x 3 neighbours in PAN and in MS, so that either may lie a pixel off.
+Built from METHODS section 2. Modality-adaptive reconstruction (MARs) trains one network to restore
+the sharp PAN from the degraded PAN, and the sharp MS from the MS; a token selects the mode. In
+cross-modality alignment-aware attention (CM3A) each pixel attends to its 3 x 3 neighbours in PAN
+and in MS, so that either may lie a pixel off.
 
-Everything but PAN and lms is made here. The degraded PAN is computed (`low_pan`), not read from a
-file of unknown recipe. MS, PAN and degraded PAN are read at each scale off the PAN grid, so that
-it does not matter where training files put their MS samples: lms lies on the PAN in all of them.
+The degraded PAN is computed (`low_pan`), since the recipe of the release's files is unknown. MS,
+PAN and degraded PAN are sampled from the PAN grid at each scale. So the position of a file's MS
+samples does not matter: lms lies on the PAN in every file.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,41 +24,43 @@ from torch import Tensor, nn
 
 from uknowpan.models.blur import default_psf
 from uknowpan.models.resample import degrade, upsample
+from uknowpan.models.published.checks import check_images
+from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
 
 PAN_MODE, MS_MODE = 0, 1
-"""What is to be reconstructed."""
+"""Modes: the image to reconstruct."""
 NEIGHBOURS = 9
-"""A pixel and those around it, row by row."""
+"""A pixel and the eight around it, row by row."""
 
 
 @dataclass(frozen=True)
 class PanCrafterConfig:
     """Shape of a `PanCrafter`; the defaults are the published widths.
 
-    The three flags bring back a defect of the release each, to be measured.
+    Each of the three flags brings back a defect of the release, to be measured.
     """
 
-    bands: int
+    bands: int = count()
     """C, the bands of the MS."""
-    ratio: int = 4
-    """PAN pixels per MS pixel, which the degraded PAN goes by."""
-    widths: tuple[int, ...] = (128, 128, 128, 128)
+    ratio: int = count(4)
+    """PAN pixels per MS pixel; the degraded PAN depends on it."""
+    widths: tuple[int, ...] = count((128, 128, 128, 128))
     """Channels of each scale; each scale halves the resolution."""
     blocks: int = 2
-    """ResBlocks per scale, of the encoder and again of the decoder."""
+    """ResBlocks per scale of the encoder, and of the decoder."""
     attention_from: int = 1
     """First scale with attention, counted from 0, the PAN's own; all coarser ones have it."""
-    token_width: int = 128
-    """Numbers of the token that tells the mode."""
-    head_width: int = 16
+    token_width: int = count(128)
+    """Length of the token of the mode."""
+    head_width: int = count(16)
     """Channels of an attention head."""
-    groups: int = 32
-    """Of every GroupNorm."""
-    expansion: int = 4
+    groups: int = count(32)
+    """Groups of every GroupNorm."""
+    expansion: int = count(4)
     """Width of the MLP behind the attention, in units of its scale's."""
-    dropout: float = 0.2
-    """In the second half of each ResBlock."""
+    dropout: float = share(0.2)
+    """Dropout in the second half of each ResBlock."""
     overwritten_pan_keys: bool = False
     """Simulate the release, where a slip in an assignment puts the MS keys in place of the PAN's:
     the attention to the PAN looks for what resembles the MS, and the PAN keys, 611,584 parameters,
@@ -70,8 +73,7 @@ class PanCrafterConfig:
     and values the nine neighbours; they begin as random 3 x 3 filters (P3)."""
 
     def __post_init__(self) -> None:
-        if self.bands < 1:
-            raise ValueError(f"PAN-Crafter needs at least 1 band, not {self.bands}")
+        check_bounds(self)
         if self.ratio < 2:
             raise ValueError(f"PAN-Crafter needs a ratio of at least 2, not {self.ratio}")
         if len(self.widths) < 2 or self.blocks < 1:
@@ -90,7 +92,7 @@ class PanCrafterConfig:
 
     @property
     def factor(self) -> int:
-        """Heights and widths, in PAN pixels, must be multiples of it."""
+        """Heights and widths in PAN pixels must be multiples of this, and of the ratio."""
         return 2 ** (len(self.widths) - 1)
 
 
@@ -113,10 +115,10 @@ def low_pan(pan: Tensor, ratio: int) -> Tensor:
 
 
 class Guides(NamedTuple):
-    """What an attention block is shown, all of one scale and about -1 to 1."""
+    """The images that an attention block sees, all of one scale and about -1 to 1."""
 
     wanted: Tensor
-    """(B, C, h, w) MS, or the degraded PAN in all bands, as the mode says."""
+    """(B, C, h, w) MS, or in PAN mode the degraded PAN in all bands."""
     ms: Tensor
     """(B, C, h, w)"""
     low: Tensor
@@ -125,7 +127,7 @@ class Guides(NamedTuple):
     """(B, 1, h, w)"""
 
     def at(self, factor: int) -> Guides:
-        """Sampled `factor` times as coarse, by bicubic interpolation as published."""
+        """The guides `factor` times as coarse, by bicubic interpolation as published."""
         return Guides(*(_sampled(x, factor) for x in self))
 
 
@@ -182,8 +184,8 @@ class NeighbourhoodAttention(nn.Module):
     """Softmax attention of each pixel to its 3 x 3 neighbours.
 
     The neighbours are nine copies of keys and values, made by a depth-wise 3x3 convolution that
-    begins as nine shifts and may learn other filters. All heads, keys and values share it. Beyond
-    the border they are zero.
+    begins as nine shifts and may learn other filters. All heads, keys and values share it. The
+    copies are zero beyond the border.
     """
 
     def __init__(self, head_width: int, random_shifts: bool = False):
@@ -203,19 +205,19 @@ class NeighbourhoodAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each (B, heads * head_width, h, w), heads first -> the same.
 
-        a_j = softmax_j(q . k_j / sqrt(head_width)), y = sum_j a_j v_j. The copies k_j and v_j are
-        never made, they are nine times the image: sums over channels and places change places, so
-        that matrix products do what the convolution would.
+        a_j = softmax_j(q . k_j / sqrt(head_width)), y = sum_j a_j v_j. The copies k_j and v_j would
+        take nine times the image. So sums over channels and places are exchanged, and matrix
+        products replace the convolution.
         """
         query, key, value = (self._heads(x) for x in (query, key, value))
         shape = query.shape
         logits = query @ self.bias
-        for place, there in enumerate(_neighbours(key)):
-            logits = logits + (query * there) @ self.weight[:, :, place]
+        for place, shifted in enumerate(_neighbours(key)):
+            logits = logits + (query * shifted) @ self.weight[:, :, place]
         share = (logits * self.head_width**-0.5).softmax(-1)
         mixed = share @ self.bias.T
-        for place, there in enumerate(_neighbours(value)):
-            mixed = mixed + (share @ self.weight[:, :, place].T) * there
+        for place, shifted in enumerate(_neighbours(value)):
+            mixed = mixed + (share @ self.weight[:, :, place].T) * shifted
         return mixed.reshape(*shape[:3], -1).permute(0, 3, 1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -233,10 +235,10 @@ def _neighbours(x: Tensor) -> Iterator[Tensor]:
 
 
 class CrossModalityAttention(nn.Module):
-    """CM3A: every pixel asks its neighbours in the MS and in the PAN.
+    """CM3A: every pixel attends to its neighbours in the MS and in the PAN.
 
-    The query is made of what is wanted, two gates by the mode weigh both answers. Untrained, the
-    gates are shut.
+    The query comes from the image to reconstruct; two gates, which depend on the mode, weigh both
+    results. Untrained, the gates are zero.
     """
 
     def __init__(self, width: int, kernel: int, config: PanCrafterConfig):
@@ -297,10 +299,10 @@ class Scale(nn.Module):
 
 
 class PanCrafter(nn.Module):
-    """Predict the standardised residual from lms and pan, in one pass.
+    """Predicts the standardised residual from lms and pan, in one pass.
 
-    9,968,808 parameters for 8 bands and 9,902,756 for 4, those of the release. Its 611,584 that
-    never learn (P1) do here; their number is the same. GroupNorm spans the whole image: results
+    It has 9,968,808 parameters for 8 bands and 9,902,756 for 4, as the release has. The 611,584
+    that never learn there (P1) learn here. GroupNorm spans the whole image: results
     depend somewhat on how a scene is cut.
 
     Source: PAN-Crafter (ICCV 2025), METHODS 2.3.
@@ -339,11 +341,11 @@ class PanCrafter(nn.Module):
         """Reconstruct once.
 
         Args:
-            x_t: not looked at, nothing is diffused; here so that it is called as all denoisers.
-            t: neither.
+            x_t: ignored, nothing is diffused; present so that all denoisers are called alike.
+            t: ignored.
             condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1], H and W multiples
                 of `pixel_multiple` and of the ratio.
-            mode: (B,) int64, `MS_MODE` or `PAN_MODE` of each image; None: the MS of all.
+            mode: (B,) int64, `MS_MODE` or `PAN_MODE` of each image; None: `MS_MODE` for all.
 
         Returns:
             x0 (B, C, H, W): the residual gt - lms, of images in PAN mode pan - `low_pan`, both in
@@ -352,13 +354,15 @@ class PanCrafter(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(condition)
+        config, lms = self.config, condition.lms
+        step = math.lcm(config.factor, config.ratio)
+        check_images("PAN-Crafter", config.bands, "lms", lms, {"pan": (condition.pan, 1)}, step)
         if mode is None:
-            mode = torch.full((len(condition.lms),), MS_MODE, device=condition.lms.device)
+            mode = torch.full((len(lms),), MS_MODE, device=lms.device)
         token = F.silu(self.tokens[mode])
         guides = self._guides(condition, mode)
         high = guides.pan - guides.low
-        scales = [guides, *(guides.at(2**k) for k in range(1, len(self.config.widths)))]
+        scales = [guides, *(guides.at(2**k) for k in range(1, len(config.widths)))]
         h = self.entry(torch.cat([guides.pan, guides.ms, guides.low, high], 1))
         skips = []
         for k, scale in enumerate(self.encoder):
@@ -369,32 +373,13 @@ class PanCrafter(nn.Module):
         for k in reversed(range(len(self.decoder))):
             h = torch.cat([self.ups[k](h), skips[k]], 1)
             h = self.decoder[k](h, token, scales[k])
-        return Denoised(x0=self.head(h).to(condition.lms.dtype))
+        return Denoised(x0=self.head(h).to(lms.dtype))
 
     def _guides(self, condition: Condition, mode: Tensor) -> Guides:
-        """On the PAN grid; in full precision, as bfloat16 would lose PAN's faint details."""
+        """The guides on the PAN grid, in float32: bfloat16 would lose PAN's faint details."""
         with torch.autocast(condition.pan.device.type, enabled=False):
             pan, ms = (2 * x - 1 for x in (condition.pan, condition.lms))
             low = low_pan(pan, self.config.ratio)
             wanted = torch.where((mode == MS_MODE).view(-1, 1, 1, 1), ms, low)
             return Guides(wanted, ms, low, pan)
 
-    def _check(self, condition: Condition) -> None:
-        lms, pan, config = condition.lms, condition.pan, self.config
-        if lms.shape[1] != config.bands:
-            raise ValueError(
-                f"lms has {lms.shape[1]} bands, but this PAN-Crafter was built for {config.bands}; "
-                "use a checkpoint for this number of bands"
-            )
-        if pan.shape != (len(lms), 1, *lms.shape[2:]):
-            raise ValueError(
-                f"lms is {tuple(lms.shape)}, so pan must be {(len(lms), 1, *lms.shape[2:])}, not "
-                f"{tuple(pan.shape)}; cut both from the same tile"
-            )
-        height, width = lms.shape[2:]
-        for step in (config.factor, config.ratio):
-            if height % step or width % step:
-                raise ValueError(
-                    f"tile of {height} x {width} pixels, but this PAN-Crafter needs multiples of "
-                    f"{config.factor} and of the ratio {config.ratio}"
-                )

@@ -1,10 +1,9 @@
 """SSDiff (NeurIPS 2024): a diffusion denoiser of two streams, spectral and spatial.
 
-Both streams run through one U-Net of three resolutions. At its five stages the spatial stream
-tells the spectral one what it sees (`Apfm`, alternating projections by attention), after both were
-weighed in frequency (FMIM). Attention and frequencies are those of the whole image as published,
-64 x 64 pixels always; here both are of windows, so that a tile of any size means the same and
-time and memory grow with its pixels only.
+Both streams run through one U-Net of three resolutions. At each of its five stages both streams
+are weighed in frequency (FMIM); then attention projects the spectral stream onto the spatial one
+(`Apfm`). The release attends to whole images, 64 x 64 pixels always. Here attention and frequencies
+are of windows: a tile may have any size, and time and memory grow with its pixels only.
 
 METHODS section 3. Flags of the config bring the published form back.
 """
@@ -22,35 +21,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.network import PixelNorm
+from uknowpan.models.published.checks import check_images
 from uknowpan.models.published.uknow.blocks import TimeEmbedding, box_highpass
+from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.types import Condition, Denoised
 
 STAGES = 5
 LEVELS = (0, 1, 2, 1, 0)
-"""Of the five stages; level 0 has the full resolution."""
+"""Levels of the five stages; level 0 has the full resolution."""
 SPECTRAL_BOOST = (1.2, 1.4, 1.6, 1.4, 1.2)
 """Factor of the first half of the spectral channels before each stage."""
 SPATIAL_DAMPING = (0.9, 0.6, 0.3, 0.6, 0.9)
-"""Factor of the lowest frequencies of the spatial stream, as attention sees it."""
+"""Factor of the lowest frequencies of the spatial stream, before attention."""
 
 
 @dataclass(frozen=True)
 class SSDiffConfig:
     """Shape of an `SSDiff`; the widths are the published ones."""
 
-    bands: int
+    bands: int = count()
     """C, the bands of the MS."""
-    ratio: int = 4
+    ratio: int = count(4)
     """PAN pixels per MS pixel along one axis."""
-    width: int = 32
+    width: int = count(32)
     """Channels of each stream at full resolution; twice and four times as many below."""
-    head_width: int = 16
+    head_width: int = count(16)
     """Channels of an attention head."""
-    time_width: int = 128
+    time_width: int = count(128)
     """Sines and cosines of the timestep; its embedding has four times as many numbers."""
-    timesteps: int = 1000
+    timesteps: int = count(1000)
     """Length of the noise schedule."""
-    grid: int = 1
+    grid: int = count(1)
     """The network's pixels are grid x grid PAN pixels (pixel-unshuffle); published: 1."""
     window: int = 16
     """Tokens along a side of the windows that attention sees, at every level. 0: the whole image,
@@ -77,11 +78,9 @@ class SSDiffConfig:
     lms, averaged over the pixels of one MS sample, takes its place: it lies on the PAN in both."""
 
     def __post_init__(self) -> None:
-        for name in ("bands", "ratio", "width", "head_width", "time_width", "timesteps", "grid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_bounds(self)
         for name in ("window", "frequency_window"):
-            if getattr(self, name) < 0 or getattr(self, name) == 1:
+            if getattr(self, name) == 1:
                 raise ValueError(f"{name} must be 0 or at least 2, not {getattr(self, name)}")
         if self.width % self.head_width:
             raise ValueError(
@@ -97,9 +96,9 @@ class SSDiffConfig:
         return tuple(self.width << level for level in LEVELS)
 
     @property
-    def pixel_multiple(self) -> int:
-        """Heights and widths in PAN pixels must be multiples of it, and of the ratio."""
-        return self.grid << max(LEVELS)
+    def factor(self) -> int:
+        """Heights and widths in PAN pixels must be multiples of this."""
+        return math.lcm(self.grid << max(LEVELS), self.ratio)
 
 
 def presets(name: str, bands: int, **changes: Any) -> SSDiffConfig:
@@ -115,7 +114,7 @@ def presets(name: str, bands: int, **changes: Any) -> SSDiffConfig:
 
 
 def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
-    """What the 2 x 2 lowest frequencies of FreeU (Si et al. 2024) contribute to an image.
+    """The contribution of the 2 x 2 lowest frequencies of FreeU (Si et al. 2024) to an image.
 
     In each window those are the mean and, at half of their strength, the waves (0, 1), (1, 0) and
     (1, 1) in periods per window: of the frequencies -1 and 0 along both axes the real part is
@@ -124,10 +123,10 @@ def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
 
     Args:
         x: (B, C, H, W).
-        window: side in pixels; 0 or more than H or W: those.
+        window: side in pixels; 0 or more than H or W: the whole image.
 
     Returns:
-        As x, float32.
+        (B, C, H, W) float32.
     """
     axes = []
     for length in x.shape[-2:]:
@@ -135,9 +134,9 @@ def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
         axes.append([m.to(x.device) for m in _window_waves(length, side)])
     (rows, rows_back), (cols, cols_back) = axes
     with torch.autocast(x.device.type, enabled=False):
-        found = rows @ x.float() @ cols.T
-        found = found.unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3))  # (B, C, n, 3, m, 3)
-        kept = torch.einsum("bcnumv,uvpq->bcnpmq", found, _COUPLING.to(x.device))
+        waves = rows @ x.float() @ cols.T
+        waves = waves.unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3))  # (B, C, n, 3, m, 3)
+        kept = torch.einsum("bcnumv,uvpq->bcnpmq", waves, _COUPLING.to(x.device))
         return rows_back @ kept.flatten(-2).flatten(-3, -2) @ cols_back.T
 
 
@@ -182,9 +181,9 @@ def _window_waves(length: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 class Apfm(nn.Module):
-    """Alternating projections: the spectral stream in the bases that the spatial one offers.
+    """Alternating projections: the spectral stream projected onto the spatial one.
 
-    Of each head with d channels and a window of N tokens, y spatial and x spectral:
+    For each head with d channels and a window of N tokens, y spatial and x spectral:
     S = softmax(y1 y2' / sqrt(d)), (N, N); E = softmax(x1' x2 / sqrt(d) / (N / d)), (d, d);
     x + Linear((S x1) * (y1 E)), then a feed-forward part with its residual.
     """
@@ -203,24 +202,24 @@ class Apfm(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x and y (B, a, H, W), of any H and W -> as x."""
         x, y = (v.permute(0, 2, 3, 1) for v in (x, y))  # free where the memory is channels_last
-        told = torch.cat([self.from_y(self.norm_y(y)), self.from_x(self.norm_x(x))], -1)
-        x = x + self.out(self._in_windows(told))
+        parts = torch.cat([self.from_y(self.norm_y(y)), self.from_x(self.norm_x(x))], -1)
+        x = x + self.out(self._in_windows(parts))
         return (x + self.feed(x)).permute(0, 3, 1, 2)
 
-    def _in_windows(self, told: Tensor) -> Tensor:
+    def _in_windows(self, parts: Tensor) -> Tensor:
         """(B, H, W, 4 a): y1, y2, x1, x2 -> (B, H, W, a), window by window."""
-        batch, height, width, channels = told.shape
+        batch, height, width, channels = parts.shape
         rows, cols = (min(self.window or n, n) for n in (height, width))
         down, right = -height % rows, -width % cols
         tokens: Tensor | None = None
         counts: Tensor | float = rows * cols
         if down or right:  # the last windows are smaller: their empty places are no tokens
-            there = F.pad(told.new_ones(1, height, width, 1), (0, 0, 0, right, 0, down))
-            tokens = _windows(there, rows, cols).flatten(-2).repeat(batch, 1)
+            inside = F.pad(parts.new_ones(1, height, width, 1), (0, 0, 0, right, 0, down))
+            tokens = _windows(inside, rows, cols).flatten(-2).repeat(batch, 1)
             counts = tokens.sum(1)[:, None, None, None]
-            told = F.pad(told, (0, 0, 0, right, 0, down))
-        high, wide = told.shape[1:3]
-        parts = _windows(told, rows, cols)  # (B n, N, 4 a)
+            parts = F.pad(parts, (0, 0, 0, right, 0, down))
+        high, wide = parts.shape[1:3]
+        parts = _windows(parts, rows, cols)  # (B n, N, 4 a)
         parts = parts.unflatten(-1, (4, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         y1, y2, x1, x2 = parts.contiguous()
         mixed = _projected(y1, y2, x1, x2, tokens, counts)
@@ -237,8 +236,7 @@ def _windows(x: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def _projected(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, tokens: Tensor | None, counts: Tensor | float) -> Tensor:
-    """(B, heads, N, d) each -> the same; `tokens` (B, N) is 0 at empty places, where all four
-    are."""
+    """(B, heads, N, d) each -> the same; `tokens` (B, N) and all four are 0 at empty places."""
     d = y1.shape[-1]
     mask = None if tokens is None else (tokens > 0)[:, None, None, :]
     spatial = F.scaled_dot_product_attention(y1, y2, x1, attn_mask=mask)
@@ -250,10 +248,10 @@ def _projected(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, tokens: Tensor | 
 
 
 class Stem(nn.Module):
-    """What enters a stream, told of the timestep.
+    """The first block of a stream, conditioned on the timestep.
 
-    The block adds to its input's convolution: without that a stream whose last convolution starts
-    at zero would begin blind.
+    The block adds to its input's convolution. Without that a stream whose last convolution starts
+    at zero would ignore its input.
     """
 
     def __init__(self, in_channels: int, channels: int, embedding: int, norm: nn.Module):
@@ -303,7 +301,7 @@ class Down(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Twice the resolution, half the channels, and what was there before; for both streams."""
+    """Twice the resolution, half the channels, plus the skip; one for both streams."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -324,8 +322,7 @@ class StreamTime(TimeEmbedding):
 
 
 def _weighted(*modules: nn.Module) -> list[nn.Module]:
-    found = (layer for module in modules for layer in module.modules())
-    return [layer for layer in found if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
@@ -339,7 +336,7 @@ def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class SSDiff(nn.Module):
-    """Predict the residual x0 from its noisy state x_t, lms and pan.
+    """Predicts the residual x0 from its noisy state x_t, lms and pan.
 
     With the published widths it has 1,300,024 parameters for 8 bands. The release counts
     1,426,616, of which 126,592 are never used: left out here. For 4 bands it has 1,288,500 (of
@@ -351,6 +348,7 @@ class SSDiff(nn.Module):
     def __init__(self, config: SSDiffConfig):
         super().__init__()
         self.config = config
+        self.pixel_multiple = config.factor
         width, bands, cell = config.width, config.bands, config.grid**2
         embedding = 4 * config.time_width
         entry: Callable[[int], nn.Module] = nn.BatchNorm2d if config.batch_norm else PixelNorm
@@ -371,11 +369,6 @@ class SSDiff(nn.Module):
         )
         skip = nn.Conv2d(bands, bands * config.ratio**2, 3, padding=1, bias=False)
         self.skip = _zeroed(skip)  # untrained, the answer is lms
-
-    @property
-    def pixel_multiple(self) -> int:
-        """Windows start and end at multiples of so many PAN pixels."""
-        return math.lcm(self.config.pixel_multiple, self.config.ratio)
 
     def spectral_layers(self) -> list[nn.Module]:
         """Convolutions and linear layers of the spectral stream alone."""
@@ -404,10 +397,11 @@ class SSDiff(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(x_t, condition)
-        grid = self.config.grid
+        bands, grid = self.config.bands, self.config.grid
+        others = {"lms": (condition.lms, bands), "pan": (condition.pan, 1)}
+        check_images("network", bands, "x_t", x_t, others, self.pixel_multiple)
         time = self.time(t)
-        lms, pan = (self._told(v) for v in (condition.lms, condition.pan))
+        lms, pan = (self._amplified(v) for v in (condition.lms, condition.pan))
         noisy = self.config.noise_gain * x_t
         x, y = (
             F.pixel_unshuffle(torch.cat(parts, 1), grid).contiguous(memory_format=torch.channels_last)
@@ -430,13 +424,13 @@ class SSDiff(nn.Module):
         coarse = F.pixel_shuffle(self.skip(self._ms(condition)), self.config.ratio)
         return Denoised(x0=(detail + coarse).float())
 
-    def _told(self, image: Tensor) -> Tensor:
-        """Its details are brought to the size of x0."""
+    def _amplified(self, image: Tensor) -> Tensor:
+        """The image with its details brought to the size of x0."""
         gain = self.config.detail_gain - 1
         return image + gain * box_highpass(image) if gain else image
 
     def _project(self, stage: int, x: Tensor, y: Tensor) -> Tensor:
-        """One stage: frequencies weighed, then the projections."""
+        """One stage: frequencies are weighed, then projected."""
         config = self.config
         if config.frequency_modulation:
             half, boost = x.shape[1] // 2, x.new_ones(x.shape[1])
@@ -448,32 +442,10 @@ class SSDiff(nn.Module):
         return self.projections[stage](x, y)
 
     def _ms(self, condition: Condition) -> Tensor:
-        """(B, C, h, w) that the skip is made from."""
+        """(B, C, h, w) input of the skip."""
         if not self.config.measured_ms:
             return F.avg_pool2d(condition.lms, self.config.ratio)
-        ms = getattr(condition, "ms", None)
-        if ms is None:
+        if condition.ms is None:
             raise ValueError("a network with measured_ms needs the condition's ms")
-        return ms
+        return condition.ms
 
-    def _check(self, x_t: Tensor, condition: Condition) -> None:
-        batch, bands, height, width = x_t.shape
-        if bands != self.config.bands:
-            raise ValueError(
-                f"x_t has {bands} bands, but this network was built for {self.config.bands}; use "
-                "a checkpoint for this number of bands"
-            )
-        for name, shape in (("lms", x_t.shape), ("pan", (batch, 1, height, width))):
-            found = getattr(condition, name).shape
-            if found != shape:
-                raise ValueError(
-                    f"x_t is {tuple(x_t.shape)}, so {name} must be {tuple(shape)}, not "
-                    f"{tuple(found)}; cut both from the same tile"
-                )
-        multiple = self.pixel_multiple
-        if height % multiple or width % multiple:
-            fits = [math.ceil(n / multiple) * multiple for n in (height, width)]
-            raise ValueError(
-                f"tile of {height} x {width} pixels, but this network needs multiples of "
-                f"{multiple}; pad it to {fits[0]} x {fits[1]}"
-            )

@@ -1,8 +1,8 @@
 """Training SSDiff: L1 on the residual at random timesteps, and L-BAF, fine-tuning by branches.
 
 METHODS section 3.1. L-BAF is in the paper, not in its release: the two streams are fine-tuned in
-turns, each by low-rank additions to its weights (LoRA, Hu et al. 2021) while all else stands
-still. The additions are merged into the checkpoint, whose architecture stays plain `ssdiff`.
+turns, each by low-rank additions to its weights (LoRA, Hu et al. 2021); all other weights are
+frozen. The additions are merged into the checkpoint, whose architecture stays plain `ssdiff`.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ from uknowpan.models.diffusion import ddim_sample
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
-from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, PatchData, View, channels_last
+from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, View
+from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.training.parallel import World, current_world
+from uknowpan.models.training.stages import channels_last
 from uknowpan.models.types import Condition, Denoised
 
 BRANCHES = ("spectral", "spatial")
-"""In the order in which L-BAF takes turns."""
+"""The branches, in the order in which L-BAF takes turns."""
 
 
 @dataclass(frozen=True)
 class SSDiffOptions(DiffusionOptions):
-    """Of the stage `ssdiff`."""
+    """Options of the stage `ssdiff`."""
 
     self_conditioning: bool = False
-    """The network has no slot for it."""
+    """Has no effect: the network has no slot for it."""
     clamped_hrms: bool = False
     """Simulate the release, which clamps lms + x0 to [0, 1] at each sampling step and goes on from
-    that instead of the residual (S3). By default nothing is clamped: `sharpen` does not know the
-    range of a scene's values, and validation samples as it does."""
+    that instead of the residual (S3). By default nothing is clamped, in validation as
+    in `sharpen`, where the range of a scene's values is unknown."""
     flips: bool = False
-    """Turn patches over at random, see `PatchSampler`."""
+    """Flip patches at random, see `PatchSampler`."""
     lbaf_rank: int = 0
     """Rank of L-BAF's additions; 0: all weights are trained. Begin such a run with --init."""
-    lbaf_period: int = 100
-    """Steps until it is the other branch's turn."""
+    lbaf_period: int = count(100)
+    """Steps of a branch's turn."""
 
     def __post_init__(self) -> None:
-        if self.lbaf_rank < 0 or self.lbaf_period < 1:
-            raise ValueError("lbaf_rank must be at least 0 and lbaf_period at least 1")
+        check_bounds(self)
 
 
 class LowRank(nn.Module):
-    """An addition B A to a weight, of which B starts at zero."""
+    """An addition B A to a weight; B starts at zero."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
@@ -69,11 +70,11 @@ class LowRank(nn.Module):
 
 
 class LowRankBranches(nn.Module):
-    """An `SSDiff` at rest, with low-rank additions to the layers of its two branches.
+    """A frozen `SSDiff` with low-rank additions to the layers of its two branches.
 
     A weight W, convolutions' as a matrix (out, in * k * k), counts as W + B A with B (out, r) and
-    A (r, in * k * k). B starts at zero: the network begins as it was. What both branches share
-    (Down, Up, timesteps, the skip), norms and biases stay as they are.
+    A (r, in * k * k). B starts at zero: the network begins as it was. Shared layers (Down,
+    Up, timesteps, the skip), norms and biases stay as they are.
     """
 
     def __init__(self, base: SSDiff, rank: int, world: World | None = None):
@@ -91,14 +92,13 @@ class LowRankBranches(nn.Module):
                 parameter.register_hook(world.mean)
 
     def train(self, mode: bool = True) -> LowRankBranches:
-        """The network at rest keeps its running statistics, if it has any."""
+        """The frozen network keeps its running statistics, if it has any."""
         super().train(mode)
         self.base.eval()
         return self
 
     def weights(self, branch: str | None = None) -> dict[str, Tensor]:
-        """Names and values of the base's weights with their additions; only those of `branch`
-        learn."""
+        """The base's weights with their additions, by name; only those of `branch` get gradients."""
         made = {}
         for (own, name), addition in zip(self.places, self.additions, strict=True):
             weight = self.base.get_parameter(name)
@@ -107,12 +107,12 @@ class LowRankBranches(nn.Module):
         return made
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition, branch: str | None = None) -> Denoised:
-        """As `SSDiff.forward`; `branch` learns from it."""
+        """`SSDiff.forward` with the additions; `branch` gets gradients."""
         return functional_call(self.base, self.weights(branch), (x_t, t, condition))
 
     @torch.no_grad()
     def merged(self) -> SSDiff:
-        """A plain network that says the same: the base itself while nothing was learnt."""
+        """An equal plain network: the base itself while all additions are zero."""
         if not any(bool(addition(False).any()) for addition in self.additions):
             return self.base
         plain = copy.deepcopy(self.base)
@@ -122,14 +122,14 @@ class LowRankBranches(nn.Module):
 
 @dataclass(frozen=True)
 class TurnBatch:
-    """Patches, and whose turn it is."""
+    """Patches, and the branch whose turn it is."""
 
     patches: PatchBatch
     step: int
     branch: str | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> TurnBatch:
-        """The patches on another device."""
+        """`torch.Tensor.to` for the patches."""
         return replace(self, patches=self.patches.to(*args, **kwargs))
 
 
@@ -137,19 +137,8 @@ class SSDiffStage(DiffusionStage):
     """Stage `ssdiff`."""
 
     name = architecture = "ssdiff"
+    network: SSDiffConfig
     options: SSDiffOptions
-
-    def __init__(self, network: SSDiffConfig, data: PatchData, options: SSDiffOptions):
-        ratio = data.dataset.files[0].header.ratio
-        if network.ratio != ratio:
-            raise ModelMismatch(
-                f"the network is for ratio {network.ratio}, the files are of ratio {ratio}; give both the same"
-            )
-        super().__init__(network, data, options)
-
-    @property
-    def factor(self) -> int:
-        return math.lcm(self.network.pixel_multiple, self.network.ratio)
 
     def build(self) -> nn.Module:
         base = SSDiff(self.network)
@@ -161,7 +150,7 @@ class SSDiffStage(DiffusionStage):
         return model.merged() if isinstance(model, LowRankBranches) else model
 
     def turn(self, step: int) -> str | None:
-        """The branch that a step trains."""
+        """The branch that a step trains; None trains all."""
         if not self.options.lbaf_rank:
             return None
         return BRANCHES[step // self.options.lbaf_period % len(BRANCHES)]
@@ -171,29 +160,28 @@ class SSDiffStage(DiffusionStage):
             yield TurnBatch(patches, step, self.turn(step))
 
     def view(self, patches: PatchBatch) -> View:
-        scale = self.residual_std.to(patches.lms).view(1, -1, 1, 1)
-        return View(Condition(patches.lms, patches.pan, ms=patches.ms), scale)
+        return View(Condition(patches.lms, patches.pan, ms=patches.ms), self.scale(patches.lms))
 
     def losses(self, model: nn.Module, batch: TurnBatch, generator: torch.Generator) -> dict[str, Tensor]:
         patches = batch.patches
         assert patches.gt is not None
         view = self.view(patches)
         x0 = (patches.gt - patches.lms) / view.scale
-        told: Any = model
+        denoiser: Any = model
         if batch.branch is not None:
             alone = model.module if isinstance(model, DistributedDataParallel) else model
             if batch.step == 0:
                 self._check_trained(alone)
 
-            def told(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+            def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
                 return alone(x_t, t, condition, batch.branch)
 
-        said = self.denoise(told, x0, view.condition, generator, slot=False)
-        return {"l1": (said.x0 - x0).abs().mean()}
+        output = self.denoise(denoiser, x0, view.condition, generator)
+        return {"l1": (output.x0 - x0).abs().mean()}
 
     @staticmethod
     def _check_trained(model: nn.Module) -> None:
-        """Fine-tuning begins with a trained network; the last layer of others is zero."""
+        """Refuse an untrained network, whose last layer is zero."""
         base: Any = getattr(model, "_orig_mod", model).base
         if not bool(base.head[-1].weight.any()):
             raise ModelMismatch(
@@ -203,13 +191,13 @@ class SSDiffStage(DiffusionStage):
     def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
         if not self.options.clamped_hrms:
             return super().sample(model, noise, condition)
-        scale = self.residual_std.to(noise).view(1, -1, 1, 1)
+        scale = self.scale(noise)
 
         def clamped(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
-            said = model(x_t, t, condition)
-            return replace(said, x0=(condition.lms + scale * said.x0).clamp(0, 1) / scale)
+            output = model(x_t, t, condition)
+            return replace(output, x0=(condition.lms + scale * output.x0).clamp(0, 1) / scale)
 
-        said = ddim_sample(
+        output = ddim_sample(
             clamped,
             noise,
             self.schedule.respace(self.options.steps),
@@ -217,4 +205,4 @@ class SSDiffStage(DiffusionStage):
             condition,
             respaced_time_index=self.options.respaced_time_index,
         )
-        return replace(said, x0=said.x0 - condition.lms / scale)
+        return replace(output, x0=output.x0 - condition.lms / scale)

@@ -1,9 +1,9 @@
 """Building blocks of the published U-Nets (U-Know-DiffPAN, CVPR 2025), teacher and student alike.
 
 Both networks are the same `UNet` around different encoder and decoder blocks. Every block takes
-``(x, time, *context)``: features (B, a, H, W), the embedded timestep (B, E) and whatever else the
-network conditions its blocks on, and returns (B, b, H, W). "GroupNorm" is over one group here,
-that is over channels and the whole image: these networks see how a scene is cut.
+``(x, time, *context)``: features (B, a, H, W), the embedded timestep (B, E) and further inputs of
+the network, and returns (B, b, H, W). GroupNorm has one group here, over channels and the whole
+image: results depend on how a scene is cut.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def output_head(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """The published skeleton: which block meets which skip, at which width.
+    """The published skeleton: the blocks, their skips and their widths.
 
     Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input
     convolution, of each encoder block and of each Down is kept and appended to the input of one
@@ -209,18 +209,12 @@ class UNet(nn.Module):
             self.decoder.append(stage)
             if level > 0:
                 self.ups.append(Up(current))
-        self.factor = 2 ** (len(widths) - 1)
-        """Heights and widths must be multiples of it."""
 
     def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, in_channels, H, W) -> (B, width, H, W) and the features that distillation compares.
+        """(B, in_channels, H, W) to (B, width, H, W) and the features that distillation compares.
 
-        Features are what enters each Down, then what enters each Up, in order of use.
-
-        Raises:
-            ValueError: H or W is not a multiple of `factor`.
+        Features are the inputs of each Down, then of each Up, in order of use.
         """
-        self._check_size(*x.shape[-2:])
         h = self.entry(x)
         skips, features = [h], []
         for level, stage in enumerate(self.encoder):
@@ -241,17 +235,9 @@ class UNet(nn.Module):
                 h = self.ups[level](h)
         return h, tuple(features)
 
-    def _check_size(self, height: int, width: int) -> None:
-        if height % self.factor or width % self.factor:
-            fits = [math.ceil(n / self.factor) * self.factor for n in (height, width)]
-            raise ValueError(
-                f"tile of {height} x {width} pixels, but this network needs multiples of"
-                f" {self.factor}; pad it to {fits[0]} x {fits[1]}"
-            )
-
 
 class InputFlags(Protocol):
-    """What of a network's config decides about its input channels."""
+    """The fields of a config that decide the input channels."""
 
     @property
     def self_conditioning(self) -> bool: ...
@@ -263,7 +249,7 @@ class InputFlags(Protocol):
 def denoiser_inputs(flags: InputFlags, x_t: Tensor, condition: Condition) -> list[Tensor]:
     """Input of student and teacher (METHODS 1.1): slot, lms, PAN high-pass (and raw), x_t.
 
-    The slot of self-conditioning holds x_t where nothing was predicted before.
+    The slot of self-conditioning holds x_t where there is no earlier prediction.
     """
     slot = [] if not flags.self_conditioning else [x_t]
     if slot and condition.self_cond is not None:

@@ -1,4 +1,4 @@
-"""The published teacher with the PriorNet that tells it what to expect: one network, one file."""
+"""The published teacher with its PriorNet: one network, one file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ class GuidedTeacherConfig:
     teacher: TeacherConfig
     prior: PriorConfig
     raw_prior: bool = False
-    """Simulate the release, which shows the teacher PriorNet's mean and variance as they are. At
-    [0, 1] a variance is about 1e-4 and goes unseen; by default both are in units of x0, the mean
-    as a residual and the variance as its logarithm."""
+    """Simulate the release, which gives the teacher PriorNet's mean and variance as they are. At
+    [0, 1] a variance is about 1e-4, too small to matter. By default both are in units of x0, the
+    mean as a residual and the variance as its logarithm."""
 
     @property
     def bands(self) -> int:
         """C, the bands of the MS."""
         return self.teacher.bands
+
+    @property
+    def factor(self) -> int:
+        """Heights and widths must be multiples of this."""
+        return self.teacher.factor
 
     def __post_init__(self) -> None:
         if self.teacher.bands != self.prior.bands:
@@ -38,11 +43,11 @@ class GuidedTeacherConfig:
 
 
 class GuidedTeacher(nn.Module):
-    """An `FSATeacher` that asks its own, frozen `PriorNet`.
+    """An `FSATeacher` with its own, frozen `PriorNet`.
 
-    PriorNet gets no gradients, stays in evaluation mode and in the precision of its weights: in
-    training it says the same as later. The buffer `residual_std` (C,), ones at first, holds the
-    standard deviation of gt - lms per band in the units of lms: one x0.
+    PriorNet gets no gradients and stays in evaluation mode and in the precision of its weights, so
+    that training and sampling see the same prior. The buffer `residual_std` (C,), ones at first,
+    holds the standard deviation of gt - lms per band in the units of lms: the unit of x0.
 
     Source: U-Know-DiffPAN (CVPR 2025), FSA-T and its prior.
     """
@@ -52,6 +57,7 @@ class GuidedTeacher(nn.Module):
     def __init__(self, config: GuidedTeacherConfig):
         super().__init__()
         self.config = config
+        self.pixel_multiple = config.factor
         self.teacher = FSATeacher(config.teacher)
         self.prior_net = PriorNet(config.prior).requires_grad_(False).eval()
         self.register_buffer("residual_std", torch.ones(config.teacher.bands))
@@ -67,9 +73,9 @@ class GuidedTeacher(nn.Module):
         return self
 
     def encode_prior(self, condition: Condition) -> Tensor:
-        """What PriorNet says of lms and pan as the teacher's vector (B, 4 * width).
+        """PriorNet's prediction for lms and pan as the teacher's vector (B, 4 * width).
 
-        It is the same at each timestep. Gradients reach the teacher's encoder of it.
+        The vector is the same at each timestep. Gradients reach the teacher's encoder.
         """
         lms = condition.lms
         with torch.no_grad(), torch.autocast(lms.device.type, enabled=False):
@@ -80,22 +86,29 @@ class GuidedTeacher(nn.Module):
                 mean, variance = (mean - lms) / unit, (variance / unit**2 + tiny).log()
         return self.teacher.encode_prior(mean, variance)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, prior: Tensor | None = None) -> Denoised:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        prior: Tensor | None = None,
+        wavelets: Tensor | None = None,
+    ) -> Denoised:
         """One evaluation of the denoiser; see `FSATeacher.forward`.
 
         Args:
             x_t: (B, C, H, W) noisy residual.
             t: (B,) timesteps of the training schedule.
-            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; its own
-                `prior_mean` and `prior_variance` are passed over.
-            prior: (B, 4 * width) from `encode_prior`, where it is known already.
+            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1].
+            prior: (B, 4 * width) from `encode_prior`; None computes it.
+            wavelets: (B, C + 3, H, W) from `teacher_wavelets`; None computes them.
 
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
         if prior is None:
             prior = self.encode_prior(condition)
-        return self.teacher(x_t, t, condition, prior)
+        return self.teacher(x_t, t, condition, prior, wavelets)
 
     @torch.no_grad()
     def sample(
@@ -109,7 +122,7 @@ class GuidedTeacher(nn.Module):
         respaced_time_index: bool = False,
         self_conditioning: bool = True,
     ) -> Denoised:
-        """What the teacher says at the last step of DDIM; prior and wavelets are made once.
+        """The prediction at the last step of DDIM; prior and wavelets are computed once.
 
         Args:
             lms: (B, C, H, W), about [0, 1].
@@ -123,10 +136,10 @@ class GuidedTeacher(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or a number of steps that the schedule has not.
         """
-        condition = Condition(lms, pan, wavelets=teacher_wavelets(lms, pan))
+        condition, wavelets = Condition(lms, pan), teacher_wavelets(lms, pan)
         prior = self.encode_prior(condition)
         return ddim_sample(
-            lambda x_t, t, known: self(x_t, t, known, prior),
+            lambda x_t, t, known: self(x_t, t, known, prior, wavelets),
             noise,
             schedule.respace(steps),
             schedule,

@@ -1,4 +1,4 @@
-"""PriorNet: a plain CNN that guesses the sharp image and how far off the guess may be."""
+"""PriorNet: a plain CNN that predicts the sharp image and the variance of its error."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uknowpan.models.published.checks import check_images
 from uknowpan.models.published.uknow.blocks import box_highpass
+from uknowpan.models.training.bounds import check_bounds, count
 
 
 @dataclass(frozen=True)
 class PriorConfig:
     """Shape of a `PriorNet`; the defaults are the published widths."""
 
-    bands: int
+    bands: int = count()
     """C, the bands of the MS."""
-    width: int = 64
+    width: int = count(64)
     """Channels of the hidden layers."""
     blocks: int = 4
     """Residual blocks of three convolutions."""
@@ -31,23 +33,22 @@ class PriorConfig:
     never sees its brightness. By default PAN enters raw and high-pass, one more channel."""
 
     def __post_init__(self) -> None:
-        if self.bands < 1:
-            raise ValueError(f"a PriorNet needs at least 1 band, not {self.bands}")
+        check_bounds(self)
 
 
 presets: dict[str, Callable[..., PriorConfig]] = {
     "paper": PriorConfig,
     "lite": partial(PriorConfig, width=16, blocks=2),
 }
-"""Name to a maker of configs: ``presets["lite"](bands=4)``; `lite` trains on two CPU cores."""
+"""Name -> function that makes a config: ``presets["lite"](bands=4)``."""
 
 
 class PriorNet(nn.Module):
     """Mean and variance of the sharp image, from lms and pan.
 
     As published (`highpass_pan=True`) it has 457,616 parameters for 8 bands and 450,696 for 4;
-    the raw PAN of the default adds 9 * width, that is 576. It is local: a pixel depends on the
-    3 * blocks + 2 pixels around it, and 2 more for the high-pass.
+    the raw PAN of the default adds 9 * width, that is 576. The network is local: its reach is
+    3 * blocks + 2 pixels, and 2 more for the high-pass.
 
     Source: U-Know-DiffPAN (CVPR 2025), the uncertainty-aware prior.
     """
@@ -69,8 +70,10 @@ class PriorNet(nn.Module):
         self._start_as_lms()
 
     def _start_as_lms(self) -> None:
-        """Untrained, it expects the LMS, 0.03 off. The release starts at random, a hundred times
-        as far from the truth, and has 300,000 iterations to come back."""
+        """Untrained, the network predicts the LMS with a 1-sigma of 0.03.
+
+        The release starts at random, a hundred times as far from the truth.
+        """
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         variance = torch.full((self.config.bands,), 1e-3)
@@ -87,7 +90,7 @@ class PriorNet(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(lms, pan)
+        check_images("PriorNet", self.config.bands, "lms", lms, {"pan": (pan, 1)})
         pans = [box_highpass(pan)] if self.config.highpass_pan else [box_highpass(pan), pan]
         h = F.relu(self.entry(torch.cat([lms, *pans], dim=1)))
         for block in self.blocks:
@@ -95,19 +98,6 @@ class PriorNet(nn.Module):
         # Back to the precision of lms: autocast's bfloat16 has 8 bits for mean and variance.
         residual, raw = self.head(h).to(lms.dtype).chunk(2, dim=1)
         return lms + residual, F.softplus(raw) + self.config.variance_floor
-
-    def _check(self, lms: Tensor, pan: Tensor) -> None:
-        if lms.shape[1] != self.config.bands:
-            raise ValueError(
-                f"lms has {lms.shape[1]} bands, but this PriorNet was built for"
-                f" {self.config.bands}; use a checkpoint for this number of bands"
-            )
-        expected = (lms.shape[0], 1, *lms.shape[2:])
-        if pan.shape != expected:
-            raise ValueError(
-                f"lms is {tuple(lms.shape)}, so pan must be {expected}, not {tuple(pan.shape)};"
-                " cut both from the same tile"
-            )
 
 
 def _conv_relu(width: int) -> nn.Sequential:

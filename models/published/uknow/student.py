@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from uknowpan.models.published.checks import check_images
 from uknowpan.models.published.uknow.blocks import ResnetStack, TimeEmbedding, UNet, denoiser_inputs, output_head
+from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
 
 
@@ -15,34 +17,38 @@ from uknowpan.models.types import Condition, Denoised
 class StudentConfig:
     """Shape of an `FSAStudent`; the defaults are the published widths."""
 
-    bands: int
+    bands: int = count()
     """C, the bands of the MS."""
-    width: int = 32
+    width: int = count(32)
     """Channels at full resolution, and of the time embedding."""
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    multipliers: tuple[int, ...] = count((1, 2, 2, 4))
     """Channels of each level in units of `width`; each level halves the resolution."""
     blocks: int = 2
     """Encoder blocks per level; the decoder has one more."""
-    dropout: float = 0.2
+    dropout: float = share(0.2)
     """Dropout in the second half of each ResnetBlock."""
     attention_level: int = 3
     """Level, counted from 0, whose blocks end with self-attention."""
-    heads: int = 8
+    heads: int = count(8)
     """Heads of the self-attention."""
     self_conditioning: bool = True
-    """The input has a slot of C channels for an earlier prediction of x0 (x_t where none is)."""
+    """The input has a slot of C channels for an earlier prediction of x0 (or else x_t)."""
     highpass_pan: bool = False
     """Simulate the release, whose in-place 5x5 high-pass overwrites the PAN, so that the network
     never sees its brightness. By default PAN enters raw and high-pass, one more channel."""
 
     def __post_init__(self) -> None:
-        if self.bands < 1:
-            raise ValueError(f"a student needs at least 1 band, not {self.bands}")
+        check_bounds(self)
         levels = len(self.multipliers)
         if not 0 <= self.attention_level < levels:
             raise ValueError(
                 f"attention_level {self.attention_level} is none of the {levels} levels; choose 0 to {levels - 1}"
             )
+
+    @property
+    def factor(self) -> int:
+        """Heights and widths must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
 
     @property
     def in_channels(self) -> int:
@@ -64,6 +70,7 @@ class FSAStudent(nn.Module):
     def __init__(self, config: StudentConfig):
         super().__init__()
         self.config = config
+        self.pixel_multiple = config.factor
         self.time = TimeEmbedding(config.width)
         deepest = config.width * config.multipliers[-1]
         self.unet = UNet(
@@ -112,23 +119,10 @@ class FSAStudent(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(x_t, condition)
+        bands = self.config.bands
+        others = {"lms": (condition.lms, bands), "pan": (condition.pan, 1), "self_cond": (condition.self_cond, bands)}
+        check_images("student", bands, "x_t", x_t, others, self.config.factor)
         h = torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1)
         h, features = self.unet(h, self.time(t))
         return Denoised(x0=self.head(h), features=features)
 
-    def _check(self, x_t: Tensor, condition: Condition) -> None:
-        if x_t.shape[1] != self.config.bands:
-            raise ValueError(
-                f"x_t has {x_t.shape[1]} bands, but this student was built for"
-                f" {self.config.bands}; use a checkpoint for this number of bands"
-            )
-        pan_shape = (x_t.shape[0], 1, *x_t.shape[2:])
-        expected = {"lms": tuple(x_t.shape), "pan": pan_shape, "self_cond": tuple(x_t.shape)}
-        for name, shape in expected.items():
-            tensor = getattr(condition, name)
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(
-                    f"x_t is {tuple(x_t.shape)}, so {name} must be {shape}, not"
-                    f" {tuple(tensor.shape)}; cut both from the same tile"
-                )

@@ -1,4 +1,4 @@
-"""FSA-T, the published diffusion teacher: the student's U-Net told of a prior and of wavelets."""
+"""FSA-T, the published diffusion teacher: the student's U-Net with a prior and wavelets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uknowpan.models.published.checks import check_images
 from uknowpan.models.published.uknow.blocks import (
     ResnetBlock,
     ResnetStack,
@@ -22,6 +23,7 @@ from uknowpan.models.published.uknow.blocks import (
 )
 from uknowpan.models.published.uknow.student import StudentConfig
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
+from uknowpan.models.training.bounds import count, share
 from uknowpan.models.types import Condition, Denoised
 
 
@@ -35,11 +37,11 @@ class TeacherConfig(StudentConfig):
 
     blocks: int = 3
     """Encoder blocks per level; the decoder has one more."""
-    patch: int = 1
-    """The network works on squares of patch x patch pixels folded into channels; every level, and
-    with it every feature, has so much lower a resolution."""
-    drop_path: float = 0.2
-    """How often training leaves out the feed-forward branch of an attention, per image."""
+    patch: int = count(1)
+    """The network works on squares of patch x patch pixels folded into channels; the resolution of
+    every feature falls by this factor."""
+    drop_path: float = share(0.2)
+    """Probability that training leaves out the feed-forward branch of an attention, per image."""
     variance_floor: float = 1e-6
     """Added to the predicted variance, in squared units of x0. The release has none (0)."""
     dead_prior: bool = False
@@ -49,22 +51,20 @@ class TeacherConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patch < 1:
-            raise ValueError(f"a patch of {self.patch} pixels holds nothing; choose 1 or more")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path {self.drop_path} is not a probability below 1; choose 0 to 0.9")
+        if self.drop_path == 1:
+            raise ValueError("drop_path 1.0 is not a probability below 1; choose 0 to 0.9")
 
     @property
     def factor(self) -> int:
-        """Heights and widths must be multiples of it."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        """Heights and widths must be multiples of this."""
+        return self.patch * super().factor
 
 
 presets: dict[str, Callable[..., TeacherConfig]] = {
     "paper": TeacherConfig,
     "lite": partial(TeacherConfig, width=8, blocks=1, heads=4, patch=2, dropout=0.0, drop_path=0.0),
 }
-"""Name to a maker of configs: ``presets["lite"](bands=4)``; `lite` trains on two CPU cores."""
+"""Name -> function that makes a config: ``presets["lite"](bands=4)``."""
 
 
 class FSATeacher(nn.Module):
@@ -113,37 +113,38 @@ class FSATeacher(nn.Module):
     def encode_prior(self, mean: Tensor, variance: Tensor) -> Tensor:
         """PriorNet's mean and variance, (B, C, H, W) each, to a vector (B, 4 * width).
 
-        It is the same at each timestep: samplers make it once and hand it to `forward`.
+        The vector is the same at each timestep: samplers compute it once for `forward`.
         """
         return self.prior(self._fold(torch.cat([mean, variance], dim=1)))
 
     def _fold(self, x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x, self.config.patch)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, prior: Tensor | None = None) -> Denoised:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition, prior: Tensor, wavelets: Tensor | None = None
+    ) -> Denoised:
         """One evaluation of the denoiser.
 
         Args:
             x_t: (B, C, H, W) noisy residual, H and W multiples of the config's `factor`.
             t: (B,) timesteps of the training schedule, integer or not.
-            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1], and PriorNet's
-                `prior_mean` and `prior_variance`. Without `self_cond` its slot holds x_t; without
-                `wavelets` they are made from lms and pan.
-            prior: (B, 4 * width) from `encode_prior`, in place of the condition's prior.
+            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; without
+                `self_cond` its slot holds x_t.
+            prior: (B, 4 * width) from `encode_prior`.
+            wavelets: (B, C + 3, H, W) from `teacher_wavelets`; None computes them.
 
         Returns:
-            x0 and log_sigma (B, C, H, W) and, in training and evaluation alike, the six features
-            that distillation compares: of the shapes of the student's, with `patch` 1.
+            x0 and log_sigma (B, C, H, W), and the six features that distillation compares; with
+            `patch` 1 they have the shapes of the student's.
 
         Raises:
-            ValueError: shapes that do not fit the configuration or each other; no prior.
+            ValueError: shapes that do not fit the configuration or each other.
         """
-        self._check(x_t, condition)
-        if prior is None:
-            prior = self._encode_prior_of(condition)
-        wavelets = condition.wavelets
+        bands, lms, pan = self.config.bands, condition.lms, condition.pan
+        others = {"lms": (lms, bands), "pan": (pan, 1), "self_cond": (condition.self_cond, bands)}
+        check_images("teacher", bands, "x_t", x_t, {**others, "wavelets": (wavelets, bands + 3)}, self.config.factor)
         if wavelets is None:
-            wavelets = teacher_wavelets(condition.lms, condition.pan)
+            wavelets = teacher_wavelets(lms, pan)
         h = self._fold(torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1))
         levels = _pyramid(wavelets, h.shape[-2:], len(self.config.multipliers))
         h, features = self.unet(h, self.time(t), prior, *levels)
@@ -154,40 +155,9 @@ class FSATeacher(nn.Module):
         tiny = torch.finfo(variance.dtype).tiny  # without a floor softplus may underflow
         return Denoised(x0=x0, log_sigma=0.5 * torch.log(variance + tiny), features=features)
 
-    def _encode_prior_of(self, condition: Condition) -> Tensor:
-        if condition.prior_mean is None or condition.prior_variance is None:
-            raise ValueError(
-                "the teacher's condition has no prior_mean and prior_variance; run a PriorNet on"
-                " lms and pan, or pass the vector made by encode_prior"
-            )
-        return self.encode_prior(condition.prior_mean, condition.prior_variance)
-
-    def _check(self, x_t: Tensor, condition: Condition) -> None:
-        batch, bands, height, width = x_t.shape
-        if bands != self.config.bands:
-            raise ValueError(
-                f"x_t has {bands} bands, but this teacher was built for {self.config.bands};"
-                " use a checkpoint for this number of bands"
-            )
-        factor = self.config.factor
-        if height % factor or width % factor:
-            fits = [math.ceil(n / factor) * factor for n in (height, width)]
-            raise ValueError(
-                f"tile of {height} x {width} pixels, but this teacher needs multiples of {factor};"
-                f" pad it to {fits[0]} x {fits[1]}"
-            )
-        channels = dict.fromkeys(("lms", "self_cond", "prior_mean", "prior_variance"), bands)
-        for name, count in (channels | {"pan": 1, "wavelets": bands + 3}).items():
-            tensor, shape = getattr(condition, name), (batch, count, height, width)
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(
-                    f"x_t is {tuple(x_t.shape)}, so {name} must be {shape}, not"
-                    f" {tuple(tensor.shape)}; cut both from the same tile"
-                )
-
 
 def _pyramid(x: Tensor, size: Sequence[int], levels: int) -> list[Tensor]:
-    """x resized to the height and width of `size`, to half of it and so on, each from x itself."""
+    """x resized to the height and width of `size`, to half of these and so on, each from x itself."""
     sizes = [(size[0] >> level, size[1] >> level) for level in range(levels)]
     return [F.interpolate(x, size, mode="bilinear") for size in sizes]
 
@@ -222,10 +192,10 @@ def _leaky(a: int, b: int) -> nn.Sequential:
 
 
 class PriorInjection(nn.Module):
-    """Add a product of two convolutions of the features, which the prior's vector modulates.
+    """Adds a product of two convolutions of the features, which the prior's vector modulates.
 
-    (B, a, H, W) to (B, b, H, W). At the start nothing is added: the first factor is zero; with
-    `dead` the second one too, as released, and then nothing ever is.
+    (B, a, H, W) to (B, b, H, W). At the start nothing is added, since the first factor is zero.
+    With `dead` the second one is zero too, as released, and nothing is ever added.
     """
 
     def __init__(self, a: int, b: int, prior_width: int, dead: bool):
@@ -250,7 +220,7 @@ def _separable(a: int, middle: int, b: int) -> nn.Sequential:
 
 
 class EncoderBlock(nn.Module):
-    """The prior enters, then a ResnetBlock, then attention at the attention level."""
+    """Prior injection, a ResnetBlock, and attention at the attention level."""
 
     def __init__(self, config: TeacherConfig, a: int, b: int, level: int):
         super().__init__()
@@ -285,7 +255,7 @@ class DecoderBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leave out a branch for some images of the batch in training (stochastic depth)."""
+    """Leaves out a branch for some images of the batch in training (stochastic depth)."""
 
     def __init__(self, probability: float):
         super().__init__()
@@ -299,7 +269,7 @@ class DropPath(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Convolutions behind an attention, added to its result."""
+    """Convolutions behind an attention, added to the attention's result."""
 
     def __init__(self, channels: int, drop_path: float):
         super().__init__()
@@ -343,7 +313,7 @@ class FrequencySelectiveAttention(nn.Module):
             parts = [_spectrum(x) for x in (query, key, value)]
             amplitude = self._attend(*(z.abs() for z in parts))
             phase = self._attend(*(z.angle() for z in parts))
-            mixed = _real_where_it_must(torch.polar(amplitude, phase), query.shape[-1])
+            mixed = _real_where_mirrored(torch.polar(amplitude, phase), query.shape[-1])
             return torch.fft.irfft2(mixed, s=query.shape[-2:], norm="ortho")
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -356,11 +326,11 @@ class FrequencySelectiveAttention(nn.Module):
 def _spectrum(x: Tensor) -> Tensor:
     """Half spectrum (B, c, H, W // 2 + 1) of x, scaled to unit length over its channels."""
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return _real_where_it_must(torch.fft.rfft2(F.normalize(x, dim=1), norm="ortho"), x.shape[-1])
+    return _real_where_mirrored(torch.fft.rfft2(F.normalize(x, dim=1), norm="ortho"), x.shape[-1])
 
 
-def _real_where_it_must(z: Tensor, width: int) -> Tensor:
-    """Take the imaginary part off the (at most four) bins that mirror themselves.
+def _real_where_mirrored(z: Tensor, width: int) -> Tensor:
+    """Zero the imaginary part of the (at most four) bins that mirror themselves.
 
     Rounding leaves them +-0 or a little more, as each FFT library pleases; the phase of a negative
     bin would be pi with one and -pi with another.
@@ -373,8 +343,8 @@ def _real_where_it_must(z: Tensor, width: int) -> Tensor:
 class WaveletCrossAttention(nn.Module):
     """Linear attention between channels of the features and of the wavelets.
 
-    (B, d, H, W) and (B, K, H, W) to (B, b, H, W). `features_are` says which part the features
-    play: "value" (query and key are wavelets) or "query" (key and value are). Keys are softmaxed
+    (B, d, H, W) and (B, K, H, W) to (B, b, H, W). `features_are` names the role of the features:
+    "value" (query and key are wavelets) or "query" (key and value are). Keys are softmaxed
     down each column and values along each row, so that the biases of their projections change
     nothing; the published counts include them. The residual is the normalised input.
     """

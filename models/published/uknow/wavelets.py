@@ -1,18 +1,22 @@
-"""One level of the stationary Haar transform, and the wavelets that the teacher is shown."""
+"""The stationary Haar transform of images, with PyWavelets' filters, and the teacher's wavelets."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import pywt
 import torch
 from torch import Tensor
 
+HAAR = pywt.Wavelet("haar")
+
 
 def haar_swt2(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Undecimated Haar ("db1") transform: each pixel with its neighbours right, below and diagonal.
+    """One level of the undecimated Haar transform: each pixel with its right, lower and diagonal neighbour.
 
-    The same numbers as ``pywt.swt2(x, "db1", level=1)``, with its periodic border and orthonormal
-    scaling (LL is twice the local mean), but for odd sizes too.
+    Equals ``pywt.swt2(x, "haar", level=1)``, with its periodic border and orthonormal scaling (LL
+    is twice the local mean), but takes odd sizes, batches and gradients too.
 
     Args:
         x: (..., H, W).
@@ -21,21 +25,24 @@ def haar_swt2(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         LL, H, V, D, each (..., H, W): the local mean and the details between rows (H), between
         columns (V) and across (D).
     """
-    low, high = _haar(x, -1)
-    (ll, h), (v, d) = _haar(low, -2), _haar(high, -2)
+    (ll, h), (v, d) = (
+        (_filtered(half, HAAR.dec_lo, -2), _filtered(half, HAAR.dec_hi, -2))
+        for half in (_filtered(x, HAAR.dec_lo, -1), _filtered(x, HAAR.dec_hi, -1))
+    )
     return ll, h, v, d
 
 
-def _haar(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Low and high pass of each pixel with the next one along `dim`."""
-    following = x.roll(-1, dim)
-    return (x + following) / math.sqrt(2), (x - following) / math.sqrt(2)
+def _filtered(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
+    """Convolution of x along `dim` with two taps of equal size, over each pixel and the next one."""
+    here, following = (math.copysign(1.0, tap) for tap in reversed(taps))
+    # The common factor comes last, so that sum and difference are rounded once.
+    return (here * x + following * x.roll(-1, dim)) / sum(HAAR.dec_lo)
 
 
 def teacher_wavelets(lms: Tensor, pan: Tensor) -> Tensor:
     """LL of lms, then H, D and V of PAN: (B, C, H, W) and (B, 1, H, W) to (B, C + 3, H, W).
 
-    Both as they are, PAN without the high-pass. Source: U-Know-DiffPAN (CVPR 2025), FSA-T.
+    Both images enter raw, PAN without the high-pass. Source: U-Know-DiffPAN (CVPR 2025), FSA-T.
     """
     _, h, v, d = haar_swt2(pan)
     return torch.cat([haar_swt2(lms)[0], h, d, v], dim=1)

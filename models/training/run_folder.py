@@ -1,0 +1,211 @@
+"""The folder of a training run: configuration, log, state, and the lock that keeps others out.
+
+Files: config.json, log.jsonl, state.pt (for resuming), last.safetensors and best.safetensors.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from uknowpan.models.errors import CheckpointError, DataError, ModelError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs in one folder are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Errors of a file system without locks."""
+_LONGEST_VALUE = 80
+"""Characters of a differing value in a message."""
+
+
+class ConfigMismatch(ModelError):
+    """A run would be resumed with another configuration or other data."""
+
+
+def resolved_config(
+    stage: str, config: Any, network: Any, options: Any, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole configuration as config.json holds it; `data` is `Stage.data_identity`."""
+    tables = {"stage": stage, "train": asdict(config), "network": asdict(network), "options": asdict(options)}
+    if data is not None:
+        tables["data"] = data
+    return plain(tables)
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON returns it: tuples become lists."""
+    return json.loads(json.dumps(config))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The fields of two configurations that differ; fields of only one side belong to another version."""
+    before, now = _flat(before), _flat(now)
+    shared = [key for key in before if key in now and before[key] != now[key]]
+    return ", ".join(f"{key} {_short(before[key])} (here {_short(now[key])})" for key in shared)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """{"stage": s, "train": {"seed": 0}} -> {"stage": s, "train.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = {f"{key}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {key: value}
+        flat |= inner
+    return flat
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.state = path / "state.pt"
+        self._config, self._log = path / "config.json", path / "log.jsonl"
+
+    def check_config(self, resolved: dict[str, Any]) -> None:
+        """Compare the stored configuration with that of a run to resume.
+
+        Raises:
+            CheckpointError: the file cannot be read or lacks tables.
+            ConfigMismatch: the configurations differ.
+        """
+        try:
+            stored = json.loads(self._config.read_text())
+            if missing := sorted(resolved.keys() - stored.keys()):
+                raise ValueError(f"it lacks {' and '.join(missing)}")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self._config} cannot be read ({error}), so --resume cannot check the configuration; "
+                "begin anew in another folder."
+            ) from error
+        if differing := differences(stored, resolved):
+            raise ConfigMismatch(
+                f"the run in {self.path} was begun with {differing}; --resume needs the same "
+                "configuration and data, others a folder of their own."
+            )
+
+    def write_config(self, resolved: dict[str, Any]) -> None:
+        """Replace config.json."""
+        _write_whole(self._config, (json.dumps(resolved, indent=2) + "\n").encode())
+
+    def trim_log(self, step: int) -> None:
+        """Drop the log's lines after a step: a run may die after its last state and repeat steps."""
+        if self._log.exists():
+            lines = self._log.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= step]
+            if kept != lines:
+                _write_whole(self._log, b"".join(kept))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Append a line to log.jsonl."""
+        with open(self._log, "a") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write state.pt, beside the old one first.
+
+        Raises:
+            DataError: it cannot be written; the old state stays.
+        """
+        temporary = self.path / ".state.tmp"
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, self.state)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+            temporary.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.state} cannot be written ({str(error).splitlines()[0]}); make room, then "
+                "--resume goes on from the state before."
+            ) from error
+
+    @contextmanager
+    def saved_state(self, device: torch.device) -> Iterator[dict[str, Any]]:
+        """The content of state.pt, for the body that restores it.
+
+        Raises:
+            CheckpointError: the file cannot be read, or the body could not restore it.
+        """
+        try:
+            yield torch.load(self.state, map_location=device, weights_only=True)
+        except torch.OutOfMemoryError:  # a RuntimeError, but not the file's fault
+            raise
+        except (
+            *(RuntimeError, pickle.UnpicklingError, EOFError, LookupError, OSError),
+            *(TypeError, ValueError, ArithmeticError, AttributeError),
+        ) as error:
+            raise CheckpointError(
+                f"{self.state} is damaged or cannot be read ({type(error).__name__}), so the run cannot "
+                "go on; begin another folder, with --init and a checkpoint of this one for its weights."
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder if need be, and keep other runs out of it.
+
+        Raises:
+            DataError: another run is in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        path = self.path / ".lock"
+        lock = _locked(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # still locked: nobody else's
+            lock.close()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the file first: a kill at any moment leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.stem}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line of the log; infinity for a line that was cut off or is no text."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return math.inf
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, made if need be and locked until it is closed."""
+    while True:
+        lock = open(path, "w")  # noqa: SIM115 - for writing, or NFS would not lock it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return lock
+            lock.close()
+            if isinstance(error, BlockingIOError):
+                text = f"Another run is training in {path.parent}; wait for it"
+            else:
+                text = f"{path.parent} cannot be locked ({error.strerror}); try again"
+            raise DataError(f"{text}, or choose another folder.") from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()  # its owner removed the file before we had it; look again
