@@ -47,7 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=_UKNOW + "prior:PriorConfig",
         sharpener=_UKNOW + "sharpeners:PriorSharpener",
         stage="prior",
-        trainer=_MODELS + "published.stages:PriorStage",
+        trainer=_UKNOW + "stages:PriorStage",
         presets={"lite": _UKNOW + "presets:prior_lite", "paper": _UKNOW + "presets:prior_paper"},
         unfit_for_scenes="the prior of a teacher (prior); train the teacher and its student with `uknowpan "
         "train` and sharpen with the student",
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=_UKNOW + "guided:GuidedTeacherConfig",
         sharpener=_UKNOW + "sharpeners:TeacherSharpener",
         stage="fsa-t",
-        trainer=_MODELS + "published.stages:TeacherStage",
+        trainer=_UKNOW + "stages:TeacherStage",
         presets={"lite": _UKNOW + "presets:teacher_lite", "paper": _UKNOW + "presets:teacher_paper"},
         unfit_for_scenes="a teacher (fsa-t); distil a student with `uknowpan train --stage fsa-s --teacher` "
         "and sharpen with that",
@@ -67,7 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=_MODELS + "network:LiteConfig",
         sharpener=_MODELS + "sharpeners:StudentSharpener",
         stage="fsa-s",
-        trainer=_UKNOW + "student_stage:StudentStage",
+        trainer=_UKNOW + "stages:LiteStudentStage",
         presets={"lite": _UKNOW + "presets:student_lite"},
     ),
     "fsa-s": Architecture(
@@ -75,7 +75,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         config=_UKNOW + "student:StudentConfig",
         sharpener=_MODELS + "sharpeners:UNetSharpener",
         stage="fsa-s",
-        trainer=_UKNOW + "student_stage:StudentStage",
+        trainer=_UKNOW + "stages:StudentStage",
         presets={"paper": _UKNOW + "presets:student_paper"},
     ),
     "pan-crafter": Architecture(

@@ -9,7 +9,7 @@ grids of 2 x 2 and 4 x 4 PAN pixels (pixel-unshuffle).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,15 @@ from uknowpan.models.types import Condition, Denoised
 class LiteConfig:
     """Widths of the `lite` student; the defaults are those of the bundled `generic` model."""
 
-    width: int = 24
+    width: int = field(default=24, metadata={"least": 1})
     """Channels per band on the 2 x 2 grid."""
-    deep_width: int = 64
+    deep_width: int = field(default=64, metadata={"least": 1})
     """Channels per band on the 4 x 4 grid."""
     blocks: int = 1
     """Residual blocks on the 2 x 2 grid, before and again after the deep part."""
     deep_blocks: int = 3
     """Residual blocks on the 4 x 4 grid."""
-    timesteps: int = TIMESTEPS
+    timesteps: int = field(default=TIMESTEPS, metadata={"least": 1})
     """Length of the noise schedule (scales the time embedding)."""
     back_projection: bool = False
     """Whether the band feature of that name is an input, mixed into the result like an injection."""

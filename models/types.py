@@ -28,12 +28,6 @@ class Condition:
     """(B, C, F, H, W) see `uknowpan.models.features`; networks of the `lite` form."""
     scene: Tensor | None = None
     """(B, S) numbers of the whole scene, see `uknowpan.models.features.scene_numbers`."""
-    prior_mean: Tensor | None = None
-    """(B, C, H, W) PriorNet's mean, in the units of lms; for the teacher."""
-    prior_variance: Tensor | None = None
-    """(B, C, H, W) PriorNet's variance, in their square; for the teacher."""
-    wavelets: Tensor | None = None
-    """(B, C + 3, H, W) see `uknowpan.models.published.uknow.wavelets`; None: the teacher makes them."""
     ms: Tensor | None = None
     """(B, C, h, w) MS on its own grid; for networks that use it beside lms."""
 

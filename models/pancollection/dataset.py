@@ -185,7 +185,7 @@ class PatchBatches(Generic[T]):
         steps: Iterable[list[Draw]] = _Steps(self.sampler, range(start, stop))
         loader: DataLoader[T] = DataLoader(
             self.dataset,  # type: ignore[arg-type]
-            batch_sampler=steps,  # type: ignore[arg-type]
+            batch_sampler=steps,
             collate_fn=self.dataset.collate,
             num_workers=workers,
             pin_memory=pin_memory,

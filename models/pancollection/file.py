@@ -264,7 +264,8 @@ def _sources(file: Any, count: int) -> np.ndarray:
     known = isinstance(place, h5py.Dataset) and place.dtype.kind in "iu" and place.ndim == 2
     if not known or len(place) != count or not place.shape[1]:
         return np.zeros(count, np.int64)
-    return place[:, 0].astype(np.int64)
+    sources: np.ndarray = place[:, 0].astype(np.int64)
+    return sources
 
 
 def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -58,7 +58,7 @@ class DiffusionOptions:
 class PatchData:
     """PanCollection files to train on and to validate on."""
 
-    train: PatchBatches
+    train: PatchBatches[Any]
     valid: PanCollectionDataset
     validation_samples: int = 256
     workers: int = 0

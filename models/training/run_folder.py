@@ -47,7 +47,8 @@ def resolved_config(
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as JSON returns it: tuples become lists."""
-    return json.loads(json.dumps(config))
+    restored: dict[str, Any] = json.loads(json.dumps(config))
+    return restored
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from running import MakePair, Run
 from safetensors.numpy import load_file
 
 from uknowpan.models.network import FSAStudentLite, LiteConfig
-from uknowpan.models.published.uknow.student_stage import GenericStudentStage
+from uknowpan.models.training.stages import GenericStudentStage
 
 COMMANDS = ["sharpen", "info", "demo", "train", "pack", "models"]
 MODEL_COMMANDS = ["list", "show", "verify"]

@@ -15,7 +15,8 @@ from running import spawn
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
 from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.uknow import prior, teacher
-from uknowpan.models.published.uknow.distillation import CacheFile, FrozenTeacher, part_of
+from uknowpan.models.published.uknow.cache import CacheFile, part_of
+from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.stopping import stop_requests
 

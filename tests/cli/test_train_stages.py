@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from uknowpan.commands.main import app
 from uknowpan.models.checkpoints import load_model, read_card
 from uknowpan.models.network import FSAStudentLite
-from uknowpan.models.published import stages
+from uknowpan.models.published.uknow import stages
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.published.uknow.prior import PriorNet
 from uknowpan.models.published.uknow.student import FSAStudent

@@ -13,7 +13,7 @@ from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow import prior, teacher
-from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile
+from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.published.uknow.prior import PriorNet
 

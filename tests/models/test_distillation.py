@@ -17,17 +17,10 @@ from uknowpan.models.diffusion import NoiseSchedule, position_noise
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset, PatchBatches, PatchSampler
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
-from uknowpan.models.published.uknow import distillation, prior, teacher
-from uknowpan.models.published.uknow.distillation import (
-    CachedDataset,
-    CacheFile,
-    FrozenTeacher,
-    TeacherAnswer,
-    bytes_per_sample,
-    feature_shapes,
-    part_of,
-    write_cache,
-)
+from uknowpan.models.published.uknow import cache as cache_module
+from uknowpan.models.published.uknow import prior, teacher
+from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile, bytes_per_sample, part_of, write_cache
+from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer, feature_shapes
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.published.uknow.prior import PriorNet
 
@@ -285,7 +278,7 @@ def test_a_damaged_part_is_begun_anew(frozen, data, cache, tmp_path, monkeypatch
     out = tmp_path / "cache.h5"
     write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=lambda: True)
     os.truncate(part_of(out), cut)
-    monkeypatch.setattr(distillation.log, "propagate", True)
+    monkeypatch.setattr(cache_module.log, "propagate", True)
     caplog.set_level(logging.WARNING, "uknowpan")  # a command with -q in this process lowered it
     write_cache(frozen, data, 2047.0, out, batch_size=3, resume=True)
     assert "is begun anew" in caplog.text

@@ -94,7 +94,7 @@ def test_what_the_teacher_is_shown_of_the_prior(raw):
         mean, variance = (mean - known.lms) / unit, 2 * (variance.sqrt() / unit).log()
     vector = model.teacher.encode_prior(mean, variance)
     torch.testing.assert_close(model.encode_prior(known), vector)
-    expected = model.teacher(x_t, t, replace(known, prior_mean=mean, prior_variance=variance))
+    expected = model.teacher(x_t, t, known, vector)
     said = model(x_t, t, known)
     torch.testing.assert_close(said.x0, expected.x0)
     assert same(said, model(x_t, t, known, model.encode_prior(known)))
@@ -150,9 +150,9 @@ def test_sampling_is_ddim_with_one_look_at_the_prior(carried, mistaken):
     assert not torch.allclose(other.x0, said.x0, atol=1e-4)
 
 
-def test_wavelets_of_the_condition_are_used():
+def test_wavelets_made_beforehand_are_used():
     model = guided()
     x_t, t, known = inputs()
     wavelets = teacher_wavelets(known.lms, known.pan)
-    assert same(model(x_t, t, known), model(x_t, t, replace(known, wavelets=wavelets)))
-    assert not same(model(x_t, t, known), model(x_t, t, replace(known, wavelets=0 * wavelets)))
+    assert same(model(x_t, t, known), model(x_t, t, known, wavelets=wavelets))
+    assert not same(model(x_t, t, known), model(x_t, t, known, wavelets=0 * wavelets))

@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_refused():
         ({"head_width": 16}, "head_width 16 does not divide the width 8"),
         ({"attention_from": 4}, "attention_from 4 is none of the 4 scales"),
         ({"ratio": 1}, "a ratio of at least 2"),
-        ({"bands": 0}, "at least 1 band"),
+        ({"bands": 0}, "bands must be at least 1"),
         ({"widths": (8,)}, "at least 2 widths"),
     ]:
         with pytest.raises(ValueError, match=says):

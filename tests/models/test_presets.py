@@ -8,10 +8,9 @@ import torch
 from uknowpan.models.architectures import stage_names
 from uknowpan.models.checkpoints import network_of
 from uknowpan.models.network import LiteConfig
-from uknowpan.models.published.stages import PriorOptions, TeacherOptions
 from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
+from uknowpan.models.published.uknow.stages import PriorOptions, StudentOptions, TeacherOptions
 from uknowpan.models.published.uknow.student import StudentConfig
-from uknowpan.models.published.uknow.student_stage import StudentOptions
 from uknowpan.models.training.presets import PRESETS, preset
 
 PUBLISHED = {

@@ -149,5 +149,5 @@ def test_what_does_not_fit():
         net(torch.cat([lms, pan], 1), pan)
     with pytest.raises(ValueError, match=r"pan must be \(2, 1, 12, 9\), not \(2, 1, 8, 9\)"):
         net(lms, pan[:, :, :8])
-    with pytest.raises(ValueError, match="at least 1 band, not 0"):
+    with pytest.raises(ValueError, match="bands must be at least 1, not 0"):
         PriorConfig(0)

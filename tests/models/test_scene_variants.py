@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from uknowpan.models.resample import degrade
-from uknowpan.models.training.scenes import Scene, Ways, make_variant, subsampled
+from uknowpan.models.training.scenes import Scene, VariantShares, make_variant, subsampled
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +40,21 @@ def test_subsampled_truth_keeps_what_the_pan_loses():
 
 
 def test_shares_say_how_often_a_scene_is_changed(scene):
-    def sizes(ways):
-        made = (make_variant(scene, np.random.default_rng(seed), ways) for seed in range(12))
+    def sizes(shares):
+        made = (make_variant(scene, np.random.default_rng(seed), shares) for seed in range(12))
         return [max(v.gt.shape[-2:]) for v in made]
 
-    assert min(sizes(Ways())) > 104
-    assert max(sizes(Ways(halved=1.0))) <= 104
-    assert max(sizes(Ways(subsampled=1.0))) <= 104
-    assert len({s <= 104 for s in sizes(Ways(halved=0.2, subsampled=0.3))}) == 2
+    assert min(sizes(VariantShares())) > 104
+    assert max(sizes(VariantShares(halved=1.0))) <= 104
+    assert max(sizes(VariantShares(subsampled=1.0))) <= 104
+    assert len({s <= 104 for s in sizes(VariantShares(halved=0.2, subsampled=0.3))}) == 2
 
 
 def test_truths_are_blurred_against_their_pan():
     noise = 100 + 10 * torch.randn(4, 96, 96, generator=torch.Generator().manual_seed(0))
     alone = Scene("noise", "none", noise, None)
-    blurred = make_variant(alone, np.random.default_rng(3), Ways(truth_blur=1.0))
-    plain = make_variant(alone, np.random.default_rng(3), Ways())
+    blurred = make_variant(alone, np.random.default_rng(3), VariantShares(truth_blur=1.0))
+    plain = make_variant(alone, np.random.default_rng(3), VariantShares())
     assert torch.equal(blurred.pan, plain.pan)  # the PAN stays as sharp as the truth was
     assert sharpness(blurred.gt) < 0.95 * sharpness(plain.gt)
     assert sharpness(blurred.ms) < 0.99 * sharpness(plain.ms)
@@ -67,5 +67,5 @@ def test_softness_is_that_of_the_truth_against_its_pan(sigma):
     soft = degrade(noise[None], 1, sigma, (0.0, 0.0))[0]
     for seed in range(3):
         scene = Scene("soft", "none", soft, noise.mean(0, keepdim=True))
-        found = make_variant(scene, np.random.default_rng(seed), Ways()).softness
+        found = make_variant(scene, np.random.default_rng(seed), VariantShares()).softness
         assert found == pytest.approx(sigma, abs=0.04)

@@ -24,20 +24,25 @@ from uknowpan.models.diffusion import NoiseSchedule
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.pancollection.file import PanCollectionFile
-from uknowpan.models.published.stages import (
-    PriorOptions,
-    PriorStage,
-    TeacherOptions,
-    TeacherStage,
-    patch_scores,
-    residual_std_of,
-)
-from uknowpan.models.published.uknow.distillation import FrozenTeacher, write_cache
+from uknowpan.models.published.stages import patch_scores, residual_std_of
+from uknowpan.models.published.uknow.cache import write_cache
+from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.published.uknow.prior import PriorConfig
+from uknowpan.models.published.uknow.stages import (
+    FeatureMatcher,
+    LiteStudentStage,
+    PriorOptions,
+    PriorStage,
+    StudentBatch,
+    StudentOptions,
+    StudentStage,
+    TeacherOptions,
+    TeacherStage,
+)
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
-from uknowpan.models.published.uknow.student_stage import FeatureMatcher, StudentBatch, StudentOptions, StudentStage
-from uknowpan.models.training.loop import ConfigMismatch, Interrupted, TrainConfig, train
+from uknowpan.models.training.loop import Interrupted, TrainConfig, train
+from uknowpan.models.training.run_folder import ConfigMismatch
 
 CONFIG = TrainConfig(
     iterations=4, warmup=1, validate_every=2, checkpoint_every=2, log_every=2, batch_size=4,
@@ -112,7 +117,8 @@ def teacher_stage(files, options=None, config=None, prior=None, **data):
 
 def student_stage(files, options=None, config=PAPER, teacher=None, **data):
     asked = teacher and FrozenTeacher(teacher)
-    return StudentStage(config, files.data(**data), options or StudentOptions(), asked)
+    kind = LiteStudentStage if isinstance(config, LiteConfig) else StudentStage
+    return kind(config, files.data(**data), options or StudentOptions(), asked)
 
 
 def seeded(seed=5):

@@ -188,7 +188,7 @@ def test_shapes_that_do_not_fit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bands": 0}, "at least 1 band, not 0"),
+        ({"bands": 0}, "bands must be at least 1, not 0"),
         ({"attention_level": 4}, "attention_level 4 .* 0 to 3"),
         ({"heads": 3}, "32 channels do not divide into 3"),
         ({"width": 7}, "width 7 must be even"),

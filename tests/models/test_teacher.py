@@ -1,13 +1,11 @@
 import importlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 from uknowpan.models.published.uknow.teacher import (
     DropPath,
@@ -15,7 +13,7 @@ from uknowpan.models.published.uknow.teacher import (
     FSATeacher,
     TeacherConfig,
     WaveletCrossAttention,
-    _real_where_it_must,
+    _real_where_mirrored,
     _spectrum,
     presets,
 )
@@ -37,7 +35,11 @@ def _inputs(bands=2, size=(16, 24)):
     pan = torch.randn(2, 1, *size, generator=generator)
     variance = torch.rand(2, bands, *size, generator=generator)
     t = torch.randint(0, 500, (2,), generator=generator)
-    return x_t, t, Condition(lms, pan, prior_mean=mean, prior_variance=variance)
+    return x_t, t, Condition(lms, pan), torch.stack([mean, variance])
+
+
+def _answer(teacher, x_t, t, condition, prior, **options):
+    return teacher(x_t, t, condition, teacher.encode_prior(*prior), **options)
 
 
 def _loss(said):
@@ -49,7 +51,7 @@ def _train(teacher, steps):
     optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-2, weight_decay=1e-2)
     for step in range(steps + 1):
         optimizer.zero_grad()
-        _loss(teacher(*_inputs())).backward()
+        _loss(_answer(teacher, *_inputs())).backward()
         if step < steps:
             optimizer.step()
     return {n: p.grad for n, p in teacher.named_parameters()}
@@ -89,7 +91,8 @@ def test_forward_equals_golden(case, monkeypatch):
     inputs = script.seeded_inputs(config.bands)
     x_t = inputs.pop("x_t")
     with torch.no_grad():
-        said = teacher(x_t, torch.tensor(script.TIMESTEPS), Condition(**inputs))
+        prior = (inputs.pop("prior_mean"), inputs.pop("prior_variance"))
+        said = _answer(teacher, x_t, torch.tensor(script.TIMESTEPS), Condition(**inputs), prior)
     # Only the time embedding is float32. All of it would do on most machines, but rounding may
     # carry a phase from pi to -pi, and the published attention jumps there.
     assert np.abs(golden[f"{case}_x0"]).mean() > 0.1
@@ -104,9 +107,9 @@ def test_released_prior_is_dead():
     gradients = _train(teacher, steps=3)
     dead = {n for n, g in gradients.items() if not g.any()}
     assert {n for n in gradients if _of_the_prior(n)} == dead
-    x_t, t, c = _inputs()
-    noise = replace(c, prior_mean=c.lms, prior_variance=c.prior_variance + 1)
-    assert torch.equal(teacher(x_t, t, c).x0, teacher(x_t, t, noise).x0)
+    x_t, t, c, prior = inputs = _inputs()
+    other = torch.stack([c.lms, prior[1] + 1])
+    assert torch.equal(_answer(teacher, *inputs).x0, _answer(teacher, x_t, t, c, other).x0)
     with torch.device("meta"):
         paper = FSATeacher(presets["paper"](8))
     # As counted in the release.
@@ -115,12 +118,12 @@ def test_released_prior_is_dead():
 
 def test_our_prior_starts_neutral_and_comes_alive():
     teacher = _teacher()
-    x_t, t, c = _inputs()
-    noise = replace(c, prior_mean=c.lms, prior_variance=c.prior_variance + 1)
-    assert torch.equal(teacher(x_t, t, c).x0, teacher(x_t, t, noise).x0)
+    x_t, t, c, prior = inputs = _inputs()
+    other = torch.stack([c.lms, prior[1] + 1])
+    assert torch.equal(_answer(teacher, *inputs).x0, _answer(teacher, x_t, t, c, other).x0)
     gradients = _train(teacher, steps=3)
     assert [n for n, g in gradients.items() if _of_the_prior(n) and not g.any()] == []
-    assert not torch.allclose(teacher(x_t, t, c).x0, teacher(x_t, t, noise).x0)
+    assert not torch.allclose(_answer(teacher, *inputs).x0, _answer(teacher, x_t, t, c, other).x0)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -130,7 +133,7 @@ def test_gradient_reaches_every_parameter(patch):
     with torch.no_grad():  # past the start, where one factor of the prior is zero
         for p in teacher.parameters():
             p += 0.1 * torch.randn(p.shape, generator=generator)
-    _loss(teacher(*_inputs(size=(32, 48)))).backward()
+    _loss(_answer(teacher, *_inputs(size=(32, 48)))).backward()
     sizes = {n: float(p.grad.abs().max()) for n, p in teacher.named_parameters()}
     # A softmax does not see what is added to all it compares: biases of keys and values.
     blind = {f"{kind}.1.bias" for kind in ("from_wavelets.features", "to_wavelets.wavelets")}
@@ -142,9 +145,9 @@ def test_gradient_reaches_every_parameter(patch):
 @pytest.mark.parametrize("train", [True, False])
 def test_features_have_the_shapes_of_the_students(train):
     inputs = _inputs(size=(32, 16))
-    said = _teacher(train=train)(*inputs)
+    said = _answer(_teacher(train=train), *inputs)
     student = FSAStudent(StudentConfig(bands=2, width=8, heads=4)).eval()
-    expected = [f.shape for f in student(*inputs).features]
+    expected = [f.shape for f in student(*inputs[:3]).features]
     assert [f.shape for f in said.features] == expected
     assert len(expected) == 6
     assert said.x0.shape == said.log_sigma.shape == inputs[0].shape
@@ -157,7 +160,7 @@ def test_variance_is_positive_and_finite(amp, raw):
     with torch.no_grad():
         teacher.head[2].bias[2:] += raw
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        said = teacher(*_inputs())
+        said = _answer(teacher, *_inputs())
         loss = _loss(said)
     loss.backward()
     assert said.x0.dtype == said.log_sigma.dtype == torch.float32
@@ -169,9 +172,9 @@ def test_variance_is_positive_and_finite(amp, raw):
 def test_bfloat16_says_much_the_same():
     teacher, inputs = _teacher(), _inputs()
     with torch.no_grad():
-        exact = teacher(*inputs)
+        exact = _answer(teacher, *inputs)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = teacher(*inputs)
+            rough = _answer(teacher, *inputs)
     # Phases that jump from pi to -pi make it a tenth; the student is ten times closer.
     assert (rough.x0 - exact.x0).abs().mean() < 0.3 * exact.x0.abs().mean()
 
@@ -180,60 +183,44 @@ def test_variance_floor():
     teacher = _teacher(replace(SMALL, variance_floor=0.25))
     with torch.no_grad():
         teacher.head[2].bias[2:] -= 300
-    log_sigma = teacher(*_inputs()).log_sigma
+    log_sigma = _answer(teacher, *_inputs()).log_sigma
     torch.testing.assert_close(log_sigma, torch.full_like(log_sigma, np.log(0.5)))
 
 
 def test_prior_and_wavelets_may_be_made_beforehand():
     teacher = _teacher()
     _train(teacher, steps=2)
-    x_t, t, c = _inputs()
-    vector = teacher.encode_prior(c.prior_mean, c.prior_variance)
+    x_t, t, c, prior = _inputs()
+    vector = teacher.encode_prior(*prior)
     assert vector.shape == (2, 32)
-    expected = teacher(x_t, t, c).x0
-    bare = Condition(c.lms, c.pan)
-    assert torch.equal(teacher(x_t, t, bare, prior=vector).x0, expected)
-    assert not torch.allclose(teacher(x_t, t, bare, prior=-vector).x0, expected)
+    expected = teacher(x_t, t, c, vector).x0
+    assert not torch.allclose(teacher(x_t, t, c, -vector).x0, expected)
     made = teacher_wavelets(c.lms, c.pan)
-    assert torch.equal(teacher(x_t, t, replace(c, wavelets=made)).x0, expected)
-    assert not torch.allclose(teacher(x_t, t, replace(c, wavelets=-made)).x0, expected)
-
-
-def test_samples_with_the_prior_made_once():
-    teacher = _teacher()
-    x_t, _, c = _inputs()
-    vector = teacher.encode_prior(c.prior_mean, c.prior_variance)
-    schedule = NoiseSchedule.cosine()
-    with torch.no_grad():
-        once = partial(teacher, prior=vector)
-        said = ddim_sample(once, x_t, schedule.respace(3), schedule, Condition(c.lms, c.pan))
-        every_time = ddim_sample(teacher, x_t, schedule.respace(3), schedule, c)
-    assert torch.equal(said.x0, every_time.x0)
-    assert torch.equal(said.log_sigma, every_time.log_sigma)
+    assert torch.equal(teacher(x_t, t, c, vector, made).x0, expected)
+    assert not torch.allclose(teacher(x_t, t, c, vector, -made).x0, expected)
 
 
 def test_slot_and_pan():
-    x_t, t, c = _inputs()
+    x_t, t, c, prior = inputs = _inputs()
     teacher = _teacher()
-    empty = teacher(x_t, t, c).x0
-    assert torch.equal(empty, teacher(x_t, t, replace(c, self_cond=x_t)).x0)
-    assert not torch.allclose(empty, teacher(x_t, t, replace(c, self_cond=c.lms)).x0)
+    empty = _answer(teacher, *inputs).x0
+    assert torch.equal(empty, _answer(teacher, x_t, t, replace(c, self_cond=x_t), prior).x0)
+    assert not torch.allclose(empty, _answer(teacher, x_t, t, replace(c, self_cond=c.lms), prior).x0)
     brighter = replace(c, pan=c.pan + 1)
-    assert not torch.allclose(teacher(x_t, t, brighter).x0, empty)
+    assert not torch.allclose(_answer(teacher, x_t, t, brighter, prior).x0, empty)
     released = _teacher(replace(SMALL, highpass_pan=True)).double()
-    said = [released(x_t.double(), t, k.to(torch.float64)).x0 for k in (c, brighter)]
+    said = [_answer(released, x_t.double(), t, k.to(torch.float64), prior.double()).x0 for k in (c, brighter)]
     torch.testing.assert_close(*said)
 
 
 def test_images_of_a_batch_do_not_mix():
     teacher = _teacher()
     _train(teacher, steps=2)
-    x_t, t, c = _inputs()
-    teacher, x_t, c = teacher.double(), x_t.double(), c.to(torch.float64)
-    both = teacher(x_t, t, c)
+    x_t, t, c, prior = _inputs()
+    teacher, x_t, c, prior = teacher.double(), x_t.double(), c.to(torch.float64), prior.double()
+    both = _answer(teacher, x_t, t, c, prior)
     for i in range(2):
-        prior = {"prior_mean": c.prior_mean[[i]], "prior_variance": c.prior_variance[[i]]}
-        alone = teacher(x_t[[i]], t[[i]], Condition(c.lms[[i]], c.pan[[i]], **prior))
+        alone = _answer(teacher, x_t[[i]], t[[i]], Condition(c.lms[[i]], c.pan[[i]]), prior[:, [i]])
         torch.testing.assert_close(both.x0[[i]], alone.x0)
 
 
@@ -249,7 +236,7 @@ def test_bins_that_mirror_themselves_have_a_definite_phase(size, alone):
     """Otherwise a negative mean is pi with one FFT library and -pi with another."""
     shape = (size[0], size[1] // 2 + 1)
     rounded = torch.complex(-torch.ones(shape), torch.full(shape, -1e-9))
-    phase = _real_where_it_must(rounded, size[1]).angle()
+    phase = _real_where_mirrored(rounded, size[1]).angle()
     assert {tuple(e) for e in (phase > 0).nonzero().tolist()} == alone
     assert (phase[phase > 0] == phase.new_tensor(np.pi)).all()
 
@@ -294,9 +281,9 @@ def test_drop_path():
 def test_dropout_and_drop_path_only_in_training():
     for config in (replace(SMALL, drop_path=0.5), replace(SMALL, dropout=0.5)):
         teacher, inputs = _teacher(config), _inputs()
-        assert torch.equal(teacher(*inputs).x0, teacher(*inputs).x0)
+        assert torch.equal(*(_answer(teacher, *inputs).x0 for _ in range(2)))
         teacher.train()
-        assert not torch.allclose(teacher(*inputs).x0, teacher(*inputs).x0)
+        assert not torch.allclose(*(_answer(teacher, *inputs).x0 for _ in range(2)))
 
 
 @pytest.mark.parametrize(
@@ -309,27 +296,29 @@ def test_dropout_and_drop_path_only_in_training():
 )
 def test_size_that_does_not_halve(patch, size, message):
     with pytest.raises(ValueError, match=message):
-        _teacher(replace(SMALL, patch=patch))(*_inputs(size=size))
+        teacher = _teacher(replace(SMALL, patch=patch))
+        teacher(*_inputs(size=size)[:3], torch.zeros(2, 32))
 
 
 def test_shapes_that_do_not_fit():
     teacher = _teacher()
-    x_t, t, c = _inputs()
+    x_t, t, c, _ = _inputs()
+    vector = torch.zeros(2, 32)
     with pytest.raises(ValueError, match="3 bands, but this teacher was built for 2"):
-        teacher(torch.cat([x_t, x_t[:, :1]], 1), t, c)
-    for name in ("lms", "pan", "self_cond", "prior_mean", "prior_variance", "wavelets"):
+        teacher(torch.cat([x_t, x_t[:, :1]], 1), t, c, vector)
+    for name in ("lms", "pan", "self_cond"):
         with pytest.raises(ValueError, match=rf"{name} must be .*, not \(2, 2, 8, 24\)"):
-            teacher(x_t, t, replace(c, **{name: x_t[:, :, :8]}))
-    with pytest.raises(ValueError, match="no prior_mean and prior_variance; run a PriorNet"):
-        teacher(x_t, t, Condition(c.lms, c.pan, prior_mean=c.prior_mean))
+            teacher(x_t, t, replace(c, **{name: x_t[:, :, :8]}), vector)
+    with pytest.raises(ValueError, match=r"wavelets must be \(2, 5, 16, 24\), not \(2, 2, 8, 24\)"):
+        teacher(x_t, t, c, vector, x_t[:, :, :8])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bands": 0}, "at least 1 band, not 0"),
+        ({"bands": 0}, "bands must be at least 1, not 0"),
         ({"attention_level": 4}, "attention_level 4 .* 0 to 3"),
-        ({"patch": 0}, "patch of 0 pixels"),
+        ({"patch": 0}, "patch must be at least 1, not 0"),
         ({"heads": 16}, "do not divide into 16 attention heads"),
         ({"drop_path": 1.0}, "drop_path 1.0"),
     ],

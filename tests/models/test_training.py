@@ -14,12 +14,13 @@ from textures import make_pair
 from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.network import LiteConfig
-from uknowpan.models.published.uknow.student_stage import GenericOptions, GenericStudentStage
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
-from uknowpan.models.training.loop import ConfigMismatch, Diverged, Interrupted, TrainConfig, train
+from uknowpan.models.training.loop import Diverged, Interrupted, TrainConfig, train
 from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1
 from uknowpan.models.training.parallel import World
+from uknowpan.models.training.run_folder import ConfigMismatch
 from uknowpan.models.training.scenes import GenericBatches, TrainBatch, read_scenes
+from uknowpan.models.training.stages import GenericOptions, GenericStudentStage
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
 CONFIG = TrainConfig(iterations=6, warmup=2, validate_every=2, checkpoint_every=2, batch_size=3)
@@ -233,8 +234,8 @@ def test_a_damaged_state_is_said_to_be(make_stage, one_step, damage):
     ("text", "says"),
     [
         ("[1]", ""),
-        ("{}", "it lacks network and options and stage and train"),
-        ('{"stage": "fsa-s", "train": {}, "network": {"width": 8}}', "it lacks options and train"),
+        ("{}", "it lacks data and network and options and stage and train"),
+        ('{"stage": "fsa-s", "train": {}, "network": {"width": 8}}', "it lacks data and options"),
     ],
 )
 def test_a_damaged_configuration_is_said_to_be(make_stage, one_step, text, says):
@@ -242,16 +243,6 @@ def test_a_damaged_configuration_is_said_to_be(make_stage, one_step, text, says)
     said = rf"config\.json cannot be read \(.*{says}.*; begin"
     with pytest.raises(CheckpointError, match=said):
         train(make_stage(), CONFIG, one_step, resume=True)
-
-
-def test_a_run_whose_configuration_tells_no_data_goes_on(make_stage, one_step):
-    """As earlier versions wrote it."""
-    path = one_step / "config.json"
-    config = json.loads(path.read_text())
-    assert config["data"].keys() == {"train", "valid"}
-    del config["data"]
-    path.write_text(json.dumps(config))
-    assert list(run(make_stage, one_step, resume=True)) == [2, 3, 4, 5, 6]
 
 
 def test_lines_of_the_log_that_are_no_text_are_cut(make_stage, one_step):

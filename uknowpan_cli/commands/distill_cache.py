@@ -62,7 +62,8 @@ def distill_cache(
         from uknowpan.models.devices import tune_cpu
         from uknowpan.models.pancollection.dataset import PanCollectionDataset
         from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
-        from uknowpan.models.published.uknow.distillation import FrozenTeacher, bytes_per_sample, part_of, write_cache
+        from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
+        from uknowpan.models.published.uknow.distillation import FrozenTeacher
         from uknowpan.opening import choose_device
         from uknowpan.tiling import check_output
 

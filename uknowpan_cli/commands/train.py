@@ -104,8 +104,8 @@ def train(
         import json
 
         from uknowpan.models.devices import tune_cpu
-        from uknowpan.models.training.loop import ConfigMismatch, resolved_config
         from uknowpan.models.training.loop import train as run
+        from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
         from uknowpan.opening import choose_device
         from uknowpan.stopping import stop_requests
         from uknowpan.training.jobs import TrainRequest, make_job, resolve

@@ -75,9 +75,9 @@ def is_scenes_file(path: Path) -> bool:
 def resolve(request: TrainRequest) -> Settings:
     """Preset and TOML as settings; looks at the header of the training files only."""
     from uknowpan.models.network import LiteConfig
-    from uknowpan.models.published.uknow.student_stage import GenericOptions
     from uknowpan.models.training.loop import TrainConfig
     from uknowpan.models.training.presets import Settings, preset
+    from uknowpan.models.training.stages import GenericOptions
 
     if is_scenes_file(request.data[0]):
         others = (request.teacher, request.cache, request.valid, request.max_value)
@@ -104,8 +104,8 @@ def make_job(request: TrainRequest, settings: Settings) -> Stage:
 
 
 def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan.models.published.uknow.student_stage import GenericStudentStage
     from uknowpan.models.training.scenes import GenericBatches, read_scenes
+    from uknowpan.models.training.stages import GenericStudentStage
 
     config = settings.train
     batches = GenericBatches(
@@ -189,9 +189,9 @@ def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
     )
 
 
-def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches:
+def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches[Any]:
     from uknowpan.models.pancollection.dataset import PatchBatches, PatchSampler
-    from uknowpan.models.published.uknow.distillation import CachedDataset, CacheFile
+    from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
     from uknowpan.models.training.parallel import current_world
 
     world, config = current_world(), settings.train
@@ -228,7 +228,7 @@ def _check_alike(train: PanCollectionDataset, valid: PanCollectionDataset) -> No
 def _notes(request: TrainRequest, settings: Settings) -> dict[str, Any]:
     """For the card: what was done by whom."""
     from uknowpan.models.checkpoints import read_card
-    from uknowpan.models.training.loop import resolved_config
+    from uknowpan.models.training.run_folder import resolved_config
 
     return {
         "code_version": __version__,

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.blur import default_psf
-from uknowpan.models.resample import degrade, upsample
 from uknowpan.models.published.checks import check_images
+from uknowpan.models.resample import degrade, upsample
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
 
@@ -93,7 +93,7 @@ class PanCrafterConfig:
     @property
     def factor(self) -> int:
         """Heights and widths in PAN pixels must be multiples of this, and of the ratio."""
-        return 2 ** (len(self.widths) - 1)
+        return 1 << (len(self.widths) - 1)
 
 
 def low_pan(pan: Tensor, ratio: int) -> Tensor:
@@ -382,4 +382,3 @@ class PanCrafter(nn.Module):
             low = low_pan(pan, self.config.ratio)
             wanted = torch.where((mode == MS_MODE).view(-1, 1, 1, 1), ms, low)
             return Guides(wanted, ms, low, pan)
-

@@ -448,4 +448,3 @@ class SSDiff(nn.Module):
         if condition.ms is None:
             raise ValueError("a network with measured_ms needs the condition's ms")
         return condition.ms
-

@@ -62,11 +62,6 @@ class GuidedTeacher(nn.Module):
         self.prior_net = PriorNet(config.prior).requires_grad_(False).eval()
         self.register_buffer("residual_std", torch.ones(config.teacher.bands))
 
-    @property
-    def pixel_multiple(self) -> int:
-        """Heights and widths must be multiples of this number of PAN pixels."""
-        return self.config.teacher.factor
-
     def train(self, mode: bool = True) -> GuidedTeacher:
         super().train(mode)
         self.prior_net.eval()

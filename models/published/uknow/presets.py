@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from uknowpan.models.network import LiteConfig
-from uknowpan.models.published.stages import PriorOptions, TeacherOptions
 from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
+from uknowpan.models.published.uknow.stages import PriorOptions, StudentOptions, TeacherOptions
 from uknowpan.models.published.uknow.student import StudentConfig
-from uknowpan.models.published.uknow.student_stage import StudentOptions
 from uknowpan.models.training.presets import PUBLISHED, SMALL, Settings
 
 

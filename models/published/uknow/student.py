@@ -48,7 +48,7 @@ class StudentConfig:
     @property
     def factor(self) -> int:
         """Heights and widths must be multiples of this."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
 
     @property
     def in_channels(self) -> int:
@@ -87,11 +87,6 @@ class FSAStudent(nn.Module):
         )
         self.head = output_head(config.width, config.bands)
 
-    @property
-    def pixel_multiple(self) -> int:
-        """Heights and widths must be multiples of this number of PAN pixels."""
-        return self.unet.factor
-
     def _stack(self, widths: list[int], level: int | None) -> ResnetStack:
         config = self.config
         heads = config.heads if level == config.attention_level else None
@@ -125,4 +120,3 @@ class FSAStudent(nn.Module):
         h = torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1)
         h, features = self.unet(h, self.time(t))
         return Denoised(x0=self.head(h), features=features)
-

@@ -36,7 +36,8 @@ def _filtered(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
     """Convolution of x along `dim` with two taps of equal size, over each pixel and the next one."""
     here, following = (math.copysign(1.0, tap) for tap in reversed(taps))
     # The common factor comes last, so that sum and difference are rounded once.
-    return (here * x + following * x.roll(-1, dim)) / sum(HAAR.dec_lo)
+    norm: float = sum(HAAR.dec_lo)
+    return (here * x + following * x.roll(-1, dim)) / norm
 
 
 def teacher_wavelets(lms: Tensor, pan: Tensor) -> Tensor:
