@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,23 +15,8 @@ if TYPE_CHECKING:
 
 
 TABLES = ("train", "network", "options")
-COUNTS = frozenset(
-    {
-        *("iterations", "batch_size", "validate_every", "validation_samples", "checkpoint_every"),
-        *("log_every", "width", "deep_width", "timesteps", "heads", "patch", "steps"),
-        *("multipliers", "widths", "head_width", "token_width", "groups", "expansion", "ratio"),
-    }
-)
-"""Fields that must be at least 1."""
-SHARES = frozenset(
-    {
-        *("ema", "halved_share", "subsampled_share", "truth_blur_share", "terminal_share"),
-        *("dropout", "drop_path", "learning_rate"),
-    }
-)
-"""Fields that must be at most 1."""
 LARGEST = 2**31 - 1
-"""Of whole numbers: seeds are multiplied, sizes go to C."""
+"""Largest whole number: seeds are multiplied, sizes go to C."""
 
 
 def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
@@ -59,6 +43,9 @@ def overridden(settings: Settings, config: dict[str, Any]) -> Settings:
 
 
 def _replaced(there: Any, values: Any, table: str) -> Any:
+    """A dataclass with the fields of a table."""
+    from uknowpan.models.training.bounds import check_bounds
+
     if not isinstance(values, dict):
         raise UsageError(f"[{table}] is a table, not {values!r}.")
     valid = [f.name for f in fields(there)]
@@ -67,7 +54,9 @@ def _replaced(there: Any, values: Any, table: str) -> Any:
         raise UsageError(f"{type(there).__name__} has no field {', '.join(unknown)}; valid are {', '.join(valid)}.")
     checked = {name: _checked(getattr(there, name), value, f"{table}.{name}") for name, value in values.items()}
     try:
-        return replace(there, **checked)
+        changed = replace(there, **checked)
+        check_bounds(changed)
+        return changed
     except ValueError as error:
         raise UsageError(f"[{table}]: {error}.") from error
 
@@ -80,28 +69,19 @@ def _checked(there: Any, value: Any, place: str) -> Any:
     if isinstance(there, tuple):
         if not isinstance(value, list) or any(type(v) is not int for v in value):
             raise UsageError(f"{name} takes a list of whole numbers, not {value!r}.")
-        if max(value, default=0) > LARGEST:
-            raise UsageError(f"{name} must be at most {LARGEST}, not {max(value)}.")
-        if name in COUNTS and min(value, default=1) < 1:
-            raise UsageError(f"{name} must be at least 1, not {min(value)}.")
+        for number in value:
+            _check_size(name, number)
         return tuple(value)
     wanted = type(there)
     if type(value) is not wanted and not (wanted is float and type(value) is int):
         raise UsageError(f"{name} takes {wanted.__name__}, not {value!r}.")
     if wanted is float and not math.isfinite(value):
         raise UsageError(f"{name} takes a finite number, not {value}.")
-    for bound, least in _bounds(name, wanted):
-        if value < bound:
-            raise UsageError(f"{name} must be at least {least}, not {value}.")
-    if wanted is int and value > LARGEST:
-        raise UsageError(f"{name} must be at most {LARGEST}, not {value}.")
-    if name in SHARES and value > 1:
-        raise UsageError(f"{name} must be at most 1, not {value}.")
+    if wanted is int:
+        _check_size(name, value)
     return value
 
 
-def _bounds(name: str, kind: type) -> Iterator[tuple[float, str]]:
-    if name in COUNTS:
-        yield 1, "1"
-    elif kind in (int, float):
-        yield 0, "0"
+def _check_size(name: str, value: int) -> None:
+    if value > LARGEST:
+        raise UsageError(f"{name} must be at most {LARGEST}, not {value}.")
