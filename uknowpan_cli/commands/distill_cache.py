@@ -28,24 +28,26 @@ class FeatureDtype(StrEnum):
 def distill_cache(
     teacher: Annotated[str, typer.Option("--teacher", help="Checkpoint of a trained teacher (fsa-t).")],
     data: Annotated[Path, typer.Option("--data", help="Training file in PanCollection's layout.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The cache to write, an h5 file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.")
+    ],
     steps: Annotated[int, typer.Option("--steps", min=1, max=TIMESTEPS, help="Network evaluations per answer.")] = 1,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, max=2**63 - 1, help="Of the noise that answers start from."),
+        typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the noise that answers start from."),
     ] = 0,
     max_value: Annotated[
         float | None,
         typer.Option(
             "--max-value",
-            help="Full scale in DN, if the file does not say; default: the teacher's.",
+            help="Full scale in DN, if the file does not declare it; default: the teacher's.",
         ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Samples at once, which memory depends on.")
     ] = 16,
     dtype: Annotated[
-        FeatureDtype, typer.Option("--dtype", help="Of the features; images are float32.")
+        FeatureDtype, typer.Option("--dtype", help="Type of the features; images are float32.")
     ] = FeatureDtype.float16,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a cache that was interrupted.")] = False,
     overwrite: opt.OverwriteOption = False,
@@ -55,8 +57,7 @@ def distill_cache(
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Write what a teacher says of every training sample, so that training a student need not ask
-    it again."""
+    """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu

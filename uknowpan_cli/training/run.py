@@ -1,0 +1,129 @@
+"""A training run: processes of torchrun, threads, memory, interruption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uknowpan import errors
+from uknowpan.errors import OutOfMemory, OutputExists, UsageError
+from uknowpan.stopping import stop_requests
+from uknowpan.training.show import TrainShow
+
+if TYPE_CHECKING:
+    from uknowpan.models.training.presets import Settings
+    from uknowpan.training.jobs import TrainRequest
+
+
+def described(stage: str, settings: Settings) -> dict[str, Any]:
+    """The configuration of a run as config.json holds it, and the count of trained parameters.
+
+    Raises:
+        UsageError: there is no such network.
+    """
+    import torch
+
+    from uknowpan.models.checkpoints import network_of
+    from uknowpan.models.training.run_folder import resolved_config
+
+    try:
+        with torch.device("meta"):
+            network = network_of(settings.network)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"[network]: there is no such network ({error}).") from error
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return {**resolved_config(stage, settings.train, settings.network, settings.options), "parameters": parameters}
+
+
+def run(
+    request: TrainRequest, settings: Settings, out: Path, *, resume: bool, quiet: bool, num_threads: int | None
+) -> Path | None:
+    """Train; returns the path of the best checkpoint, in the first process only.
+
+    Raises:
+        OutputExists: `out` holds a run and `resume` is False.
+        UsageError: the run to resume was configured differently.
+        OutOfMemory: memory ran out.
+    """
+    from uknowpan.models.devices import tune_cpu
+    from uknowpan.models.training.loop import train
+    from uknowpan.models.training.run_folder import ConfigMismatch
+    from uknowpan.training.jobs import make_job
+
+    if not resume and (out / "state.pt").exists():
+        raise OutputExists(f"{out} holds a run already; --resume goes on with it, or choose another folder.")
+    tune_cpu(num_threads or _threads_of_one())
+    with _processes(request.device) as first, _memory_watched(settings.train.batch_size):
+        job = make_job(request, settings)
+        show = TrainShow(out, settings.train.iterations, quiet=quiet or not first, writes=first)
+        try:
+            with stop_requests() as stopping:
+                best = train(
+                    job,
+                    settings.train,
+                    out,
+                    resume=resume,
+                    init=request.init,
+                    device=request.device,
+                    on_step=show.step,
+                    on_log=show.log,
+                    on_examples=show.examples,
+                    should_stop=lambda: bool(stopping),
+                )
+        except ConfigMismatch as error:
+            raise UsageError(str(error)) from error
+        finally:
+            show.close()
+        return best if first else None
+
+
+@contextmanager
+def _memory_watched(batch_size: int) -> Iterator[None]:
+    """Turn exhausted memory into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not errors.is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Memory ran out with a batch_size of {batch_size}; begin anew with a lower one in [train] of --config."
+        ) from error
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun each process of a machine has a GPU of its own."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def _threads_of_one() -> int | None:
+    """Threads of each process of a machine, which share its cores."""
+    from uknowpan.models.devices import usable_cores
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return None if processes == 1 else max(1, usable_cores() // processes)
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[bool]:
+    """Join the other processes of torchrun; yields whether this process is the first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from datetime import timedelta
+
+    import torch.distributed
+
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(device)
+    # The others wait while the first one validates, which may take longer than torch's 10 minutes.
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))
+    try:
+        yield torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
