@@ -18,7 +18,8 @@ from typing import IO, Any
 
 import torch
 
-from uknowpan.models.errors import CheckpointError, DataError, ModelError
+from uknowpan.errors import ModelError
+from uknowpan.models.errors import CheckpointError, DataError
 
 try:
     import fcntl
