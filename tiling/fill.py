@@ -40,13 +40,14 @@ class TileArrays:
     """(H, W): pixels of the output that deserve a value, see `output_valid`"""
 
 
-def reflected_indices(start: int, count: int, size: int) -> npt.NDArray[np.intp]:
-    """Indices into 0..size-1 for positions start..start+count-1, symmetric about both edges.
+def reflected_indices(start: int, count: int, size: int) -> tuple[npt.NDArray[np.intp], BoolArray]:
+    """Indices into 0..size-1 for positions start..start+count-1, symmetric about both edges, and which are inside.
 
     The edge pixel is repeated (..., 1, 0, 0, 1, ..., n-1, n-1, n-2, ...), as often as needed.
     """
-    index = np.arange(start, start + count) % (2 * size)
-    return np.where(index < size, index, 2 * size - 1 - index)
+    position = np.arange(start, start + count)
+    index = position % (2 * size)
+    return np.where(index < size, index, 2 * size - 1 - index), (position >= 0) & (position < size)
 
 
 def fill_invalid(values: FloatArray, valid: BoolArray, passes: int, constants: FloatArray) -> FloatArray:

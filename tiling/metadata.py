@@ -35,7 +35,6 @@ class PanMeta:
     dtype: str
     nodata: float | None
     nbits: int | None
-    tags: dict[str, str]
 
 
 def declared_bits(dataset: DatasetReader, band: int) -> int | None:
@@ -46,8 +45,7 @@ def declared_bits(dataset: DatasetReader, band: int) -> int | None:
 
 
 def pan_meta(pan: Raster) -> PanMeta:
-    bits = declared_bits(pan.dataset, pan.bands[0])
-    return PanMeta(pan.dtypes[0], pan.nodata[0], bits, dict(pan.dataset.tags()))
+    return PanMeta(pan.dtypes[0], pan.nodata[0], declared_bits(pan.dataset, pan.bands[0]))
 
 
 def ms_meta(rasters: Sequence[Raster], nodata: float | None) -> MsMeta:

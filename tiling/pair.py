@@ -351,11 +351,7 @@ def _open_pan(opener: Opener, spec: RasterLike, pan_band: int | None, nodata: fl
 
 
 def _open_ms(
-    opener: Opener,
-    specs: Sequence[RasterLike],
-    ms_bands: Sequence[int] | None,
-    nodata: float | None,
-    remarks: Remarks,
+    opener: Opener, specs: Sequence[RasterLike], ms_bands: Sequence[int] | None, nodata: float | None, remarks: Remarks
 ) -> list[Raster]:
     """Rasters with the bands taken from each, in the order of the stack."""
     stack: list[tuple[DatasetReader, str, int]] = []

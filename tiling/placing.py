@@ -14,7 +14,7 @@ from rasterio.warp import transform_bounds
 
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
 from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, reason, warped
-from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, is_placed, same_crs
+from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, same_crs
 
 MAX_RATIO = 8
 DEFAULT_RATIO = 4
@@ -72,7 +72,7 @@ def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
             raise IncompatiblePair(
                 f"{raster.path} is placed by {placed_by} only; orthorectify it first: gdalwarp {how} IN OUT."
             )
-    lost = [raster.path for raster in [pan, *ms] if not _is_placed(raster)]
+    lost = [raster.path for raster in [pan, *ms] if not raster.grid.is_placed]
     if lost and len(lost) <= len(ms):
         raise IncompatiblePair(
             f"{lost[0]} has no georeferencing but the other raster has; "
@@ -80,35 +80,31 @@ def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
         )
 
 
-def _is_placed(raster: Raster) -> bool:
-    return is_placed(raster.dataset.crs, raster.dataset.transform)
-
-
 def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Placement:
     """Find an MS raster on the whole PAN. Raises IncompatiblePair."""
-    data = ms.dataset
-    if not _is_placed(ms):
+    grid = ms.grid
+    if not grid.is_placed:
         return _place_by_size(whole, ms, remarks)
-    if not same_crs(whole.crs, data.crs):
+    if not same_crs(whole.crs, grid.crs):
         return _place_by_crs(whole, pan, ms, remarks)
-    if whole.crs is None and data.crs is None:
+    if whole.crs is None and grid.crs is None:
         remarks.assume(f"Neither the PAN nor {ms.path} names a CRS; one and the same is assumed.")
-    elif whole.crs is None or data.crs is None:
+    elif whole.crs is None or grid.crs is None:
         lost, other = (pan, ms) if whole.crs is None else (ms, pan)
         remarks.assume(f"{lost.path} names no CRS; that of {other.path} is assumed.")
-    affine = ~whole.transform * data.transform
-    skew = max(abs(affine.b) * data.height, abs(affine.d) * data.width)
+    affine = ~whole.transform * grid.transform
+    skew = max(abs(affine.b) * grid.height, abs(affine.d) * grid.width)
     if skew > _NEST_TOLERANCE:
         raise IncompatiblePair(
-            f"PAN and {ms.path} are rotated against each other ({skew:.2f} PAN pixels over "
-            "the scene); warp both to a north-up grid first: gdalwarp IN OUT."
+            f"PAN and {ms.path} are rotated against each other ({skew:.2f} PAN pixels over the scene); "
+            "warp both to a north-up grid first: gdalwarp IN OUT."
         )
-    return Placement((abs(affine.e), abs(affine.a)), _box_through(affine, ms), affine, data.transform)
+    return Placement((abs(affine.e), abs(affine.a)), _outline(affine, grid.shape), affine, grid.transform)
 
 
 def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
     """No georeferencing at all: the same corner, if the sizes are exact multiples."""
-    height, width = ms.dataset.height, ms.dataset.width
+    height, width = ms.grid.shape
     ry, rx = whole.height / height, whole.width / width
     if ry != rx or ry != int(ry):
         raise IncompatiblePair(
@@ -117,30 +113,30 @@ def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
         )
     remarks.assume(f"Neither raster is georeferenced: the same corner and a ratio of {int(ry)} are assumed.")
     affine = Affine.scale(ry)
-    return Placement((ry, rx), _box_through(affine, ms), affine, affine)
+    return Placement((ry, rx), _outline(affine, (height, width)), affine, affine)
 
 
-def _box_through(affine: Affine, ms: Raster) -> Box:
-    (x0, y0), (x1, y1) = affine * (0, 0), affine * (ms.dataset.width, ms.dataset.height)
+def _outline(affine: Affine, shape: tuple[int, int]) -> Box:
+    (x0, y0), (x1, y1) = affine * (0, 0), affine * (shape[1], shape[0])
     return Box(min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
 
 
 def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Placement:
     """Outline and pixel size of an MS in another CRS, through the inverse PAN transform."""
-    data, names = ms.dataset, (crs_name(ms.dataset.crs), crs_name(whole.crs))
+    grid, names = ms.grid, (crs_name(ms.grid.crs), crs_name(whole.crs))
     for raster in (pan, ms):
-        skew = raster.dataset.transform
-        if abs(skew.b) + abs(skew.d) > 1e-9 * raster.dataset.res[0]:
+        transform = raster.dataset.transform
+        if abs(transform.b) + abs(transform.d) > 1e-9 * raster.dataset.res[0]:
             raise IncompatiblePair(
                 f"{raster.path} is rotated and the CRS differ; warp it to a north-up grid first: gdalwarp IN OUT."
             )
     remarks.note(f"{ms.path} is in {names[0]}, the PAN in {names[1]}: the MS is resampled to the PAN's.")
     try:
-        back = transform_bounds(whole.crs, data.crs, *whole.bounds)
-        west, south, east, north = _common(back, data.bounds)
+        back = transform_bounds(whole.crs, grid.crs, *whole.bounds)
+        west, south, east, north = _common(back, ms.dataset.bounds)
         x, y = (west + east) / 2, (south + north) / 2
-        xs, ys = transform_points(data.crs, whole.crs, [x, x + data.transform.a, x], [y, y, y + data.transform.e])
-        box = transform_bounds(data.crs, whole.crs, west, south, east, north)
+        xs, ys = transform_points(grid.crs, whole.crs, [x, x + grid.transform.a, x], [y, y, y + grid.transform.e])
+        box = transform_bounds(grid.crs, whole.crs, west, south, east, north)
     except GDAL_ERRORS as error:
         raise IncompatiblePair(
             f"{ms.path} in {names[0]} cannot be transformed to the PAN's {names[1]}; warp it first: gdalwarp -t_srs."
@@ -150,7 +146,7 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
     if not all(isfinite(v) for p in [*cells, *corners] for v in p):
         raise _apart(whole, ms)
     scale = hypot(xb - x0, yb - y0), hypot(xa - x0, ya - y0)
-    return Placement(scale, Box(min(y1, y2), min(x1, x2), max(y1, y2), max(x1, x2)), None, data.transform)
+    return Placement(scale, Box(min(y1, y2), min(x1, x2), max(y1, y2), max(x1, x2)), None, grid.transform)
 
 
 def _common(a: Bounds, b: Bounds) -> Bounds:
@@ -172,8 +168,8 @@ def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: 
         return wanted
     if round(ry) != round(rx) and placement.affine is not None:
         raise IncompatiblePair(
-            f"{size}, which differs between rows and columns; resample the MS to square "
-            "pixels or give the ratio to work at."
+            f"{size}, which differs between rows and columns; resample the MS to square pixels or give the ratio "
+            "to work at."
         )
     ratio = round(mean)
     repeats = _pixel_repeats(ms)
@@ -237,8 +233,7 @@ class Target:
             raise _apart(self.pan, ms)
         if nested:
             assert place.affine is not None
-            oy, ox = self.frame.offset
-            ratio = self.frame.ratio
+            (oy, ox), ratio = self.frame.offset, self.frame.ratio
             return Source.native(ms, round((place.affine.f + oy) / ratio), round((place.affine.c + ox) / ratio))
         return self._resampled(closing, ms, place, remarks)
 
@@ -260,15 +255,10 @@ class Target:
         finer = sqrt(scale[0] * scale[1]) < 0.75
         method = Resampling.average if finer else Resampling[self.resampling]
         corner = Affine.translation(l_ * ratio - offset[1] - shift[1], t * ratio - offset[0] - shift[0])
-        view = warped(
-            closing,
-            ms,
-            Grid(self.pan.crs or ms.dataset.crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t),
-            same_crs=place.affine is not None,
-            src_transform=place.transform,
-            scale=scale,
-            resampling=method,
-        )
+        crs = self.pan.crs or ms.dataset.crs
+        grid = Grid(crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t)
+        same = place.affine is not None
+        view = warped(closing, ms, grid, src_transform=place.transform, same_crs=same, scale=scale, resampling=method)
         if any(shift):
             why = "moved by ({:+.2f}, {:+.2f}) PAN pixels (y, x)".format(*shift)
         else:

@@ -305,20 +305,12 @@ class Source:
         """
         height, width = self.raster.dataset.height, self.raster.dataset.width
         row, col = window.row - self.row, window.col - self.col
-        rows = reflected_indices(row, window.height, height)
-        cols = reflected_indices(col, window.width, width)
+        rows, inside_y = reflected_indices(row, window.height, height)
+        cols, inside_x = reflected_indices(col, window.width, width)
         top, left = int(rows.min()), int(cols.min())
         values, data = self.raster.read(Window(top, left, int(rows.max()) + 1 - top, int(cols.max()) + 1 - left))
-        values = values[:, rows - top][:, :, cols - left]
-        data = data[rows - top][:, cols - left]
-        inside = _within(row, window.height, height)[:, None] & _within(col, window.width, width)
-        return values, data, inside
-
-
-def _within(start: int, count: int, size: int) -> BoolArray:
-    index = np.arange(start, start + count)
-    inside: BoolArray = (index >= 0) & (index < size)
-    return inside
+        values, data = values[:, rows - top][:, :, cols - left], data[rows - top][:, cols - left]
+        return values, data, inside_y[:, None] & inside_x
 
 
 def read_stack(sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:

@@ -70,7 +70,8 @@ class Grid:
 
     @property
     def is_placed(self) -> bool:
-        return is_placed(self.crs, self.transform)
+        """Whether the raster is georeferenced."""
+        return self.crs is not None or not self.transform.is_identity
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -83,10 +84,6 @@ class Grid:
         """The part of the grid under a window."""
         transform = self.transform * Affine.translation(window.col, window.row)
         return Grid(self.crs, transform, window.width, window.height, self.area_or_point)
-
-
-def is_placed(crs: CRS | None, transform: Affine) -> bool:
-    return crs is not None or not transform.is_identity
 
 
 def same_crs(a: CRS | None, b: CRS | None) -> bool:

@@ -204,7 +204,9 @@ def test_fill_reach_and_constant():
 def test_reflected_indices_are_those_of_numpy():
     for size in (1, 2, 5):
         padded = np.pad(np.arange(size), 13, mode="symmetric")
-        np.testing.assert_array_equal(reflected_indices(-13, size + 26, size), padded)
+        indices, inside = reflected_indices(-13, size + 26, size)
+        np.testing.assert_array_equal(indices, padded)
+        assert np.flatnonzero(inside).tolist() == list(range(13, 13 + size))
 
 
 def test_output_valid_is_pan_and_ms():

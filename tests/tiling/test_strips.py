@@ -231,10 +231,7 @@ def test_the_owner_removes_the_folder_while_it_is_taken_over(tmp_path, monkeypat
             third.append(open_store(path))
 
     refusal = pytest.raises(OutputError, match="Another run is writing")
-    with (
-        meanwhile(monkeypatch, fcntl, "flock", vanish),
-        refusal if another else contextlib.nullcontext(),
-    ):
+    with meanwhile(monkeypatch, fcntl, "flock", vanish), refusal if another else contextlib.nullcontext():
         store = open_store(path, resume=True)
     refused(path)()
 
@@ -289,8 +286,7 @@ def almost(value, dtype, place):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"),
-    [("uint8", 255), ("uint16", 0), ("int16", -32768), ("float32", np.nan), ("float64", -0.0)],
+    ("dtype", "value"), [("uint8", 255), ("uint16", 0), ("int16", -32768), ("float32", np.nan), ("float64", -0.0)]
 )
 def test_strips_of_one_value_take_no_space(tmp_path, dtype, value):
     """They come back to the bit; one value that differs, wherever it is, keeps the array."""

@@ -151,9 +151,7 @@ def test_nodata_and_dtype_on_request():
     st.sampled_from(["uint8", "uint16", "int16", "int32", "uint32", "float32", "float64"]),
     st.integers(0, 3),
     st.lists(
-        st.floats(width=32) | st.sampled_from([0, 0.5, 1.5, 2.5, -9999, 254.6, 65535, 2**31]),
-        min_size=1,
-        max_size=12,
+        st.floats(width=32) | st.sampled_from([0, 0.5, 1.5, 2.5, -9999, 254.6, 65535, 2**31]), min_size=1, max_size=12
     ),
 )
 def test_valid_pixels_never_get_nodata(dtype, which, values):
