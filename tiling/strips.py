@@ -11,11 +11,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from uknowpan.locks import lock_file
 from uknowpan.tiling.errors import OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.output import SceneWriter
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs on one output are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""a file system without locks"""
 _STATE = "state.json"
 _KIND = "uknowpan strips 1"
 _LOOK = 1 << 16
@@ -83,9 +89,13 @@ class StripStore:
         self.release()
         # Opened for writing, or NFS would not lock it.
         self._lock = open(folder / _STATE, "r+")  # noqa: SIM115 - held until `release`
+        if fcntl is None:
+            return
         try:
-            lock_file(self._lock)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
             self.release()
             if isinstance(error, BlockingIOError):
                 text = f"Another run is writing {self.folder}; wait for it"
