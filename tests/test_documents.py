@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import uknowpan
 from uknowpan.commands.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,14 @@ def test_commands_in_a_page_exist(path):
         known = {opt for option in commands()[name].params for opt in [*option.opts, *option.secondary_opts]}
         used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert used <= known | {"--help"}, f"{' '.join(words)}: {used - known}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_python_in_a_page_uses_what_there_is(path):
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        compile(block, short(path), "exec")
+        for name in re.findall(r"\buknowpan\.(\w+)\(?", block):
+            assert hasattr(uknowpan, name), name
 
 
 if __name__ == "__main__":
