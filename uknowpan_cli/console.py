@@ -1,10 +1,12 @@
-"""What a person sees: progress, messages, logs. stdout is kept for the result."""
+"""The terminal: progress, messages, logs and signals. stdout is kept for the result."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,37 +58,96 @@ def to_json(value: object) -> str:
     return json.dumps(plain(value), allow_nan=False)
 
 
+# Progress -----------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A callable (done, total) that shows how far a stage of a run is."""
+
+    def __init__(self, label: str, unit: str, show: Callable[[str, int, int, str], None]):
+        self._label, self._unit, self._show = label, unit, show
+
+    def __call__(self, done: int, total: int) -> None:
+        factor = 1e6 if self._unit == "Mpx" else 1
+        self._show(self._label, done, total, f"{done / factor:.4g}/{total / factor:.4g} {self._unit}")
+
+    def stage(self, label: str, unit: str) -> Progress:
+        """Another stage, shown in the same place; the unit Mpx is counted in pixels."""
+        return Progress(label, unit, self._show)
+
+
 @contextmanager
-def progress(label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total): a bar on a terminal, a line every few seconds elsewhere."""
+def progress(label: str, quiet: bool, unit: str = "tiles") -> Iterator[Progress]:
+    """A bar on a terminal, a line every few seconds elsewhere."""
     if quiet:
-        yield lambda done, total: None
+        yield Progress(label, unit, lambda *state: None)
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn  # isort: skip
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} tiles"),
+            TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None, amount="")
+
+            def show(stage: str, done: int, total: int, amount: str) -> None:
+                bar.update(task, description=stage, completed=done, total=total, amount=amount)
+
+            yield Progress(label, unit, show)
     else:
-        yield _plain_lines(label)
+        yield Progress(label, unit, _plain_lines())
 
 
-def _plain_lines(label: str, every: float = 5.0) -> Callable[[int, int], None]:
+def _plain_lines(every: float = 5.0) -> Callable[[str, int, int, str], None]:
     began = last = time.monotonic()
+    current = ""
 
-    def show(done: int, total: int) -> None:
-        nonlocal last
+    def show(stage: str, done: int, total: int, amount: str) -> None:
+        nonlocal began, last, current
         now = time.monotonic()
+        if stage != current:
+            current, began = stage, now
         if now - last >= every and done:
             left = (now - began) / done * (total - done)
-            print(f"{label}: {done}/{total} tiles, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{stage}: {amount}, {left:.0f} s left", file=sys.stderr, flush=True)
             last = now
 
     return show
+
+
+# Process ------------------------------------------------------------------------------------------
+
+_began: list[float] = []
+"""Monotonic time at which this process began, where a command owns the process."""
+
+
+def own_process() -> None:
+    """Let the seconds of reports count from the start of this process."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):  # not Linux
+        age = time.process_time()
+    _began[:] = [time.monotonic() - max(age, 0.0)]
+
+
+def run_began() -> float:
+    """Monotonic time from which the seconds of a run count."""
+    return _began[0] if _began else time.monotonic()
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """The signals that arrived: SIGTERM and Ctrl-C wait for the end of a step."""
+    stopping: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda received, frame: stopping.append(received)) for number in numbers]
+    try:
+        yield stopping
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -59,6 +59,10 @@ class Interrupted(Error):
     exit_code = INTERRUPTED
 
 
+class UknowpanWarning(UserWarning):
+    """A remark on a run that goes on; its text is one sentence."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception reports that the host's or the device's memory is full."""
     if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":

@@ -1,224 +1,283 @@
-"""Options that several commands share, named as in GDAL and rasterio where those have them."""
+"""Every option of `sharpen`, once: the keywords of the API and the flags of the command line.
+
+Names follow GDAL and rasterio where those have them. This module needs no Typer.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
-import signal
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import typer
-
-from uknowpan import errors as exits
-from uknowpan.console import set_up_logging
 from uknowpan.errors import UsageError
 
+INPUT, RESULT, MODEL, TILING, FORMAT, RUN = (
+    "Input",
+    "Result",
+    "Model",
+    "Tiling and memory",
+    "Output format",
+    "Run",
+)
+"""Groups of options in the help."""
 
-class Method(StrEnum):
-    bicubic = "bicubic"
-    brovey = "brovey"
-    gsa = "gsa"
-    mtf_glp = "mtf-glp"
-
-
-class Resampling(StrEnum):
-    nearest = "nearest"
-    bilinear = "bilinear"
-    cubic = "cubic"
-    cubic_spline = "cubic_spline"
-    lanczos = "lanczos"
-    average = "average"
-
-
-class OutputDtype(StrEnum):
-    uint8 = "uint8"
-    uint16 = "uint16"
-    int16 = "int16"
-    uint32 = "uint32"
-    int32 = "int32"
-    float32 = "float32"
-    float64 = "float64"
+Method = Literal["bicubic", "brovey", "gsa", "mtf-glp"]
+Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
+Coregister = Literal["off", "check", "shift"]
+OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 
 
-class Coregister(StrEnum):
-    off = "off"
-    check = "check"
-    shift = "shift"
+@dataclass(frozen=True)
+class Option:
+    """How a field looks on the command line."""
+
+    flags: str
+    """Separated by blanks, the long one first."""
+    group: str
+    help: str
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+    env: str | None = None
+    cli: Any = None
+    """Type on the command line, where Python takes more kinds of values."""
 
 
-class Format(StrEnum):
-    gtiff = "gtiff"
-    cog = "cog"
+@dataclass(frozen=True)
+class SharpenOptions:
+    """What is wanted of a scene; sizes in PAN pixels.
+
+    Raises:
+        UsageError: a value is out of its range, or two values exclude each other.
+    """
+
+    bidx: Annotated[
+        str | Sequence[int] | None,
+        Option("--bidx -b", INPUT, "MS bands to use, from 1, in this order.", "3,2,1", cli=str | None),
+    ] = None
+    pan_bidx: Annotated[int | None, Option("--pan-bidx", INPUT, "Band of the PAN, if it has several.", "N", 1)] = None
+    nodata: Annotated[
+        float | None, Option("--nodata", INPUT, "Nodata value; default: as the files declare.", "VALUE")
+    ] = None
+    ratio: Annotated[
+        int | None, Option("--ratio", INPUT, "PAN pixels per MS pixel; default: by georeferencing.", "N", 1, 8)
+    ] = None
+    resampling: Annotated[
+        Resampling, Option("--resampling -r", INPUT, "Kernel for an MS whose pixels do not nest in the PAN's.")
+    ] = "cubic"
+    coregister: Annotated[
+        Coregister, Option("--coregister", INPUT, "Shift between PAN and MS: ignore it, warn of it, or remove it.")
+    ] = "check"
+    bounds: Annotated[
+        str | Sequence[float] | None,
+        Option("--bounds", INPUT, "Only this part, in the PAN's CRS.", "LEFT,BOTTOM,RIGHT,TOP", cli=str | None),
+    ] = None
+    max_value: Annotated[
+        float | None,
+        Option("--max-value", INPUT, "Full scale in digital numbers; the result is clipped at it.", "VALUE"),
+    ] = None
+    bit_depth: Annotated[int | None, Option("--bit-depth", INPUT, "--max-value as 2^N - 1.", "N", 1, 32)] = None
+    softness: Annotated[
+        float | str | None,
+        Option(
+            "--softness",
+            RESULT,
+            "Softness of the result: sigma in PAN pixels, 0.25 (sharpest) to 0.8; ms: as soft, "
+            "pixel for pixel, as the MS; default: 0.45.",
+            "SIGMA|ms",
+            cli=str | None,
+        ),
+    ] = None
+    consistency: Annotated[
+        int,
+        Option(
+            "--consistency",
+            RESULT,
+            "Passes that make the result, blurred as the scene is, agree with the MS; 1 or 2 help "
+            "where the optics blur as a Gaussian does.",
+            "N",
+            0,
+            10,
+        ),
+    ] = 0
+    uncertainty: Annotated[
+        str | os.PathLike[str] | None,
+        Option("--uncertainty", RESULT, "Also write 1-sigma per band, in the output's units.", "FILE", cli=str | None),
+    ] = None
+    preview: Annotated[
+        str | os.PathLike[str] | None,
+        Option("--preview", RESULT, "Also write a small PNG of the result.", "FILE", cli=str | None),
+    ] = None
+    model: Annotated[
+        str | os.PathLike[str] | None,
+        Option(
+            "--model -m", MODEL, "Bundled model's name or a checkpoint file.", "NAME|FILE", env="UKNOWPAN_MODEL",
+            cli=str | None,
+        ),
+    ] = None  # fmt: skip
+    method: Annotated[Method | None, Option("--method", MODEL, "A classical method instead of a model.")] = None
+    steps: Annotated[
+        int | None, Option("--steps", MODEL, "Network evaluations; default: as the model declares.", "N", 1)
+    ] = None
+    seed: Annotated[int, Option("--seed", MODEL, "Seed of the initial noise.", "N")] = 0
+    device: Annotated[str, Option("--device", MODEL, "auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
+    dtype: Annotated[Literal["fp32", "bf16"], Option("--dtype", MODEL, "Precision of the network.")] = "fp32"
+    tile: Annotated[int, Option("--tile", TILING, "Side of a tile in PAN pixels.", "PIXELS", 16)] = 512
+    overlap: Annotated[
+        int | None,
+        Option(
+            "--overlap",
+            TILING,
+            "Overlap of tiles that is blended; default: as the model needs (0 for the bundled ones, "
+            "whose tiles join without a seam).",
+            "PIXELS",
+            0,
+        ),
+    ] = None
+    batch_size: Annotated[int | None, Option("--batch-size", TILING, "Tiles at once; default: by device.", "N", 1)] = (
+        None
+    )
+    num_threads: Annotated[
+        int | None, Option("--num-threads -j", TILING, "CPU threads; default: all cores.", "N", 1)
+    ] = None
+    output_dtype: Annotated[
+        OutputDtype | None,
+        Option("--output-dtype", FORMAT, "Data type; default: the MS's. Values are clipped, not rescaled."),
+    ] = None
+    format: Annotated[Literal["gtiff", "cog"], Option("--format -f", FORMAT, "File layout.")] = "gtiff"
+    creation: Annotated[
+        Mapping[str, str] | Sequence[str] | None,
+        Option("--co", FORMAT, "GDAL creation option; may be repeated.", "KEY=VALUE", cli=list[str] | None),
+    ] = None
+    overviews: Annotated[bool, Option("--overviews", FORMAT, "Build overviews.")] = False
+    overwrite: Annotated[bool, Option("--overwrite", RUN, "Replace outputs that exist.")] = False
+    resume: Annotated[bool, Option("--resume", RUN, "Go on with an interrupted run of the same command.")] = False
+
+    def __post_init__(self) -> None:
+        for name in ("model", "steps"):
+            if self.method is not None and getattr(self, name) is not None:
+                raise UsageError(f"--method and --{name} exclude each other.")
+        for name, (hint, option) in declared().items():
+            _check(getattr(self, name), hint, option)
+        self._set("creation", creation_options(self.creation or {}))
+        self._set("max_value", _full_scale(self.max_value, self.bit_depth))
+        self._set("bit_depth", None)
+        self._set("softness", _softness(self.softness))
+        self._set("bidx", _bands(self.bidx))
+        self._set("bounds", _numbers(self.bounds, "--bounds", 4))
+        for name in ("model", "uncertainty", "preview"):
+            value = getattr(self, name)
+            self._set(name, None if value is None else os.fspath(value))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def of_model(self) -> tuple[tuple[str, Any], ...]:
+        """The options that decide how a model is loaded, as (name, value)."""
+        return tuple((name, getattr(self, name)) for name in OF_MODEL)
 
 
-class Precision(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
+OF_MODEL = ("model", "method", "softness", "consistency", "steps", "seed", "device", "dtype", "num_threads")
 
 
-PanArgument = Annotated[
-    str,
-    typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one."),
-]
-MsArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MS...",
-        help="Multispectral raster; or several files, their bands in order; FILE,band=N selects.",
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", envvar="UKNOWPAN_MODEL", help="Bundled model's name or a checkpoint file."),
-]
-MethodOption = Annotated[Method | None, typer.Option("--method", help="A classical method instead of a model.")]
-ConsistencyOption = Annotated[
-    int,
-    typer.Option(
-        "--consistency",
-        min=0,
-        max=10,
-        help="Passes at the end that make the result, blurred as the scene is, agree with the "
-        "MS; 1 or 2 help where the optics blur as a Gaussian does.",
-    ),
-]
-SoftnessOption = Annotated[
-    str | None,
-    typer.Option(
-        "--softness",
-        help="How soft the result is against the PAN: sigma in PAN pixels, 0.25 (as sharp as "
-        "can be) to 0.8; ms: as the MS is, pixel for pixel; default 0.45.",
-    ),
-]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Network evaluations; default: the model's.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the initial noise.")]
-DtypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the network.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-TileOption = Annotated[int, typer.Option("--tile", min=16, help="Tile size in PAN pixels.")]
-OverlapOption = Annotated[
-    int | None,
-    typer.Option(
-        "--overlap",
-        min=0,
-        help="Overlap to blend over, PAN pixels; default: as the "
-        "model needs (0 for the bundled ones, whose tiles join without a seam).",
-    ),
-]
-BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", min=1, help="Tiles at once; default: by device.")]
-BidxOption = Annotated[
-    str | None,
-    typer.Option("--bidx", "-b", help="MS bands to use, 1-based, in order: 3,2,1."),
-]
-PanBidxOption = Annotated[int | None, typer.Option("--pan-bidx", min=1, help="Band of PAN, if it has several.")]
-NodataOption = Annotated[float | None, typer.Option("--nodata", help="Nodata value, instead of what the files say.")]
-RatioOption = Annotated[
-    int | None,
-    typer.Option("--ratio", min=1, max=8, help="PAN pixels per MS pixel, if not as georeferenced."),
-]
-ResamplingOption = Annotated[
-    Resampling,
-    typer.Option("--resampling", "-r", help="For an MS whose pixels do not nest in the PAN's."),
-]
-CoregisterOption = Annotated[
-    Coregister,
-    typer.Option("--coregister", help="PAN/MS shift: ignore it, warn of it, or remove it."),
-]
-MaxValueOption = Annotated[
-    float | None,
-    typer.Option("--max-value", min=0, help="Full scale in digital numbers; the result is clipped at it."),
-]
-BitDepthOption = Annotated[int | None, typer.Option("--bit-depth", min=1, max=32, help="--max-value as 2^N - 1.")]
-OutputDtypeOption = Annotated[
-    OutputDtype | None,
-    typer.Option("--output-dtype", help="Instead of the MS's; values are clipped, not rescaled."),
-]
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="File layout.")]
-CreationOption = Annotated[
-    list[str] | None,
-    typer.Option("--co", help="GDAL creation option KEY=VALUE; may be repeated."),
-]
-OverviewsOption = Annotated[bool, typer.Option("--overviews", help="Build overviews.")]
-BoundsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--bounds",
-        help="Only this part, for a quick trial: LEFT,BOTTOM,RIGHT,TOP in the PAN's CRS.",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--num-threads", "-j", min=1, help="CPU threads; default: all cores.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-LogJsonOption = Annotated[Path | None, typer.Option("--log-json", help="Write messages as JSON lines.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, errors only.")]
-VerboseOption = Annotated[int, typer.Option("--verbose", "-v", count=True, help="-v: what is done; -vv: tracebacks.")]
+@cache
+def declared() -> dict[str, tuple[Any, Option]]:
+    """Name of each field of `SharpenOptions` -> its type and its option."""
+    hints = get_type_hints(SharpenOptions, include_extras=True)
+    return {f.name: (get_args(hints[f.name])[0], get_args(hints[f.name])[1]) for f in fields(SharpenOptions)}
 
 
-def bounded_gdal_cache(wanted: int = 0) -> AbstractContextManager[None]:
-    """See `uknowpan.tiling.raster.bounded_gdal_cache`; imported late, as rasterio is heavy."""
-    from uknowpan.tiling.raster import bounded_gdal_cache as bounded
+def _check(value: object, hint: Any, option: Option) -> None:
+    """Refuse a value outside of its range or its choices."""
+    flag = option.flags.split()[0]
+    kinds = [hint, *get_args(hint)]
+    choices = [choice for kind in kinds if "Literal" in str(kind) for choice in get_args(kind) if type(choice) is str]
+    if choices and value is not None and value not in choices:
+        raise UsageError(f"{flag} takes {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}.")
+    if option.min is None or value is None:
+        return
+    if not isinstance(value, int) or not option.min <= value <= (option.max or math.inf):
+        most = "" if option.max is None else f" and at most {option.max}"
+        raise UsageError(f"{flag} must be a whole number of at least {option.min}{most}, not {value!r}.")
 
-    return bounded(wanted)
 
+def numbers(text: str | Sequence[float] | None, option: str, count: int | None = None) -> list[float] | None:
+    """Numbers, or text with numbers separated by commas or blanks.
 
-def is_typed(ctx: typer.Context, parameter: str) -> bool:
-    """Whether a parameter is from the command line, not from the environment or its default."""
-    source = ctx.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def numbers(text: str | None, option: str, count: int | None = None) -> list[float] | None:
-    """Numbers separated by commas or blanks; a usage error (exit 2) if they are none."""
+    Raises:
+        UsageError: a number is missing or not finite.
+    """
     if text is None:
         return None
     try:
-        values = [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
+        values = [float(part) for part in (text.replace(",", " ").split() if isinstance(text, str) else text)]
+    except (TypeError, ValueError):
         values = []
-    wrong_count = count is not None and len(values) != count
-    if not values or wrong_count or not all(math.isfinite(v) for v in values):
+    if not values or (count is not None and len(values) != count) or not all(math.isfinite(v) for v in values):
         wanted = f"{count} numbers" if count else "numbers"
         raise UsageError(f"{option} takes {wanted} separated by commas, not {text!r}.")
     return values
 
 
-def refuse_both(ctx: typer.Context, method: Method | None) -> None:
-    """A classical method and an option of models, both typed, are a usage error (exit 2)."""
-    for name in ("model", "steps"):
-        if method is not None and is_typed(ctx, name):
-            raise UsageError(f"--method and --{name} exclude each other.")
+def _numbers(text: str | Sequence[float] | None, option: str, count: int) -> tuple[float, ...] | None:
+    values = numbers(text, option, count)
+    return None if values is None else tuple(values)
 
 
-@contextmanager
-def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
-    """Turn exceptions into one sentence and the exit code; SIGTERM counts as Ctrl-C."""
+def _bands(text: str | Sequence[float] | None) -> tuple[int, ...] | None:
+    values = numbers(text, "--bidx")
+    if values is None:
+        return None
+    if any(v < 1 or v != int(v) for v in values):
+        raise UsageError(f"--bidx takes band numbers from 1 on, not {text!r}.")
+    return tuple(int(v) for v in values)
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
 
+def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
+    if bit_depth is not None:
+        if max_value is not None:
+            raise UsageError("--max-value and --bit-depth exclude each other.")
+        return float(2**bit_depth - 1)
+    if max_value is not None and not 0 < max_value < math.inf:
+        raise UsageError(f"--max-value must be above 0 and finite, not {max_value:g}.")
+    return max_value
+
+
+def _softness(text: float | str | None) -> float | str | None:
+    if text is None or text == "ms":
+        return text
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        before = None
-    try:
-        set_up_logging(verbosity, log_json)
-        yield
-    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        if verbosity >= 2 and not isinstance(error, exits.UsageError):
-            traceback.print_exc(file=sys.stderr)
-        message, code = exits.sentence(error), exits.exit_code(error)
-        logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
-        typer.echo(f"uknowpan: error: {message}", err=True)
-        raise typer.Exit(code) from error
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.2 <= value <= 1:
+        raise UsageError(f"--softness is ms or a number from 0.2 to 1, not {text!r}.")
+    return value
+
+
+_OPEN_ARGUMENTS = {
+    *("FP", "MODE", "DRIVER", "WIDTH", "HEIGHT", "COUNT"),
+    *("CRS", "TRANSFORM", "DTYPE", "NODATA", "SHARING", "THREAD_SAFE"),
+}
+"""Arguments of rasterio.open, which share one name space with creation options."""
+
+
+def creation_options(words: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """GDAL creation options from a mapping or from KEY=VALUE words, also several in one word."""
+    if isinstance(words, Mapping):
+        words = [f"{key}={value}" for key, value in words.items()]
+    else:
+        words = [word for text in words for word in text.split(",")]
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--co takes KEY=VALUE, not {word!r}.")
+        if key.upper() in _OPEN_ARGUMENTS:
+            raise UsageError(f"--co {word}: {key} is no creation option of GDAL's GTiff or COG.")
+        options[key.upper()] = value
+    return options

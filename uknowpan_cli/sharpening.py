@@ -1,31 +1,40 @@
-"""One scene from file to file: statistics, tiles, sampling, blending, writing. No Typer here."""
+"""One scene from its files to the sharpened file: open, survey, plan, rows, write, report."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from uknowpan import __version__
-from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
-from uknowpan.models.blur import Psf, default_psf
+from uknowpan.errors import Interrupted, OutOfMemory, UsageError, is_out_of_memory
+from uknowpan.files import check_outputs, try_creation
+from uknowpan.loading import device_of, tiles_at_once
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpened, Sharpener
-from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.models.sharpeners import Sharpened, Sharpener
+from uknowpan.options import SharpenOptions
+from uknowpan.surveying import (
+    SURVEY_WINDOWS,
+    Progress,
+    SceneScale,
+    Survey,
+    clipping_warning,
+    coregistered,
+    no_progress,
+    remembered,
+)
 from uknowpan.tiling import (
-    Encoding,
-    IncompatiblePair,
-    MsMeta,
+    Grid,
     OutputOptions,
     ScenePair,
     SceneWriter,
@@ -33,88 +42,27 @@ from uknowpan.tiling import (
     StripStore,
     Tile,
     TileArrays,
-    check_output,
     encode,
+    open_pair,
     output_encoding,
     plan_tiles,
-    sample_windows,
     tile_rows_needed,
     uncertainty_meta,
 )
-from uknowpan.tiling.raster import bounded_gdal_cache
+from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
-
-SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
-"""Samples for the scene's statistics: how many, and PAN pixels along a side."""
-
-FLOATS_PER_PIXEL = 110
-"""float32 values per band and pixel of a tile with its margin: features, activations and their
-copies. Measured with 4 bands and tiles of 512: a peak of 430 to 710 MB."""
 
 SMALLEST_TILE = 64
 """PAN pixels; the back-off from memory shortage stops here."""
 
-
-@dataclass(frozen=True)
-class SharpenOptions:
-    """What decides how a scene is sharpened, beside the sharpener; sizes in PAN pixels."""
-
-    output: str
-    tile: int = 512
-    overlap: int | None = None
-    """None: what the method needs (0 for local ones)."""
-    batch_size: int = 1
-    max_value: float | None = None
-    """Digital number that stands for full scale; None: found out."""
-    writing: OutputOptions = field(default_factory=OutputOptions)
-    uncertainty: str | None = None
-    resume: bool = False
-    survey: Survey | None = None
-    """Of this pair, for this sharpener and `max_value`, if it was made already."""
-    overlapped: bool = False
-    """Blend and keep rows of tiles in a thread, and fetch results one batch late: for devices that
-    compute while the CPU does other things. Costs the memory of a row and a batch more."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """More tags for the files, written as UKNOWPAN_*; they go with the file, all or nothing."""
-
-
-@dataclass(frozen=True)
-class SceneScale:
-    """Divisors that bring digital numbers to about [0, 1]."""
-
-    pan: float
-    ms: float
-    source: str
-    """Where they come from: "option", "bit depth", "percentile", or "model": from percentiles, by
-    what the model was trained on."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the first pass over the scene found."""
-
-    scale: SceneScale
-    statistics: SceneStatistics
-    """In scaled units; their blur and shift are what the method reckons with."""
-    measured: Psf | None = None
-    """Blur and shift as the scene shows them, before any was removed; None: it does not tell, or
-    nobody asked."""
-    seconds: float = 0.0
-    """What the pass took."""
-
-    @property
-    def offset(self) -> tuple[float, float] | None:
-        """(dy, dx), PAN pixels: how far the MS lies off the PAN, + is down and right."""
-        if self.measured is None:
-            return None
-        dy, dx = self.measured.shift
-        return -dy, -dx
+Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How the scene is cut; sizes in MS pixels."""
+    """The cut of the frame into tiles; sizes in MS pixels."""
 
     rows: list[list[Tile]]
     overlap: int
@@ -124,16 +72,50 @@ class TilePlan:
     def count(self) -> int:
         return sum(len(row) for row in self.rows)
 
-    def tile_bytes(self, pair: ScenePair) -> int:
-        """What sharpening one tile takes, about."""
-        first, rim = self.rows[0][0], 2 * self.margin
-        window = (first.height + rim) * (first.width + rim) * pair.ratio**2
-        return window * pair.bands * FLOATS_PER_PIXEL * 4
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene that was opened, surveyed and planned for a sharpener."""
+
+    pair: ScenePair
+    sharpener: Sharpener
+    options: SharpenOptions
+    output: str
+    survey: Survey
+    plan: TilePlan
+    batch_size: int
+    began: float
+    """Monotonic time from which the report counts."""
+
+    @property
+    def tile_bytes(self) -> int:
+        """Memory that sharpening one tile takes, about."""
+        return tile_bytes(self.pair, self.sharpener, self.plan)
+
+    @property
+    def overlapped(self) -> bool:
+        """Blend in a thread and fetch results a batch late: the device computes meanwhile."""
+        return computes_beside(self.sharpener)
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Layer -> its file."""
+        files = {"image": self.output}
+        return files if self.options.uncertainty is None else files | {"uncertainty": str(self.options.uncertainty)}
+
+    @property
+    def bytes_across(self) -> int:
+        """Bytes of input blocks that a row of tiles reads again and again."""
+        return self.pair.bytes_across(self.plan.rows[0][0].height + 2 * self.plan.margin)
+
+    def area(self, tiles: Sequence[Tile]) -> int:
+        """PAN pixels of tiles."""
+        return sum(t.height * t.width for t in tiles) * self.pair.ratio**2
 
 
 @dataclass(frozen=True)
 class SharpenReport:
-    """What was done."""
+    """The account of a finished run; its fields are keys of the JSON."""
 
     output: str
     width: int
@@ -143,14 +125,13 @@ class SharpenReport:
     method: str
     scale: SceneScale
     sigma: float
-    """Blur of the MS that the method reckoned with, PAN pixels."""
+    """Blur of the MS that the method assumed, PAN pixels."""
     shift: tuple[float, float] | None
-    """(dy, dx), PAN pixels: how far the MS was found to lie off the PAN, + is down and right;
-    None: not measured. The same in the tag MEASURED_SHIFT and in `info`."""
+    """(dy, dx), PAN pixels, from the PAN to the MS, + is down and right; None: not measured."""
     applied_shift: tuple[float, float]
-    """(dy, dx), PAN pixels: how far the MS was moved, + is down and right."""
+    """(dy, dx), PAN pixels, by which the MS was moved, + is down and right."""
     correlation: float | None
-    """Of PAN and MS where the shift was measured; None: not measured."""
+    """Correlation of PAN and MS where the shift was measured; None: not measured."""
     tiles: int
     skipped_tiles: int
     seconds: float
@@ -159,149 +140,129 @@ class SharpenReport:
     notes: list[str] = field(default_factory=list)
 
 
-def scene_scale(pair: ScenePair, samples: Sequence[TileArrays], max_value: float | None) -> SceneScale:
-    """Full scale of PAN and MS: an option, the bit depth in the metadata, or the 99.5 percentile.
-
-    Raises:
-        ValueError: a sample without any valid pixel, or a scale that is not positive.
-    """
-    if max_value is not None:
-        return SceneScale(max_value, max_value, "option")
-    if pair.meta.nbits and pair.pan_meta.nbits:
-        return SceneScale(2.0**pair.pan_meta.nbits - 1, 2.0**pair.meta.nbits - 1, "bit depth")
-    pan = np.concatenate([s.pan[0][s.pan_valid] for s in samples])
-    ms = np.concatenate([s.ms[:, s.ms_valid].ravel() for s in samples])
-    values = []
-    for name, pixels in (("PAN", pan), ("MS", ms)):
-        if pixels.size == 0:
-            raise ValueError(f"the {name} holds no valid pixel")
-        high = float(np.percentile(np.abs(pixels), HIGH_PERCENTILE))
-        values.append(high if high > 0 else 1.0)
-    return SceneScale(values[0], values[1], "percentile")
+# Open and plan ------------------------------------------------------------------------------------
 
 
-def survey(
-    pair: ScenePair,
-    psf: Psf | None = None,
-    max_value: float | None = None,
+def open_scene(
+    pan: RasterLike,
+    ms: RasterLike | Sequence[RasterLike],
+    options: SharpenOptions,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> ScenePair:
+    """Open the pair as the options ask, its MS moved by (dy, dx) PAN pixels."""
+    bounds: Any = options.bounds
+    bands: Any = options.bidx
+    return open_pair(
+        pan,
+        ms,
+        pan_band=options.pan_bidx,
+        ms_bands=bands,
+        nodata=options.nodata,
+        ratio=options.ratio,
+        resampling=options.resampling,
+        shift=shift,
+        bounds=bounds,
+    )
+
+
+@contextmanager
+def prepared(
+    pan: RasterLike,
+    ms: RasterLike | Sequence[RasterLike],
+    output: str,
+    options: SharpenOptions,
+    load: Callable[[], Sharpener],
     *,
-    measure: bool = False,
-    soft: bool = False,
-) -> Survey:
-    """First pass: samples spread over the whole scene give scale, moments, blur and shift.
+    in_memory: bool = False,
+    dry_run: bool = False,
+    began: float | None = None,
+    windows: int = SURVEY_WINDOWS,
+    on_progress: Progress = no_progress,
+) -> Iterator[Scene]:
+    """Open a scene and check that it can be sharpened as asked, before anything is computed.
 
     Args:
-        pair: the opened scene.
-        psf: blur and shift, if they are to be assumed; else they are measured.
-        max_value: full scale, if known.
-        measure: measure blur and shift even where `psf` is assumed.
-        soft: measure the MS's softness too, where blur and shift are measured.
+        pan, ms: the rasters.
+        output: the file to write.
+        options: wishes.
+        load: gives the sharpener; called when the files are in order.
+        in_memory: no file is written.
+        dry_run: outputs that exist do no harm.
+        began: monotonic time at which the run began; None: now.
+        windows, on_progress: as of `survey`.
 
     Raises:
-        IncompatiblePair: nothing in the scene is valid.
+        TilingError, ModelError, UsageError: see their classes.
     """
-    began = time.monotonic()
-    size = max(SURVEY_SIZE // pair.ratio, 32)
-    windows = sample_windows(pair, SURVEY_WINDOWS, size)
-    if not windows:
-        raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
-    samples = [pair.read_frame(*window) for window in windows]
-    try:
-        scale = scene_scale(pair, samples, max_value)
-        pieces, valid = [], []
-        for s in samples:
-            h, w = s.ms_valid.shape
-            whole = s.pan_valid.reshape(h, pair.ratio, w, pair.ratio).all((1, 3)) & s.ms_valid
-            pan, ms = torch.from_numpy(s.pan / scale.pan), torch.from_numpy(s.ms / scale.ms)
-            for part in _clean_parts(whole):
-                pieces.append((_cut(pan, part, pair.ratio), _cut(ms, part, 1)))
-                valid.append(torch.from_numpy(whole[part]))
-        measured = None
-        if psf is None or measure:
-            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=soft)
-            found = statistics.psf
-            measured = None if found == default_psf(pair.ratio) else found
-        if psf is not None:
-            statistics = scene_statistics(pieces, pair.ratio, psf, valid)
-    except ValueError as error:
-        raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
-    return Survey(scale, statistics, measured, time.monotonic() - began)
+    began = time.monotonic() if began is None else began
+    with ExitStack() as stack:
+        stack.enter_context(bounded_gdal_cache())
+        pair = open_scene(pan, ms, options)
+        stack.callback(lambda: pair.close())  # the one that `coregistered` returns
+        if not in_memory:
+            named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
+            inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
+            paths = {flag: None if path is None else str(path) for flag, path in named.items()}
+            check_outputs(paths, inputs, options.overwrite or dry_run)
+            try_creation(_creation(options), options.format, options.output_dtype or pair.meta.dtype)
+        sharpener = load()
+        if options.uncertainty is not None:
+            check_uncertainty(sharpener)
+        sharpener.check(pair.bands, pair.ratio)
+        pair, survey = coregistered(
+            pair,
+            lambda shift: open_scene(pan, ms, options, shift),
+            options.coregister,
+            sharpener,
+            options.max_value,
+            on_progress,
+            windows,
+        )
+        plan = plan_scene(pair, sharpener, survey, options)
+        _remark(pair, sharpener, options, survey, plan)
+        batch = options.batch_size or tiles_at_once(device_of(sharpener), tile_bytes(pair, sharpener, plan))
+        yield Scene(pair, sharpener, options, output, survey, plan, batch, began)
 
 
-def survey_for(pair: ScenePair, sharpener: Sharpener, max_value: float | None, *, measure: bool = False) -> Survey:
-    """What a sharpener wants to know, see `survey`."""
-    assumed, soft = sharpener.assumed_psf(pair.ratio), sharpener.wants_softness
-    return survey(pair, assumed, max_value, measure=measure, soft=soft)
+def _remark(
+    pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, survey: Survey, plan: TilePlan
+) -> None:  # fmt: skip
+    """Log what was assumed about the scene and what may look odd in the result."""
+    for note in pair.notes:
+        log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
+    clipped = clipping_warning(pair.meta, survey.high, options.output_dtype)
+    if clipped is not None:
+        log.warning(clipped)
+    if not sharpener.local and plan.count > 1:
+        log.warning(
+            "the result of model %s depends on how the scene is cut, here into %d tiles "
+            "that overlap by %d PAN pixels (--tile, --overlap)",
+            *(sharpener.name, plan.count, plan.overlap * pair.ratio),
+        )
 
 
-def suited(found: Survey, sharpener: Sharpener) -> Survey:
-    """The survey in the scale that the sharpener wants; full scales that are known stand."""
-    scale = found.scale
-    wanted = sharpener.full_scale(scale.pan, scale.ms) if scale.source == "percentile" else None
-    if wanted is None:
-        return found
-    pan, ms = wanted
-    statistics = found.statistics
-    gain = torch.full_like(statistics.mean, scale.ms / ms)
-    gain[-1] = scale.pan / pan
-    statistics = replace(
-        statistics,
-        mean=statistics.mean * gain,
-        covariance=statistics.covariance * gain.outer(gain),
-        detail=statistics.detail * gain.outer(gain),
-    )
-    return replace(found, scale=SceneScale(pan, ms, "model"), statistics=statistics)
+def check_uncertainty(sharpener: Sharpener) -> None:
+    """Raise UsageError where a method has no uncertainty."""
+    if not sharpener.has_uncertainty:
+        raise UsageError(
+            f"--uncertainty: {sharpener.name} has none; use a model of the form fsa-s-lite, like the bundled one."
+        )
 
 
-FEW_LEVELS = 16
-"""Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
+def computes_beside(sharpener: Sharpener) -> bool:
+    """Whether the device computes while the CPU does other things."""
+    return device_of(sharpener) != "cpu"
 
 
-def clipping_warning(meta: MsMeta, scale: SceneScale, dtype: str | None) -> str | None:
-    """What another output dtype would do to the MS's values, where it would not do them justice."""
-    if dtype is None or np.dtype(dtype).kind == "f":
-        return None
-    lost = None
-    if scale.ms > np.iinfo(dtype).max:
-        lost = f"{dtype} ends at {np.iinfo(dtype).max}, and values above are clipped, not rescaled"
-    elif np.dtype(meta.dtype).kind == "f" and scale.ms < FEW_LEVELS:
-        lost = f"{dtype} rounds them to whole numbers, and they are not rescaled"
-    if lost is None:
-        return None
-    return f"the MS's values reach about {scale.ms:.4g}: {lost}; leave out --output-dtype"
+def tile_bytes(pair: ScenePair, sharpener: Sharpener, plan: TilePlan) -> int:
+    """Memory in bytes that sharpening one tile takes, about."""
+    first, rim = plan.rows[0][0], 2 * plan.margin
+    window = (first.height + rim) * (first.width + rim) * pair.ratio**2
+    return window * pair.bands * sharpener.floats_per_pixel * 4
 
 
-Part = tuple[slice, slice]
-
-
-def _clean_parts(valid: np.ndarray) -> list[Part]:
-    """The sample without invalid borders where that is all valid, else its quarters: clean ones
-    tell the blur."""
-    (top, bottom), (left, right) = (_reach_of(np.any(valid, axis)) for axis in (1, 0))
-    inner = valid[top:bottom, left:right]
-    if inner.all() or min(inner.shape) < 64:
-        return [(slice(top, bottom), slice(left, right))]
-    middle, centre = (top + bottom) // 2, (left + right) // 2
-    rows, cols = (
-        (slice(top, middle), slice(middle, bottom)),
-        (slice(left, centre), slice(centre, right)),
-    )
-    return [(r, c) for r in rows for c in cols if valid[r, c].any()]
-
-
-def _reach_of(there: Any) -> tuple[int, int]:
-    """Where the true values begin and end; all of it where there is none."""
-    found = np.flatnonzero(there)
-    return (int(found[0]), int(found[-1]) + 1) if found.size else (0, len(there))
-
-
-def _cut(x: torch.Tensor, part: Part, factor: int) -> torch.Tensor:
-    rows, cols = (slice(p.start * factor, p.stop * factor) for p in part)
-    return x[:, rows, cols]
-
-
-def plan_scene(pair: ScenePair, sharpener: Sharpener, statistics: SceneStatistics, options: SharpenOptions) -> TilePlan:
-    """Cut the frame into tiles that suit the sharpener."""
+def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: SharpenOptions) -> TilePlan:
+    """Cut the frame into tiles whose sides are multiples that the sharpener takes."""
     ratio = pair.ratio
     multiple = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
     overlap_pan = options.overlap
@@ -313,34 +274,55 @@ def plan_scene(pair: ScenePair, sharpener: Sharpener, statistics: SceneStatistic
     if max(pair.frame_shape) <= tile:  # one tile, no larger than it must be
         overlap = 0
     rows = plan_tiles(pair.frame_shape, tile, overlap, multiple)
-    return TilePlan(rows, overlap, sharpener.margin(statistics))
+    return TilePlan(rows, overlap, sharpener.margin(survey.statistics))
 
 
-def _batches(
-    pair: ScenePair, tiles: Sequence[Tile], margin: int, batch_size: int
-) -> Iterator[list[tuple[int, TileArrays]]]:
+# Rows ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tiles that were read, in the network's units."""
+
+    items: list[tuple[int, TileArrays]]
+    """(number in the row, pixels)."""
+    pan: torch.Tensor
+    ms: torch.Tensor
+
+
+def _batches(scene: Scene, tiles: Sequence[Tile]) -> Iterator[_Batch]:
     """Read tiles, leave out those without a valid pixel, and group the rest."""
-    batch: list[tuple[int, TileArrays]] = []
+    pair, margin, items = scene.pair, scene.plan.margin, []
     for index, tile in enumerate(tiles):
         if pair.is_empty(tile.row, tile.col, tile.height, tile.width):
             continue
         arrays = pair.read_frame(tile.row, tile.col, tile.height, tile.width, margin)
         if not _core(arrays.valid, margin * pair.ratio).any():
             continue
-        batch.append((index, arrays))
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        items.append((index, arrays))
+        if len(items) == scene.batch_size:
+            yield _scaled(items, scene)
+            items = []
+    if items:
+        yield _scaled(items, scene)
 
 
-def _core(x: np.ndarray, margin: int) -> np.ndarray:
+def _scaled(items: list[tuple[int, TileArrays]], scene: Scene) -> _Batch:
+    """Tensors in the network's units; pinned ones are copied to a GPU while it computes."""
+    scale = scene.survey.scale
+    pan = torch.from_numpy(np.stack([a.pan for _, a in items]) / np.float32(scale.pan))
+    ms = torch.from_numpy(np.stack([a.ms for _, a in items]) / np.float32(scale.ms))
+    if device_of(scene.sharpener).startswith("cuda"):
+        pan, ms = pan.pin_memory(), ms.pin_memory()
+    return _Batch(items, pan, ms)
+
+
+def _core(x: Array, margin: int) -> Array:
     return x[..., margin:-margin, margin:-margin] if margin else x
 
 
-def _prefetched(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Read the next batch in a thread while the present one is computed."""
+def _prefetched(iterator: Iterator[T]) -> Iterator[T]:
+    """Read the next item in a thread while the present one is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, iterator, None)
         while (item := waiting.result()) is not None:
@@ -348,73 +330,45 @@ def _prefetched(iterator: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Tiles that were read, ready for the device."""
-
-    items: list[tuple[int, TileArrays]]
-    """(number in the row, what was read)."""
-    pan: torch.Tensor
-    ms: torch.Tensor
-
-
-def _scaled(batches: Iterator[list[tuple[int, TileArrays]]], scale: SceneScale, pinned: bool) -> Iterator[_Batch]:
-    """Tensors in the network's units; pinned ones are copied to a GPU while it computes."""
-    for items in batches:
-        pan = torch.from_numpy(np.stack([a.pan for _, a in items]) / np.float32(scale.pan))
-        ms = torch.from_numpy(np.stack([a.ms for _, a in items]) / np.float32(scale.ms))
-        if pinned:
-            pan, ms = pan.pin_memory(), ms.pin_memory()
-        yield _Batch(items, pan, ms)
-
-
 @dataclass
 class TileRow:
     """One row of tiles, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
 
-    hrms: list[np.ndarray | None]
-    valid: list[np.ndarray | None]
-    sigma: list[np.ndarray | None]
+    hrms: list[Array | None]
+    valid: list[Array | None]
+    sigma: list[Array | None]
 
 
-def sharpen_row(
-    pair: ScenePair,
-    sharpener: Sharpener,
-    found: Survey,
-    tiles: Sequence[Tile],
-    margin: int,
-    options: SharpenOptions,
-    on_tile: Callable[[int], None],
-) -> TileRow:
-    """Read and sharpen one row of tiles in batches."""
+def sharpen_row(scene: Scene, tiles: Sequence[Tile], on_area: Callable[[int], None] = lambda area: None) -> TileRow:
+    """Read and sharpen one row of tiles in batches; `on_area` gets the PAN pixels of each batch."""
     row = TileRow([None] * len(tiles), [None] * len(tiles), [None] * len(tiles))
+    pair, margin, scale = scene.pair, scene.plan.margin, scene.survey.scale
     ratio, origin = pair.ratio, pair.origin
 
     def keep(batch: _Batch, done: Sharpened) -> None:
-        hrms = (done.hrms * found.scale.ms).float().cpu()
+        hrms = (done.hrms * scale.ms).float().cpu()
         if not torch.isfinite(hrms).all():  # written, it would pass for nodata
             raise ModelMismatch(
-                f"{sharpener.name} gives values that are not finite for this scene; use --dtype fp32 or another model."
+                f"{scene.sharpener.name} gives values that are not finite for this scene; "
+                "use --dtype fp32 or another model."
             )
-        if options.max_value is not None:
-            hrms = hrms.clamp(max=options.max_value)
-        sigma = None if done.sigma is None else (done.sigma * found.scale.ms).float().cpu()
+        if scene.options.max_value is not None:
+            hrms = hrms.clamp(max=scene.options.max_value)
+        sigma = None if done.sigma is None else (done.sigma * scale.ms).float().cpu()
         for k, (i, arrays) in enumerate(batch.items):
             row.hrms[i] = hrms[k].numpy()
             row.valid[i] = _core(arrays.valid, margin * ratio)[None]
             row.sigma[i] = None if sigma is None else sigma[k].numpy()
-        on_tile(len(batch.items))
+        on_area(scene.area([tiles[i] for i, _ in batch.items]))
 
-    read = _batches(pair, tiles, margin, options.batch_size)
-    pinned = getattr(sharpener, "device", "cpu").startswith("cuda")
     late: tuple[_Batch, Sharpened] | None = None  # computed while the next one is launched
-    for batch in _prefetched(_scaled(read, found.scale, pinned)):
+    for batch in _prefetched(_batches(scene, tiles)):
         places = [((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio) for i, _ in batch.items]
-        done = sharpener.sharpen(batch.pan, batch.ms, found.statistics, places)
+        done = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
         if late is not None:
             keep(*late)
         late = (batch, done)
-        if not options.overlapped:
+        if not scene.overlapped:
             keep(*late)
             late = None
     if late is not None:
@@ -422,122 +376,206 @@ def sharpen_row(
     return row
 
 
-def sharpen_scene(
-    pair: ScenePair,
-    sharpener: Sharpener,
-    options: SharpenOptions,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> SharpenReport:
-    """Sharpen a scene into `options.output`.
+class _Background:
+    """Does work in a thread, one piece late, or at once; an error in it comes with the next piece."""
 
-    When memory runs out the batch is halved, then the tile.
+    def __init__(self, threaded: bool):
+        self._pool = ThreadPoolExecutor(1) if threaded else None
+        self._last: Future[None] | None = None
+
+    def do(self, work: Callable[..., None], *arguments: Any) -> None:
+        if self._pool is None:
+            work(*arguments)
+            return
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(work, *arguments)
+
+    def __enter__(self) -> _Background:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()  # what was computed is kept, whatever happened
+        if kind is None and self._last is not None:
+            self._last.result()
+
+
+Keep = Callable[[int, int, dict[str, Array], Array], None]
+"""Takes a strip: its number, its first row in the output, layer -> (C, n, W) values, (n, W) valid."""
+
+
+def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Progress = no_progress) -> int:
+    """Sharpen strips, one for each row of tiles, and hand them to `keep`.
 
     Args:
-        pair: the opened scene.
-        sharpener: a model or a classical method.
-        options: sizes and output.
-        on_progress: called with (tiles done, tiles in all).
+        scene: the scene.
+        wanted: numbers of the strips; rows that these blend with are sharpened too.
+        keep: takes each wanted strip.
+        on_progress: called with (PAN pixels done, PAN pixels in all).
+
+    Returns:
+        The number of tiles without a valid pixel.
+    """
+    plan, pair = scene.plan, scene.pair
+    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
+    blenders = {name: StripBlender(*shape) for name in scene.layers}
+    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
+    needed = tile_rows_needed(wanted, plan.overlap)
+    total, done, skipped = sum(scene.area(plan.rows[i]) for i in needed), 0, 0
+    on_progress(0, total)
+
+    def finish(index: int, row: TileRow) -> None:
+        """Blend a row with those before it."""
+        tiles, strip, top = plan.rows[index], {}, 0
+        _, valid = validity.add_row(tiles, row.valid)
+        for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
+            if name in blenders:
+                first, values = blenders[name].add_row(tiles, arrays)
+                top, strip[name] = pair.to_output(first, values)
+                _, cut = pair.to_output(first, valid)
+        if index in wanted:
+            keep(index, top, strip, cut[0])
+
+    with _Background(scene.overlapped) as background:
+        for index in needed:
+            tiles, before = plan.rows[index], done
+
+            def count(area: int) -> None:
+                nonlocal done
+                done += area
+                on_progress(done, total)
+
+            row = sharpen_row(scene, tiles, count)
+            skipped += sum(array is None for array in row.hrms)
+            done = before + scene.area(tiles)
+            on_progress(done, total)
+            background.do(finish, index, row)
+    return skipped
+
+
+def with_back_off(scene: Scene, work: Callable[[Scene, bool], T]) -> T:
+    """Do work on a scene; when memory runs out the batch is halved, then the tile.
+
+    Args:
+        scene: the scene.
+        work: called with the scene and whether this is the first attempt.
 
     Raises:
-        TilingError, ModelError: see their classes.
         OutOfMemory: not even the smallest tile fits.
     """
-    warn_of_dropped = True
+    first = True
     while True:
         try:
-            return _sharpen_scene(pair, sharpener, options, on_progress, warn_of_dropped)
+            return work(scene, first)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            options = _smaller(options, error)
-            warn_of_dropped = False  # from here on they are this run's own
+            scene, first = _smaller(scene, error), False
             log.warning(
                 "memory is short: going on with batches of %d and tiles of %d PAN pixels",
-                options.batch_size,
-                options.tile,
+                *(scene.batch_size, scene.options.tile),
             )
 
 
-def _smaller(options: SharpenOptions, error: BaseException) -> SharpenOptions:
-    if options.batch_size > 1:  # the strips that are finished stay good
-        return replace(options, batch_size=options.batch_size // 2, resume=True)
+def _smaller(scene: Scene, error: BaseException) -> Scene:
+    options = scene.options
+    if scene.batch_size > 1:  # the strips that are finished stay good
+        return replace(scene, batch_size=scene.batch_size // 2, options=replace(options, resume=True))
     if options.tile // 2 >= SMALLEST_TILE:  # they do not: strips are rows of tiles
-        return replace(options, tile=options.tile // 2, resume=False)
+        options = replace(options, tile=options.tile // 2, resume=False)
+        return replace(scene, options=options, plan=plan_scene(scene.pair, scene.sharpener, scene.survey, options))
     raise OutOfMemory(
         f"Memory ran out with tiles of {options.tile} PAN pixels, one at a time; "
         "free memory, or sharpen a part with --bounds."
     ) from error
 
 
-def _sharpen_scene(
-    pair: ScenePair,
-    sharpener: Sharpener,
-    options: SharpenOptions,
-    on_progress: Callable[[int, int], None],
-    warn_of_dropped: bool,
-) -> SharpenReport:
-    began = time.monotonic()
-    sharpener.check(pair.bands, pair.ratio)
-    outputs = {"image": options.output}
-    if options.uncertainty is not None:
-        outputs["uncertainty"] = options.uncertainty
-    for path in outputs.values():
-        check_output(path, pair.inputs, options.writing.overwrite)
+# Write --------------------------------------------------------------------------------------------
 
-    found = options.survey or survey_for(pair, sharpener, options.max_value)
-    found = suited(found, sharpener)
-    plan = plan_scene(pair, sharpener, found.statistics, options)
-    encodings = {
-        "image": output_encoding(pair.meta, options.writing.dtype, options.writing.nodata, pair.may_have_invalid),
-        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
-    }
+
+def sharpen_scene(
+    scene: Scene, on_progress: Progress = no_progress, tags: Mapping[str, str] | None = None
+) -> SharpenReport:
+    """Sharpen a scene into its files.
+
+    Args:
+        scene: from `prepared`.
+        on_progress: called with (PAN pixels done, PAN pixels in all).
+        tags: more tags for the files, written as UKNOWPAN_*.
+
+    Raises:
+        TilingError, ModelError, OutOfMemory, Interrupted: see their classes.
+    """
+    report = with_back_off(scene, lambda smaller, first: _to_files(smaller, on_progress, tags or {}, first))
+    if scene.options.preview is not None:
+        from uknowpan.pictures import preview_png
+
+        preview_png(scene.output, Path(scene.options.preview))
+    return report
+
+
+def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], first: bool) -> SharpenReport:
+    pair, options, plan = scene.pair, scene.options, scene.plan
+    check_outputs({f"--{name}": path for name, path in scene.layers.items()}, pair.inputs, options.overwrite)
     fingerprint = {
         **pair.identity(),
         "version": __version__,
-        "method": sharpener.provenance(),
+        "method": scene.sharpener.provenance(),
         "tile": [plan.rows[0][0].height, plan.rows[0][0].width, plan.overlap],
         "max_value": options.max_value,
-        "dtype": options.writing.dtype,
-        "output_nodata": repr(options.writing.nodata),
+        "dtype": options.output_dtype,
+        "output_nodata": repr(options.nodata),
     }
-    store = StripStore(options.output, fingerprint, list(outputs), len(plan.rows), resume=options.resume)
-    if store.dropped and warn_of_dropped:
+    store = StripStore(scene.output, fingerprint, list(scene.layers), len(plan.rows), resume=options.resume)
+    if store.dropped and first:  # later they are this run's own
         log.warning(
             "%d strips of an interrupted run of %s were dropped; --resume would have used them, "
             "if its options were the same",
-            store.dropped,
-            options.output,
+            *(store.dropped, scene.output),
         )
-    across = pair.bytes_across(plan.rows[0][0].height + 2 * plan.margin)
-    with _stopping_well(store), bounded_gdal_cache(across):
-        found = _remembered(found, store.folder / "survey.json")
-        skipped = _make_strips(pair, sharpener, options, found, plan, store, encodings, on_progress)
-        _write(pair, sharpener, options, found, store, outputs)
-    seconds = time.monotonic() - began
+    encodings = {
+        "image": output_encoding(pair.meta, options.output_dtype, options.nodata, pair.may_have_invalid),
+        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
+    }
+
+    def keep(index: int, top: int, strip: dict[str, Array], valid: Array) -> None:
+        store.put(index, {name: encode(values, valid, encodings[name]) for name, values in strip.items()})
+
+    with _ends_in_order(store), bounded_gdal_cache(scene.bytes_across):
+        scene = replace(scene, survey=remembered(scene.survey, store.folder / "survey.json"))
+        skipped = sharpen_strips(scene, set(store.missing()), keep, on_progress)
+        _assemble(scene, store, tags)
+    return _report(scene, skipped)
+
+
+def _report(scene: Scene, skipped: int) -> SharpenReport:
+    pair, survey = scene.pair, scene.survey
+    seconds = time.monotonic() - scene.began
     pixels = pair.grid.width * pair.grid.height
     return SharpenReport(
-        output=options.output,
+        output=scene.output,
         width=pair.grid.width,
         height=pair.grid.height,
         bands=pair.bands,
         ratio=pair.ratio,
-        method=sharpener.name,
-        scale=found.scale,
-        sigma=found.statistics.psf.sigma,
-        shift=found.offset,
+        method=scene.sharpener.name,
+        scale=survey.scale,
+        sigma=survey.statistics.psf.sigma,
+        shift=survey.shift,
         applied_shift=pair.shift,
-        correlation=None if found.measured is None else found.measured.correlation,
-        tiles=plan.count,
+        correlation=None if survey.measured is None else survey.measured.correlation,
+        tiles=scene.plan.count,
         skipped_tiles=skipped,
         seconds=round(seconds, 2),
         megapixels_per_second=round(pixels / 1e6 / max(seconds, 1e-9), 3),
-        uncertainty=options.uncertainty,
+        uncertainty=scene.layers.get("uncertainty"),
         notes=list(pair.notes),
     )
 
 
 @contextmanager
-def _stopping_well(store: StripStore) -> Iterator[None]:
+def _ends_in_order(store: StripStore) -> Iterator[None]:
     """A run that stops half-way leaves strips that `--resume` takes up, or nothing."""
     try:
         yield
@@ -554,161 +592,71 @@ def _stopping_well(store: StripStore) -> Iterator[None]:
         store.release()
 
 
-class _Behind:
-    """Does work in a thread, one piece behind, or at once; an error in it comes with the next."""
-
-    def __init__(self, threaded: bool):
-        self._pool = ThreadPoolExecutor(1) if threaded else None
-        self._last: Future[None] | None = None
-
-    def do(self, work: Callable[..., None], *arguments: Any) -> None:
-        if self._pool is None:
-            work(*arguments)
-            return
-        self._wait()
-        self._last = self._pool.submit(work, *arguments)
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def __enter__(self) -> _Behind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._pool is None:
-            return
-        self._pool.shutdown()  # what was computed is kept, whatever happened
-        if kind is None:
-            self._wait()
+def _creation(options: SharpenOptions) -> dict[str, str]:
+    creation: Any = options.creation
+    return dict(creation)
 
 
-def _make_strips(
-    pair: ScenePair,
-    sharpener: Sharpener,
-    options: SharpenOptions,
-    found: Survey,
-    plan: TilePlan,
-    store: StripStore,
-    encodings: Mapping[str, Encoding],
-    on_progress: Callable[[int, int], None],
-) -> int:
-    """Sharpen the strips that the store lacks; returns how many tiles were skipped."""
-    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
-    blenders = {name: StripBlender(*shape) for name in store.layers}
-    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
-    missing = set(store.missing())
-    needed = tile_rows_needed(missing, plan.overlap)
-    total, done, skipped = sum(len(plan.rows[i]) for i in needed), 0, 0
-    on_progress(0, total)
-
-    def finish(index: int, row: TileRow) -> None:
-        """Blend a row with those before it and keep the strip."""
-        tiles = plan.rows[index]
-        _, valid = validity.add_row(tiles, row.valid)
-        strips = {}
-        for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
-            if name in store.layers:
-                first, values = blenders[name].add_row(tiles, arrays)
-                _, cut_valid = pair.to_output(first, valid)
-                _, cut_values = pair.to_output(first, values)
-                strips[name] = encode(cut_values, cut_valid[0], encodings[name])
-        if index in missing:
-            store.put(index, strips)
-
-    with _Behind(options.overlapped) as behind:
-        for index in needed:
-            tiles = plan.rows[index]
-            before = done
-
-            def count(tiles_done: int, before: int = before) -> None:
-                nonlocal done
-                done += tiles_done
-                on_progress(done, total)
-
-            row = sharpen_row(pair, sharpener, found, tiles, plan.margin, options, count)
-            skipped += sum(array is None for array in row.hrms)
-            done = before + len(tiles)
-            on_progress(done, total)
-            behind.do(finish, index, row)
-    return skipped
-
-
-def _remembered(found: Survey, path: Path) -> Survey:
-    """The survey of the run that is resumed, to the last bit; else this one, kept for later."""
-    if path.exists():
-        data = json.loads(path.read_text())
-        psf = data["measured"]
-        return Survey(
-            SceneScale(**data["scale"]),
-            SceneStatistics.from_dict(data["statistics"]),
-            None if psf is None else Psf(psf["sigma"], tuple(psf["shift"]), psf["correlation"]),
+def layer_writer(
+    scene: Scene, layer: str, path: str, grid: Grid, tags: Mapping[str, str] | None = None, inputs: Sequence[str] = ()
+) -> SceneWriter:
+    """The writer of a layer, "image" or "uncertainty", of this scene or of a piece of its size."""
+    options, threads = scene.options, torch.get_num_threads()
+    plain = layer == "image"
+    writing = OutputOptions(overwrite=options.overwrite, num_threads=threads)
+    if plain:
+        writing = OutputOptions(
+            format=options.format,
+            dtype=options.output_dtype,
+            nodata=options.nodata,
+            creation=_creation(options),
+            overviews=options.overviews,
+            overwrite=options.overwrite,
+            num_threads=threads,
         )
-    data = {
-        "scale": asdict(found.scale),
-        "statistics": found.statistics.as_dict(),
-        "measured": None if found.measured is None else asdict(found.measured),
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data))
-    temporary.replace(path)
-    return found
+    return SceneWriter(
+        path,
+        grid,
+        scene.pair.meta if plain else uncertainty_meta(scene.pair.meta),
+        writing,
+        tags,
+        may_have_invalid=scene.pair.may_have_invalid or not plain,
+        inputs=inputs,
+    )
 
 
-def _tags(sharpener: Sharpener, found: Survey, pair: ScenePair) -> dict[str, str]:
-    tags = {
-        "VERSION": __version__,
-        **sharpener.provenance(),
-        "RATIO": str(pair.ratio),
-        "SCALE_PAN": f"{found.scale.pan:g}",
-        "SCALE_MS": f"{found.scale.ms:g}",
-        "BLUR_SIGMA": f"{found.statistics.psf.sigma:.3f}",
-        "APPLIED_SHIFT": _two(pair.shift),
-        "PAN": Path(pair.inputs[0]).name,
-        "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
-    }
-    if found.statistics.softness is not None:
-        tags["MS_SOFTNESS"] = f"{found.statistics.softness:.3f}"
-    if found.offset is not None:
-        tags["MEASURED_SHIFT"] = _two(found.offset)
-    return {f"UKNOWPAN_{key}": value for key, value in tags.items()}
-
-
-def _two(shift: tuple[float, float]) -> str:
-    return " ".join(f"{value:z.3f}" for value in shift)
-
-
-def _write(
-    pair: ScenePair,
-    sharpener: Sharpener,
-    options: SharpenOptions,
-    found: Survey,
-    store: StripStore,
-    outputs: dict[str, str],
-) -> None:
+def _assemble(scene: Scene, store: StripStore, tags: Mapping[str, str]) -> None:
     """Strips to files; the files get their names when all of them are complete."""
-    more = {f"UKNOWPAN_{key}": value for key, value in options.tags.items()}
-    tags = _tags(sharpener, found, pair) | more
+    named = {f"UKNOWPAN_{key}": value for key, value in (_tags(scene) | dict(tags)).items()}
+    pair = scene.pair
     writers: dict[str, SceneWriter] = {}
     try:
-        for name, path in outputs.items():
-            plain = name == "image"
-            writing = options.writing
-            if not plain:
-                writing = OutputOptions(overwrite=options.writing.overwrite, num_threads=options.writing.num_threads)
-            writers[name] = SceneWriter(
-                path,
-                pair.grid,
-                pair.meta if plain else uncertainty_meta(pair.meta),
-                writing,
-                tags,
-                may_have_invalid=pair.may_have_invalid or not plain,
-                inputs=pair.inputs,
-            )
+        for name, path in scene.layers.items():
+            writers[name] = layer_writer(scene, name, path, pair.grid, named, pair.inputs)
         store.assemble(writers)
-        for name in reversed(list(writers)):  # the image last: it says that all is there
+        for name in reversed(list(writers)):  # the image last: with it all is there
             writers[name].close()
     finally:
         for writer in writers.values():
             writer.abort()
     store.remove()
+
+
+def _tags(scene: Scene) -> dict[str, str]:
+    pair, survey = scene.pair, scene.survey
+    tags = {
+        "VERSION": __version__,
+        **scene.sharpener.provenance(),
+        "RATIO": str(pair.ratio),
+        "SCALE_PAN": f"{survey.scale.pan:g}",
+        "SCALE_MS": f"{survey.scale.ms:g}",
+        "BLUR_SIGMA": f"{survey.statistics.psf.sigma:.3f}",
+        "APPLIED_SHIFT": " ".join(f"{value:z.3f}" for value in pair.shift),
+        "PAN": Path(pair.inputs[0]).name,
+        "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
+    }
+    if survey.statistics.softness is not None:
+        tags["MS_SOFTNESS"] = f"{survey.statistics.softness:.3f}"
+    if survey.shift is not None:
+        tags["MEASURED_SHIFT"] = " ".join(f"{value:z.3f}" for value in survey.shift)
+    return tags

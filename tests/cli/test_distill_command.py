@@ -12,13 +12,13 @@ import pytest
 import torch
 from running import spawn
 
+from uknowpan.console import stop_requests
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
 from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.cache import CacheFile, part_of
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan.stopping import stop_requests
 
 
 @pytest.fixture(scope="module")

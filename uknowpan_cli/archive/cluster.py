@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uknowpan.archive.manifest import Scene
 from uknowpan.archive.run import BatchSettings, SceneOutcome, attempts, lost
 from uknowpan.errors import UsageError
-from uknowpan.opening import choose_device
-from uknowpan.scene_job import MethodRequest
+from uknowpan.loading import choose_device
+from uknowpan.options import SharpenOptions
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -83,7 +83,7 @@ def on_cluster(
         OSError: the scheduler cannot be reached.
         SchedulerLost: or no longer.
     """
-    settings = replace(settings, method=_anywhere(settings.method))
+    settings = replace(settings, options=_anywhere(settings.options))
     if not log.isEnabledFor(logging.DEBUG):  # its tracebacks, beside our sentence
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
@@ -94,11 +94,11 @@ def on_cluster(
         yield from _ended(client, scenes, settings, request, note)
 
 
-def _anywhere(method: MethodRequest) -> MethodRequest:
+def _anywhere(options: SharpenOptions) -> SharpenOptions:
     """The model by a path that holds in any folder."""
-    if method.model is None or not Path(method.model).exists():
-        return method
-    return replace(method, model=str(Path(method.model).absolute()))
+    if options.model is None or not Path(options.model).exists():
+        return options
+    return replace(options, model=str(Path(options.model).absolute()))
 
 
 # Clusters -----------------------------------------------------------------------------------------
@@ -135,14 +135,14 @@ def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[Batch
 
     from uknowpan.models.devices import usable_cores
 
-    choose_device(settings.method.device)  # only whether it is there
+    choose_device(settings.options.device)  # only whether it is there
     cores = usable_cores()
-    count = workers or _gpus(settings.method) or max(1, cores // 2)
-    if settings.num_threads is None:
-        settings = replace(settings, num_threads=max(1, cores // count))
-    options = {"distributed.scheduler.worker-saturation": 1.0}  # the others wait in no one's queue
+    count = workers or _gpus(settings.options) or max(1, cores // 2)
+    if settings.options.num_threads is None:
+        settings = replace(settings, options=replace(settings.options, num_threads=max(1, cores // count)))
+    configuration = {"distributed.scheduler.worker-saturation": 1.0}  # the others wait in no one's queue
     with (
-        dask.config.set(options),
+        dask.config.set(configuration),
         LocalCluster(
             n_workers=count,
             threads_per_worker=1,
@@ -154,17 +154,17 @@ def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[Batch
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        log.info("%d workers with %d threads each", count, settings.num_threads)
+        log.info("%d workers with %d threads each", count, settings.options.num_threads)
         yield settings, client
 
 
-def _gpus(method: MethodRequest) -> int:
+def _gpus(options: SharpenOptions) -> int:
     """GPUs to share the scenes out to; 0: none, or not wanted."""
-    if method.method is not None or method.device == "cpu":
+    if options.method is not None or options.device == "cpu":
         return 0
     import torch
 
-    return torch.cuda.device_count() if method.device == "auto" else 1
+    return torch.cuda.device_count() if options.device == "auto" else 1
 
 
 # Tasks --------------------------------------------------------------------------------------------
@@ -182,17 +182,17 @@ def _sharpen_here(scene: Scene, settings: BatchSettings, level: int, spread: boo
     logging.getLogger("uknowpan").setLevel(level)
     with _TURN:
         if spread:
-            settings = replace(settings, method=_with_own_gpu(settings.method))
+            settings = replace(settings, options=_with_own_gpu(settings.options))
         return tuple(attempts(scene, settings))
 
 
-def _with_own_gpu(method: MethodRequest) -> MethodRequest:
+def _with_own_gpu(options: SharpenOptions) -> SharpenOptions:
     from distributed import get_worker
 
-    count = _gpus(method)
-    if method.device != "auto" or not count:
-        return method
-    return replace(method, device=f"cuda:{int(get_worker().name) % count}")
+    count = _gpus(options)
+    if options.device != "auto" or not count:
+        return options
+    return replace(options, device=f"cuda:{int(get_worker().name) % count}")
 
 
 def _ended(
@@ -235,7 +235,7 @@ def _outcomes(future: Future, scene: Scene) -> tuple[SceneOutcome, ...]:
     from distributed import CancelledError, KilledWorker
 
     try:
-        found: Any = future.result()
+        outcomes: Any = future.result()
     except CancelledError as error:
         raise SchedulerLost(
             "The Dask scheduler is gone, or has dropped this batch; the same command goes on."
@@ -246,7 +246,7 @@ def _outcomes(future: Future, scene: Scene) -> tuple[SceneOutcome, ...]:
         log.debug("%s", scene.id, exc_info=True)
         text = " ".join(str(error).split())
         return (lost(scene, f"The worker cannot run it ({type(error).__name__}: {text})."),)
-    return tuple(found)
+    return tuple(outcomes)
 
 
 def _take_back(client: Client, futures: list[Future]) -> None:

@@ -1,4 +1,4 @@
-"""One scene of a batch: whether its output is there already, else made; how that ended.
+"""One scene of a batch: skipped where its output is there already, else sharpened.
 
 `run_scene` takes and returns plain values that can be pickled, so that any process can run it.
 """
@@ -15,11 +15,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ from uknowpan import errors as exits
 from uknowpan.archive.manifest import Scene
 from uknowpan.console import to_json
 from uknowpan.errors import UsageError
+from uknowpan.loading import device_of, load_once
 from uknowpan.models.sharpeners import Sharpener
-from uknowpan.opening import open_request
-from uknowpan.scene_job import LoadedMethod, MethodRequest, SceneRequest, opened
-from uknowpan.sharpening import SharpenReport
+from uknowpan.options import SharpenOptions
+from uknowpan.sharpening import SharpenReport, open_scene, prepared, sharpen_scene
+from uknowpan.surveying import Progress, no_progress
 from uknowpan.tiling import (
     InputUnreadable,
     OutputError,
@@ -47,31 +47,25 @@ from uknowpan.tiling.raster import GDAL_ERRORS, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 
-Progress = Callable[[int, int], None]
-
 OLD = 5.0
-"""Seconds after which a folder of strips that never got its name belongs to nobody: it gets it
-within milliseconds."""
+"""Seconds after which a folder of strips without its final name belongs to no run."""
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What all scenes of a batch have in common."""
+    """The settings that all scenes of a batch share."""
 
-    method: MethodRequest
-    scene: SceneRequest
-    """Its files are left empty; each scene has its own."""
+    options: SharpenOptions
     folder: str
-    """Of the outputs; folders below it are made."""
+    """Folder of the outputs; folders below it are made."""
     uncertainty: bool = False
-    num_threads: int | None = None
     retries: int = 1
-    """How often a scene is tried again whose failure may pass."""
+    """Number of further attempts where a failure may pass."""
 
 
 @dataclass(frozen=True)
 class SceneOutcome:
-    """How one attempt at a scene ended."""
+    """The end of one attempt at a scene."""
 
     id: str
     status: str
@@ -102,15 +96,7 @@ class SceneOutcome:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "may_pass"}
 
 
-@lru_cache(maxsize=1)
-def load_method(method: MethodRequest, num_threads: int | None) -> LoadedMethod:
-    """The sharpener, loaded once in a process. Raises ModelError; usage errors exit with 2."""
-    return method.load(num_threads)
-
-
-def attempts(
-    scene: Scene, settings: BatchSettings, on_progress: Progress = lambda done, total: None
-) -> Iterator[SceneOutcome]:
+def attempts(scene: Scene, settings: BatchSettings, on_progress: Progress = no_progress) -> Iterator[SceneOutcome]:
     """Run a scene, again while it fails for what may pass, at most `retries` times more."""
     for attempt in range(1, settings.retries + 2):
         outcome = run_scene(scene, settings, attempt, on_progress)
@@ -124,7 +110,7 @@ def run_scene(
     scene: Scene,
     settings: BatchSettings,
     attempt: int = 1,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Progress = no_progress,
 ) -> SceneOutcome:
     """One attempt at a scene; whatever goes wrong with it is in the outcome.
 
@@ -134,16 +120,16 @@ def run_scene(
     began = time.monotonic()
     _reset_peak()
     started = SceneOutcome(
-        scene.id, "failed", exits.INTERNAL, "", scene.output, device=settings.method.device,
+        scene.id, "failed", exits.INTERNAL, "", scene.output, device=settings.options.device,
         attempts=attempt,
     )  # fmt: skip
     outcome = started
     error: Exception | None = None
     try:
         with _named(scene.id), bounded_gdal_cache():
-            loaded = load_method(settings.method, settings.num_threads)
-            started = replace(started, device=loaded.device)
-            outcome = _run(scene, settings, loaded, started, on_progress)
+            sharpener = load_once(settings.options.of_model)
+            started = replace(started, device=device_of(sharpener))
+            outcome = _run(scene, settings, sharpener, started, on_progress)
     except (exits.Interrupted, KeyboardInterrupt):
         raise
     except Exception as caught:
@@ -151,7 +137,7 @@ def run_scene(
         log.debug("%s", scene.id, exc_info=True)
     seconds = time.monotonic() - began
     if error is not None:
-        code, message = _told(error)
+        code, message = exits.exit_code(error), exits.sentence(error)
         outcome = replace(started, code=code, message=message, may_pass=_may_pass(error, scene))
     elif outcome.status == "done" and outcome.megapixels is not None:
         speed = round(outcome.megapixels / max(seconds, 1e-9), 3)
@@ -165,29 +151,25 @@ def lost(scene: Scene, message: str) -> SceneOutcome:
 
 
 def check_scene(scene: Scene, settings: BatchSettings) -> SceneOutcome:
-    """What `run_scene` would do: todo, done or cannot; writes nothing."""
+    """The outcome that `run_scene` would have: todo, done or cannot; writes nothing."""
     plan = SceneOutcome(scene.id, "todo", exits.OK, "", scene.output)
     try:
         with _named(scene.id), bounded_gdal_cache():
-            loaded = load_method(settings.method, settings.num_threads)
-            request = _request(scene, settings)
-            found = _look(request, loaded.sharpener)
-            if found.complete:
+            sharpener, options = load_once(settings.options.of_model), _options(scene, settings)
+            state = _look(scene, options, sharpener)
+            if state.complete:
                 return replace(plan, status="done", message="is there already")
-            found.refuse_others(settings.scene.overwrite)
-            request = replace(
-                request,
-                output=_stand_in(request.output),
-                uncertainty=None if request.uncertainty is None else _stand_in(request.uncertainty),
-            )
-            with opened(request, lambda: loaded, model=settings.method.model, dry_run=True):
+            state.refuse_others(settings.options.overwrite)
+            if options.uncertainty is not None:
+                options = replace(options, uncertainty=_stand_in(scene.sigma))
+            output = _stand_in(scene.output)
+            with prepared(scene.pan, scene.ms, output, options, lambda: sharpener, dry_run=True):
                 return plan
     except (exits.Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:
         log.debug("%s", scene.id, exc_info=True)
-        code, message = _told(error)
-        return replace(plan, status="cannot", code=code, message=message)
+        return replace(plan, status="cannot", code=exits.exit_code(error), message=exits.sentence(error))
 
 
 def _stand_in(path: str) -> str:
@@ -198,64 +180,51 @@ def _stand_in(path: str) -> str:
 
 
 def _run(
-    scene: Scene,
-    settings: BatchSettings,
-    loaded: LoadedMethod,
-    started: SceneOutcome,
-    on_progress: Progress,
+    scene: Scene, settings: BatchSettings, sharpener: Sharpener, started: SceneOutcome, on_progress: Progress
 ) -> SceneOutcome:
-    request = _request(scene, settings)
-    found = _look(request, loaded.sharpener)
-    outcome = replace(started, megapixels=found.megapixels, code=exits.OK)
+    options = _options(scene, settings)
+    state = _look(scene, options, sharpener)
+    outcome = replace(started, megapixels=state.megapixels, code=exits.OK)
     _sweep(scene)
-    if found.complete:
-        _drop_strips(request.output)
-        if _read_sidecar(request.output, found.digest) is None:
-            _write_sidecar(request, found, None)
+    if state.complete:
+        _drop_strips(scene.output)
+        if _read_sidecar(scene.output, state.digest) is None:
+            _write_sidecar(scene, options, state, None)
         return replace(outcome, status="skipped", message="is there already")
-    found.refuse_others(settings.scene.overwrite)
-    folder = Path(request.output).parent
+    state.refuse_others(options.overwrite)
+    folder = Path(scene.output).parent
     if folder.is_relative_to(settings.folder):
         folder.mkdir(parents=True, exist_ok=True)
-    request = replace(
-        request,
-        overwrite=bool(found.present) or settings.scene.overwrite,
-        tags={"IDENTITY": found.digest},
-    )
-    with opened(request, lambda: loaded, model=settings.method.model) as ready:
+    options = replace(options, overwrite=bool(state.present) or options.overwrite)
+    tags = {"IDENTITY": state.digest}
+    with prepared(scene.pan, scene.ms, scene.output, options, lambda: sharpener) as ready:
         try:
-            report = ready.sharpen(on_progress)
+            report = sharpen_scene(ready, on_progress, tags)
         except ResumeMismatch as error:
             log.warning("%s They are dropped.", str(error).partition(";")[0] + ".")
-            _drop_strips(request.output)
-            report = ready.sharpen(on_progress)
-    _write_sidecar(request, found, report)
+            _drop_strips(scene.output)
+            report = sharpen_scene(ready, on_progress, tags)
+    _write_sidecar(scene, options, state, report)
     return replace(outcome, status="done")
 
 
-def _request(scene: Scene, settings: BatchSettings) -> SceneRequest:
-    return replace(
-        settings.scene,
-        pair=replace(settings.scene.pair, pan=scene.pan, ms=scene.ms),
-        output=scene.output,
-        uncertainty=scene.sigma if settings.uncertainty else None,
-        resume=True,
-    )
+def _options(scene: Scene, settings: BatchSettings) -> SharpenOptions:
+    return replace(settings.options, uncertainty=scene.sigma if settings.uncertainty else None, resume=True)
 
 
 # What is there already ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a scene's outputs would be made from, and what is in their places."""
+class _State:
+    """The facts that a scene's outputs are made from, and the files in their places."""
 
     facts: dict[str, object]
-    """All that decides about the outputs, JSON-ready."""
+    """Everything that decides about the outputs, JSON-ready."""
     megapixels: float
     wanted: tuple[str, ...]
     present: dict[str, str | None]
-    """File that is there -> the identity it was made with; None: it says none."""
+    """File that is there -> the identity it was made with; None: it declares none."""
 
     @property
     def digest(self) -> str:
@@ -281,26 +250,25 @@ class _Found:
             raise OutputExists(f"{path} {made}; --overwrite replaces it.")
 
 
-def _look(request: SceneRequest, sharpener: Sharpener) -> _Found:
+def _look(scene: Scene, options: SharpenOptions, sharpener: Sharpener) -> _State:
     """Open the inputs and the outputs that are there."""
-    with open_request(request.pair) as pair:
-        facts = _facts(pair, request, sharpener)
+    with open_scene(scene.pan, scene.ms, options) as pair:
+        facts = _facts(pair, options, sharpener)
         megapixels = round(pair.grid.width * pair.grid.height / 1e6, 6)
-    wanted = tuple(path for path in (request.output, request.uncertainty) if path is not None)
+    wanted = (scene.output,) if options.uncertainty is None else (scene.output, scene.sigma)
     present = {path: _identity_in(path) for path in wanted if os.path.exists(path)}
-    return _Found(facts, megapixels, wanted, present)
+    return _State(facts, megapixels, wanted, present)
 
 
-def _facts(pair: ScenePair, request: SceneRequest, sharpener: Sharpener) -> dict[str, object]:
-    """Batch size and threads are not among them: they change no more than rounding."""
-    names = ("tile", "overlap", "max_value", "output_dtype", "format", "overviews")
+def _facts(pair: ScenePair, options: SharpenOptions, sharpener: Sharpener) -> dict[str, object]:
+    """The facts of an identity. Batch size and threads change no more than rounding."""
+    names = ("tile", "overlap", "max_value", "output_dtype", "format", "overviews", "coregister")
     return {
         "pair": pair.identity(),
         "options": {
-            **{name: getattr(request, name) for name in names},
-            "coregister": request.coregister.value,
-            "nodata": repr(request.pair.nodata),
-            "creation": dict(request.creation),
+            **{name: getattr(options, name) for name in names},
+            "nodata": repr(options.nodata),
+            "creation": options.creation,
         },
         "method": sharpener.provenance(),
         "version": __version__,
@@ -332,7 +300,7 @@ def _read_sidecar(output: str, identity: str) -> dict[str, Any] | None:
 
 
 def _changed(output: str, identity: str, facts: Mapping[str, object]) -> list[str]:
-    """Names of the facts that differ from those an output was made from, as its sidecar says."""
+    """Names of the facts that differ from those in an output's sidecar."""
     sidecar = _read_sidecar(output, identity)
     if sidecar is None:
         return []
@@ -341,24 +309,25 @@ def _changed(output: str, identity: str, facts: Mapping[str, object]) -> list[st
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, object]:
-    found: dict[str, object] = {"version": facts["version"]}
+    flat: dict[str, object] = {"version": facts["version"]}
     for group in ("pair", "options", "method"):
-        found |= {key.lower(): value for key, value in facts[group].items()}
-    return found
+        flat |= {key.lower(): value for key, value in facts[group].items()}
+    return flat
 
 
-def _write_sidecar(request: SceneRequest, found: _Found, report: SharpenReport | None) -> None:
-    """OUT.json, for people: what the output was made from. report: None where it was made by a
-    run that did not live to write this."""
-    path = _sidecar(request.output)
+def _write_sidecar(
+    scene: Scene, options: SharpenOptions, state: _State, report: SharpenReport | None
+) -> None:  # fmt: skip
+    """OUT.json, for people; report: None where the run that made the output was killed before this."""
+    path = _sidecar(scene.output)
     content = {
-        "identity": found.digest,
-        "output": request.output,
-        "uncertainty": request.uncertainty,
-        "pan": request.pair.pan,
-        "ms": list(request.pair.ms),
-        "made_from": found.facts,
-        "megapixels": found.megapixels,
+        "identity": state.digest,
+        "output": scene.output,
+        "uncertainty": options.uncertainty,
+        "pan": scene.pan,
+        "ms": list(scene.ms),
+        "made_from": state.facts,
+        "megapixels": state.megapixels,
         "seconds": None if report is None else report.seconds,
         "report": None if report is None else asdict(report),
         "written": _now(),
@@ -392,11 +361,6 @@ def _sweep(scene: Scene) -> None:
 # How it went --------------------------------------------------------------------------------------
 
 
-def _told(error: Exception) -> tuple[int, str]:
-    """Exit code and sentence."""
-    return exits.exit_code(error), exits.sentence(error)
-
-
 def _may_pass(error: Exception, scene: Scene) -> bool:
     """Whether trying again makes sense: a disk or a network may do better, the inputs, the model
     and the command line stay what they are."""
@@ -412,7 +376,7 @@ def _may_pass(error: Exception, scene: Scene) -> bool:
 
 @contextmanager
 def _named(scene_id: str) -> Iterator[None]:
-    """Messages of this thread say which scene they are about."""
+    """Begin messages of this thread with the id of the scene."""
     thread = threading.get_ident()
 
     def name(record: logging.LogRecord) -> bool:

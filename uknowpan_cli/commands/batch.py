@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uknowpan import errors as exits
-from uknowpan import options as opt
 from uknowpan.archive.manifest import Entry, Scene, by_patterns, choose_shard, read_manifest, scenes_of
 from uknowpan.archive.report import append_line, merged_report, report_path
+from uknowpan.commands import shared as opt
 from uknowpan.console import progress, to_json
-from uknowpan.creation import creation_options
 from uknowpan.errors import BatchFailed, InputError, UsageError
-from uknowpan.opening import PairRequest
-from uknowpan.scene_job import MethodRequest, SceneRequest, check_uncertainty, full_scale, softness_of
+from uknowpan.options import INPUT, RESULT, RUN, SharpenOptions
 
 if TYPE_CHECKING:
     from uknowpan.archive.cluster import ClusterRequest
@@ -31,8 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("uknowpan")
 
 
+@opt.shares(without=("bounds", "uncertainty", "preview", "overwrite", "resume"))
 def batch(
     ctx: typer.Context,
+    options: SharpenOptions,
     manifest: Annotated[
         str | None,
         typer.Argument(
@@ -40,32 +40,63 @@ def batch(
             help="CSV with the columns pan, ms and perhaps id, output, or JSON lines with these "
             "keys; - is stdin. Several MS files of a scene: with semicolons, or as a JSON list.",
             show_default=False,
+            rich_help_panel=INPUT,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results; made."),
+        typer.Option(
+            "--output", "-o", "--out", metavar="FOLDER", help="Folder for the results; made.", rich_help_panel=RESULT
+        ),
     ] = None,
     pan_glob: Annotated[
         str | None,
-        typer.Option("--pan-glob", help="Instead of a manifest: PANs, as 'in/*_pan.tif'."),
+        typer.Option(
+            "--pan-glob",
+            metavar="PATTERN",
+            help="Instead of a manifest: PANs, as 'in/*_pan.tif'.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     ms_glob: Annotated[
         str | None,
-        typer.Option("--ms-glob", help="Their MS: * stands for the same text as in the PAN's."),
+        typer.Option(
+            "--ms-glob",
+            metavar="PATTERN",
+            help="Their MS: * stands for the same text as in the PAN's.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out scenes without PAN or MS.")] = False,
-    suffix: Annotated[str, typer.Option("--suffix", help="Outputs are called ID<suffix>.tif.")] = "_sharp",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out scenes without PAN or MS.", rich_help_panel=INPUT)
+    ] = False,
+    suffix: Annotated[
+        str,
+        typer.Option("--suffix", metavar="TEXT", help="Outputs are called ID<suffix>.tif.", rich_help_panel=RESULT),
+    ] = "_sharp",
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Also write 1-sigma per band: ID_sigma.tif.", rich_help_panel=RESULT),
+    ] = False,
     shard: Annotated[
         str,
         typer.Option(
             "--shard",
+            metavar="K/N|auto|none",
             help="K/N: only the K-th of N shares, K from 1; none: all; auto: as SLURM, AWS Batch, "
-            "Kubernetes or torchrun say in the environment.",
+            "Kubernetes or torchrun set it in the environment.",
+            rich_help_panel=RUN,
         ),
     ] = "auto",
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.")] = False,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="More attempts where a failure may pass.")] = 1,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.", rich_help_panel=RUN)
+    ] = False,
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries", min=0, metavar="N", help="More attempts where a failure may pass.", rich_help_panel=RUN
+        ),
+    ] = 1,
     dask: Annotated[
         str | None,
         typer.Option(
@@ -73,6 +104,7 @@ def batch(
             metavar="local|ADDRESS",
             help="Run the scenes on a Dask cluster: local makes one of processes, tcp://HOST:PORT "
             "is a scheduler that runs.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     dask_workers: Annotated[
@@ -80,115 +112,63 @@ def batch(
         typer.Option(
             "--dask-workers",
             min=1,
+            metavar="N",
             help="Processes of --dask local; default: one per GPU, without one per two cores.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FOLDER", help="Only say how the batch in FOLDER went."),
+        typer.Option("--report", metavar="FOLDER", help="Only report on the batch in FOLDER.", rich_help_panel=RUN),
     ] = None,
-    model: opt.ModelOption = None,
-    method: opt.MethodOption = None,
-    softness: opt.SoftnessOption = None,
-    consistency: opt.ConsistencyOption = 0,
-    steps: opt.StepsOption = None,
-    seed: opt.SeedOption = 0,
-    device: opt.DeviceOption = "auto",
-    dtype: opt.DtypeOption = opt.Precision.fp32,
-    tile: opt.TileOption = 512,
-    overlap: opt.OverlapOption = None,
-    batch_size: opt.BatchSizeOption = None,
-    bidx: opt.BidxOption = None,
-    pan_bidx: opt.PanBidxOption = None,
-    nodata: opt.NodataOption = None,
-    ratio: opt.RatioOption = None,
-    resampling: opt.ResamplingOption = opt.Resampling.cubic,
-    coregister: opt.CoregisterOption = opt.Coregister.check,
-    max_value: opt.MaxValueOption = None,
-    bit_depth: opt.BitDepthOption = None,
-    output_dtype: opt.OutputDtypeOption = None,
-    format: opt.FormatOption = opt.Format.gtiff,
-    creation: opt.CreationOption = None,
-    overviews: opt.OverviewsOption = False,
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write 1-sigma per band: ID_sigma.tif.")
-    ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace outputs made from other inputs or options."),
+        typer.Option("--overwrite", help="Replace outputs made from other inputs or options.", rich_help_panel=RUN),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done with each scene.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done with each scene.", rich_help_panel=RUN)
+    ] = False,
     as_json: opt.JsonOption = False,
-    num_threads: opt.ThreadsOption = None,
     log_json: opt.LogJsonOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
     """Sharpen many scenes: those of MANIFEST, or of --pan-glob and --ms-glob.
 
-    The same command goes on where a run was stopped: what is there, made from the same inputs
-    with the same options, is skipped. Prints the path of each output; FOLDER/report*.jsonl keeps
-    how every scene ended.
-    """
-    with opt.guarded(-1 if quiet else verbose, log_json), opt.bounded_gdal_cache():
-        if report is not None:
-            _tell(report, as_json)
-            return
-        opt.refuse_both(ctx, method)
-        cluster = _cluster(dask, dask_workers)
-        folder = _folder(output)
-        entries = _entries(manifest, pan_glob, ms_glob, skip_missing)
-        scenes = scenes_of(entries, folder, suffix, uncertainty)
-        share = choose_shard(shard, os.environ)
-        mine = [scene for scene in scenes if share.has(scene.id)]
-        co = creation_options(creation or [])
-        max_value = full_scale(max_value, bit_depth)
-        if not mine:
-            log.warning("none of the %d scenes is in shard %s", len(scenes), share.suffix[1:])
-            return
-        how = MethodRequest(
-            model=model,
-            method=None if method is None else method.value,
-            softness=softness_of(softness),
-            consistency=consistency,
-            steps=steps,
-            seed=seed,
-            device=_own_device(device),
-            dtype=dtype.value,
-        )
-        from uknowpan.archive.run import BatchSettings, load_method
+    The same command goes on where a run was stopped: an output that is there, made from the same
+    inputs with the same options, is skipped. Prints the path of each output; FOLDER/report*.jsonl
+    keeps how every scene ended.
 
-        settings = BatchSettings(
-            method=how,
-            scene=SceneRequest(
-                PairRequest("", (), pan_bidx, bidx, nodata, ratio, resampling.value, None),
-                output="",
-                tile=tile,
-                overlap=overlap,
-                batch_size=batch_size,
-                coregister=coregister,
-                max_value=max_value,
-                output_dtype=None if output_dtype is None else output_dtype.value,
-                format=format.value,
-                creation=co,
-                overviews=overviews,
-                overwrite=overwrite,
-            ),
-            folder=str(folder),
-            uncertainty=uncertainty,
-            num_threads=num_threads,
-            retries=retries,
-        )
-        # Workers have devices of their own; here it is only seen whether the model can be loaded.
-        at_hand = how if cluster is None or dry_run else replace(how, device="cpu")
-        loaded = load_method(at_hand, num_threads)
-        if uncertainty:
-            check_uncertainty(loaded.sharpener)
-        if dry_run:
-            _plan(mine, settings, as_json)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        _run(mine, settings, report_path(folder, share), cluster, fail_fast, as_json, quiet)
+    Example: uknowpan batch --pan-glob 'in/*_pan.tif' --ms-glob 'in/*_ms.tif' -o out
+    """
+    if report is not None:
+        _print_report(report, as_json)
+        return
+    cluster = _cluster(dask, dask_workers)
+    folder = _folder(output)
+    entries = _entries(manifest, pan_glob, ms_glob, skip_missing)
+    scenes = scenes_of(entries, folder, suffix, uncertainty)
+    share = choose_shard(shard, os.environ)
+    mine = [scene for scene in scenes if share.has(scene.id)]
+    if not mine:
+        log.warning("none of the %d scenes is in shard %s", len(scenes), share.suffix[1:])
+        return
+    from uknowpan.archive.run import BatchSettings
+    from uknowpan.loading import load_once
+    from uknowpan.sharpening import check_uncertainty
+
+    options = replace(options, device=_own_device(options.device), overwrite=overwrite)
+    settings = BatchSettings(options, str(folder), uncertainty, retries)
+    # Workers have devices of their own; here the model is only tried.
+    here = options if cluster is None or dry_run else replace(options, device="cpu")
+    sharpener = load_once(here.of_model)
+    if uncertainty:
+        check_uncertainty(sharpener)
+    if dry_run:
+        _plan(mine, settings, as_json)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(mine, settings, report_path(folder, share), cluster, fail_fast, as_json, quiet)
 
 
 def _cluster(dask: str | None, workers: int | None) -> ClusterRequest | None:
@@ -232,10 +212,10 @@ def _own_device(device: str) -> str:
     return f"cuda:{int(rank) % count}" if count else device
 
 
-def _tell(folder: Path, as_json: bool) -> None:
-    found = merged_report(folder)
-    typer.echo(to_json(found.as_dict()) if as_json else found.text())
-    if found.of("failed"):
+def _print_report(folder: Path, as_json: bool) -> None:
+    report = merged_report(folder)
+    typer.echo(to_json(report.as_dict()) if as_json else report.text())
+    if report.of("failed"):
         raise typer.Exit(exits.BATCH)
 
 
@@ -311,7 +291,7 @@ def _in_turn(
     from uknowpan.archive.run import attempts
 
     for number, scene in enumerate(scenes, 1):
-        with progress(f"{number}/{len(scenes)} {scene.id}", quiet) as on_progress:
+        with progress(f"{number}/{len(scenes)} {scene.id}", quiet, "Mpx") as on_progress:
             for outcome in attempts(scene, settings, on_progress):
                 note(outcome)
         yield outcome
@@ -323,7 +303,7 @@ def _show(outcome: SceneOutcome, label: str, quiet: bool) -> None:
         tries = f", {outcome.attempts} attempts" if outcome.attempts > 1 else ""
         log.error("%s failed (%d%s): %s", label, outcome.code, tries, outcome.message)
     elif not quiet:
-        said = f"{outcome.status} in {outcome.seconds:.1f} s"
+        text = f"{outcome.status} in {outcome.seconds:.1f} s"
         if outcome.megapixels_per_second is not None:
-            said += f", {outcome.megapixels_per_second:.3g} Mpx/s, {outcome.peak_mb:.0f} MB"
-        print(f"{label}: {said}", file=sys.stderr, flush=True)
+            text += f", {outcome.megapixels_per_second:.3g} Mpx/s, {outcome.peak_mb:.0f} MB"
+        print(f"{label}: {text}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 from uknowpan.errors import OutputExists
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def demo(
 
     Example: uknowpan demo -o demo
     """
-    with opt.guarded(-1 if quiet else verbose), opt.bounded_gdal_cache():
+    with opt.guarded(-1 if quiet else verbose):
         # An earlier demo, even an interrupted one, has left the pair, which is written first.
         if not overwrite and not all((out / name).exists() for name in FILES[:2]):
             for name in FILES:
@@ -73,9 +73,9 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     from uknowpan.datasets.synthetic import load_demo_scene, write_scene
     from uknowpan.models.metrics.indices import ergas, psnr, sam
     from uknowpan.models.sharpeners import load_sharpener
+    from uknowpan.options import SharpenOptions
     from uknowpan.pictures import write_png
-    from uknowpan.sharpening import SharpenOptions, sharpen_scene
-    from uknowpan.tiling import OutputOptions, open_pair
+    from uknowpan.sharpening import prepared, sharpen_scene
 
     scene = load_demo_scene(size, seed=seed)
     paths = write_scene(scene, out)
@@ -85,8 +85,9 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     for name in (*METHODS, "uknowpan"):
         target = str(out / f"{name}.tif")
         sharpener = load_sharpener(model) if name == "uknowpan" else load_sharpener(None, name)
-        with open_pair(str(paths.pan), [str(paths.ms)]) as pair:
-            report = sharpen_scene(pair, sharpener, SharpenOptions(target, writing=OutputOptions(overwrite=True)))
+        options = SharpenOptions(overwrite=True)
+        with prepared(str(paths.pan), [str(paths.ms)], target, options, lambda loaded=sharpener: loaded) as opened:
+            report = sharpen_scene(opened)
         with rasterio.open(target) as dataset:
             images[name] = dataset.read()
         fused = torch.from_numpy(images[name]).double()[inner]

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 
 from uknowpan import errors as exits
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
+from uknowpan.console import stop_requests
 from uknowpan.errors import OutputExists, UsageError
 from uknowpan.models.architectures import TIMESTEPS
-from uknowpan.stopping import stop_requests
 
 
 class FeatureDtype(StrEnum):
@@ -59,13 +59,13 @@ def distill_cache(
 ) -> None:
     """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
+        from uknowpan.loading import choose_device
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
         from uknowpan.models.pancollection.dataset import PanCollectionDataset
         from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
         from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
-        from uknowpan.opening import choose_device
         from uknowpan.tiling import check_output
 
         if max_value is not None and not is_full_scale(max_value):

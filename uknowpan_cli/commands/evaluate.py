@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 from uknowpan.console import progress, to_json
 from uknowpan.errors import UsageError
 from uknowpan.evaluation.asked import Asked, Measured, Registration, named_sensor
@@ -135,7 +135,7 @@ def evaluate(
         typed = {name for name in ctx.params if opt.is_typed(ctx, name)}
         _check_usage(asked, typed)
 
-        from uknowpan.opening import check_outputs
+        from uknowpan.files import check_outputs
 
         named = {"--csv": csv, "--latex": latex}
         outputs = {name: None if path is None else str(path) for name, path in named.items()}

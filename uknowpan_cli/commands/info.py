@@ -1,4 +1,4 @@
-"""`uknowpan info`: what a scene pair or a checkpoint is."""
+"""`uknowpan info`: a scene pair or a checkpoint, described."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uknowpan import options as opt
-from uknowpan.console import to_json
-from uknowpan.errors import UsageError
+from uknowpan.commands import shared as opt
+from uknowpan.console import run_began, to_json
+from uknowpan.errors import Error, UsageError
+from uknowpan.options import INPUT, SharpenOptions
 
 if TYPE_CHECKING:
+    from uknowpan.models.sharpeners import Sharpener
     from uknowpan.tiling import ScenePair
 
+OPTIONS = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "model", "num_threads")
 
+
+@opt.shares(only=OPTIONS)
 def info(
+    ctx: typer.Context,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint."),
+        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint.", rich_help_panel=INPUT),
     ],
-    model: opt.ModelOption = None,
-    bidx: opt.BidxOption = None,
-    pan_bidx: opt.PanBidxOption = None,
-    nodata: opt.NodataOption = None,
-    ratio: opt.RatioOption = None,
-    resampling: opt.ResamplingOption = opt.Resampling.cubic,
-    bounds: opt.BoundsOption = None,
-    num_threads: opt.ThreadsOption = None,
+    options: SharpenOptions,
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
     """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a
-    checkpoint (its card)."""
-    with opt.guarded(verbose), opt.bounded_gdal_cache():
-        if len(paths) == 1:
-            _checkpoint(paths[0], as_json)
-            return
-        from uknowpan.models.devices import tune_cpu
-        from uknowpan.opening import PairRequest, open_request
+    checkpoint (its card).
 
-        tune_cpu(num_threads)
-        request = PairRequest(paths[0], paths[1:], pan_bidx, bidx, nodata, ratio, resampling.value, bounds)
-        with open_request(request) as pair:
-            facts = _scene(pair, model)
-        typer.echo(to_json(facts) if as_json else _text(facts))
+    Example: uknowpan info pan.tif ms.tif
+    """
+    if len(paths) == 1:
+        _checkpoint(paths[0], as_json)
+        return
+    began = run_began()
+    from uknowpan.loading import load_for
+    from uknowpan.sharpening import open_scene
+    from uknowpan.tiling.raster import bounded_gdal_cache
+
+    with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
+        facts = _scene(pair, load_for(options), options, began)
+    typer.echo(to_json(facts) if as_json else _text(facts))
 
 
 def _checkpoint(path: str, as_json: bool) -> None:
@@ -57,17 +58,16 @@ def _checkpoint(path: str, as_json: bool) -> None:
         )
     from uknowpan.commands.models import show
 
-    show(path, as_json)
+    show(path, as_json=as_json)
 
 
-def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
+def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float) -> dict[str, Any]:
     from uknowpan.forecast import estimate
-    from uknowpan.models.sharpeners import load_sharpener
-    from uknowpan.sharpening import SharpenOptions, suited, survey
+    from uknowpan.sharpening import Scene, plan_scene
+    from uknowpan.surveying import survey
 
-    sharpener = load_sharpener(model)
-    found = suited(survey(pair, soft=True), sharpener)
-    psf = found.measured
+    overview = survey(pair, sharpener, softness=True)
+    psf = overview.measured
     facts: dict[str, Any] = {
         "width": pair.grid.width,
         "height": pair.grid.height,
@@ -82,19 +82,20 @@ def _scene(pair: ScenePair, model: str | None) -> dict[str, Any]:
         "pan_dtype": pair.pan_meta.dtype,
         "nodata": pair.meta.nodata,
         "may_have_invalid": pair.may_have_invalid,
-        "scale": asdict(found.scale),
-        "shift_pan_pixels": found.offset,
+        "scale": asdict(overview.scale),
+        "shift_pan_pixels": overview.shift,
         "blur_sigma_pan_pixels": None if psf is None else psf.sigma,
         "correlation": None if psf is None else psf.correlation,
-        "softness_ms_pixels": found.statistics.softness,
+        "softness_ms_pixels": overview.softness,
         "notes": list(pair.notes),
     }
     try:
         sharpener.check(pair.bands, pair.ratio)
-    except Exception as error:
+    except Error as error:
         facts["model"] = {"name": sharpener.name, "fits": False, "reason": str(error)}
         return facts
-    forecast = asdict(estimate(pair, sharpener, SharpenOptions(output="", survey=found)))
+    plan = plan_scene(pair, sharpener, overview, options)
+    forecast = asdict(estimate(Scene(pair, sharpener, options, "", overview, plan, 1, began)))
     facts["model"] = {"name": sharpener.name, "fits": True}
     facts |= {key: forecast[key] for key in ("memory_mb", "disk_mb", "seconds")}
     return facts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from uknowpan import __version__
 from uknowpan.commands.batch import batch
@@ -18,23 +20,41 @@ from uknowpan.commands.pack import pack
 from uknowpan.commands.sharpen import sharpen
 from uknowpan.commands.simulate import simulate
 from uknowpan.commands.train import train
+from uknowpan.console import own_process
+
+METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "int range": "N", "float": "VALUE"}
+"""Type of a parameter -> how the help shows its value, where the option names nothing better."""
+
+
+class Command(TyperCommand):
+    """A command whose help keeps square brackets, as in uknowpan[dask], and shows plain metavars."""
+
+    def format_help(self, *arguments: Any) -> None:
+        for parameter in self.params:
+            text = getattr(parameter, "help", None)
+            if text:
+                parameter.help = _escaped(text)  # type: ignore[attr-defined]
+            if parameter.metavar is None:
+                name = parameter.type.name.removeprefix("list[").rstrip("]").lower()
+                parameter.metavar = METAVARS.get(name)
+        self.help = _escaped(self.help or "")
+        super().format_help(*arguments)
+
+
+def _escaped(text: str) -> str:
+    """The text with brackets that Rich would take for markup escaped."""
+    return re.sub(r"(?<!\\)\[(?=[a-z])", r"\\[", text)
+
 
 app = typer.Typer(
     name="uknowpan",
     help="Pansharpening of real satellite scenes with a distilled diffusion student.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(sharpen)
-app.command()(batch)
-app.command()(info)
-app.command()(demo)
-app.command()(train)
-app.command()(pack)
-app.command()(simulate)
-app.command()(distill_cache)
-app.command()(evaluate)
+for command in (sharpen, batch, info, demo, train, pack, simulate, distill_cache, evaluate):
+    app.command(cls=Command)(command)
 app.add_typer(models_app, name="models")
 
 
@@ -55,6 +75,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `uknowpan` command."""
+    own_process()
     try:
         app()
     except KeyboardInterrupt:

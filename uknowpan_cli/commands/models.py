@@ -1,4 +1,4 @@
-"""`uknowpan models`: what checkpoints there are and what they say of themselves."""
+"""`uknowpan models`: the checkpoints and their cards."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Annotated
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 from uknowpan.console import to_json
 
 models_app = typer.Typer(help="Checkpoints: list, show, verify.", no_args_is_help=True, add_completion=False)
+
+SHORT = 300
+"""Characters of an entry that are shown without `--full`."""
 
 NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Bundled name or a file.")]
 
@@ -35,7 +38,12 @@ def list_models(as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0)
 
 
 @models_app.command()
-def show(model: NameArgument, as_json: opt.JsonOption = False, verbose: opt.VerboseOption = 0) -> None:
+def show(
+    model: NameArgument,
+    full: Annotated[bool, typer.Option("--full", help="All entries, with every number of the training.")] = False,
+    as_json: opt.JsonOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
     """The card of a checkpoint."""
     with opt.guarded(verbose):
         from uknowpan.models.checkpoints import find_checkpoint, read_card
@@ -45,7 +53,13 @@ def show(model: NameArgument, as_json: opt.JsonOption = False, verbose: opt.Verb
             typer.echo(to_json(card))
             return
         for key, value in card.items():
-            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            if full:
+                text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            elif value in (None, "", {}, [], ()):
+                continue
+            else:
+                text = json.dumps(value) if isinstance(value, dict) else str(value)
+                text = text if len(text) <= SHORT else f"{text[:SHORT]} ... (--full)"
             typer.echo(f"{key}: {text}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 
 
 def pack(

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 from uknowpan.errors import InputError, UsageError
+from uknowpan.options import Coregister
 
 
 def _option(flag: str, metavar: str, panel: str, help: str, **limits: Any) -> Any:
@@ -61,9 +62,7 @@ def simulate(
     ratio: opt.RatioOption = None,
     bidx: opt.BidxOption = None,
     nodata: opt.NodataOption = None,
-    coregister: Annotated[
-        opt.Coregister, _option("--coregister", "off|check|shift", SCENES, COREGISTER_HELP)
-    ] = opt.Coregister.check,
+    coregister: Annotated[Coregister, _option("--coregister", "off|check|shift", SCENES, COREGISTER_HELP)] = "check",
     sample: Annotated[
         bool, typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training.")
     ] = False,

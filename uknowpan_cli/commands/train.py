@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uknowpan import options as opt
+from uknowpan.commands import shared as opt
 from uknowpan.errors import UsageError
 from uknowpan.models.architectures import TIMESTEPS, stage_names
 
@@ -102,7 +102,7 @@ def train(
     with opt.guarded(-1 if quiet else verbose):
         import json
 
-        from uknowpan.opening import choose_device
+        from uknowpan.loading import choose_device
         from uknowpan.training.jobs import TrainRequest, resolve
         from uknowpan.training.run import described, own_device, run
         from uknowpan.training.settings import read_config

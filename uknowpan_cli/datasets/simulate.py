@@ -24,8 +24,8 @@ from uknowpan.models.metrics.sensors import Sensor, find_sensor
 from uknowpan.models.pancollection.file import PatchBatch, is_full_scale
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
-from uknowpan.opening import NOTICEABLE_SHIFT
 from uknowpan.options import Coregister
+from uknowpan.surveying import NOTICEABLE_SHIFT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class SimulationOptions:
     bands: tuple[int, ...] | None = None
     """MS bands to use, 1-based."""
     nodata: float | None = None
-    coregister: Coregister = Coregister.check
+    coregister: Coregister = "check"
     """Leave a pair's shift between PAN and MS, note it, or take the PAN where the MS lies."""
     patch: int | None = None
     """None: 64, or the next multiple of the ratio below."""
@@ -251,7 +251,7 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
     if files.pan is None and len(weights) != pair.bands:
         raise DataError(f"{len(weights)} PAN weights were given for the {pair.bands} bands of {files}.")
     shift, notes = (0.0, 0.0), list(pair.notes)
-    if files.pan is not None and options.coregister is not Coregister.off:
+    if files.pan is not None and options.coregister != "off":
         shift, note = _measure_shift(pair, options.coregister)
         notes += note
     return _Scene(files, pair, weights, shift, tuple(f"{files}: {note}" for note in notes))
@@ -264,11 +264,11 @@ def _measure_shift(pair: ScenePair, mode: Coregister) -> tuple[tuple[float, floa
     measured = survey(pair).measured
     if measured is None:
         return (0.0, 0.0), ["PAN and MS resemble each other too little to measure a shift"]
-    if mode is Coregister.check and max(map(abs, measured.shift)) <= NOTICEABLE_SHIFT:
+    if mode == "check" and max(map(abs, measured.shift)) <= NOTICEABLE_SHIFT:
         return (0.0, 0.0), []
     dy, dx = (-value for value in measured.shift)
     lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels) off the PAN"
-    if mode is Coregister.shift:
+    if mode == "shift":
         return measured.shift, [f"{lies}; removed"]
     return (0.0, 0.0), [f"{lies}; --coregister shift removes it"]
 

@@ -153,8 +153,8 @@ def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
 
 def _load(asked: Asked, models: Sequence[str]) -> dict[str, NetworkSharpener]:
     """Row of the table -> network."""
+    from uknowpan.loading import choose_device
     from uknowpan.models.sharpeners import load_network
-    from uknowpan.opening import choose_device
 
     device = choose_device(asked.device) if models else "cpu"
     loaded: dict[str, NetworkSharpener] = {}

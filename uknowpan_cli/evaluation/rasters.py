@@ -28,7 +28,7 @@ from uknowpan.models.metrics.regions import (
 )
 from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.models.resample import crop
-from uknowpan.sharpening import FEW_LEVELS
+from uknowpan.surveying import FEW_LEVELS
 from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window, open_pair, sample_windows
 from uknowpan.tiling.metadata import declared_bits
 from uknowpan.tiling.raster import (

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uknowpan import errors
+from uknowpan.console import stop_requests
 from uknowpan.errors import OutOfMemory, OutputExists, UsageError
-from uknowpan.stopping import stop_requests
 from uknowpan.training.show import TrainShow
 
 if TYPE_CHECKING:

@@ -1,0 +1,138 @@
+"""What commands have in common: options, and errors that become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uknowpan import errors
+from uknowpan.console import set_up_logging
+from uknowpan.options import RUN, SharpenOptions, declared
+from uknowpan.options import numbers as numbers
+
+
+def typed(name: str) -> Any:
+    """The Typer option of a field of `SharpenOptions`."""
+    option = declared()[name][1]
+    return typer.Option(
+        *option.flags.split(),
+        help=option.help,
+        metavar=option.metavar,
+        min=option.min,
+        max=option.max,
+        envvar=option.env,
+        rich_help_panel=option.group,
+    )
+
+
+ModelOption = Annotated[str | None, typed("model")]
+DeviceOption = Annotated[str, typed("device")]
+ThreadsOption = Annotated[int | None, typed("num_threads")]
+RatioOption = Annotated[int | None, typed("ratio")]
+BidxOption = Annotated[str | None, typed("bidx")]
+PanBidxOption = Annotated[int | None, typed("pan_bidx")]
+NodataOption = Annotated[float | None, typed("nodata")]
+OverwriteOption = Annotated[bool, typed("overwrite")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
+LogJsonOption = Annotated[
+    Path | None,
+    typer.Option("--log-json", metavar="FILE", help="Write messages as JSON lines.", rich_help_panel=RUN),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, errors only.", rich_help_panel=RUN)
+]  # fmt: skip
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, metavar="", help="-v: steps of the run; -vv: tracebacks.", rich_help_panel=RUN
+    ),
+]
+
+
+def shares(
+    only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn the parameter `options: SharpenOptions` of a command into Typer parameters, one per field.
+
+    The command runs under `guarded`.
+
+    Args:
+        only: names of the fields; None: all.
+        without: fields that are left out, also those that the command declares itself.
+    """
+    names = [name for name in declared() if (only is None or name in only) and name not in without]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = []
+        for parameter in signature.parameters.values():
+            if parameter.name != "options":
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                continue
+            for name in names:
+                hint, option = declared()[name]
+                annotation = Annotated[option.cli or hint, typed(name)]
+                default = getattr(SharpenOptions, name)
+                parameters.append(
+                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                )
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            verbosity = -1 if values.get("quiet") else values["verbose"]
+            with guarded(verbosity, values.pop("log_json", None)):
+                if given.get("method") and not is_typed(values["ctx"], "model"):
+                    given["model"] = None  # the environment's model is no choice
+                command(options=SharpenOptions(**given), **values)
+
+        del run.__wrapped__  # type: ignore[attr-defined]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def is_typed(ctx: typer.Context, parameter: str) -> bool:
+    """Whether a parameter is from the command line, not from the environment or its default."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@contextmanager
+def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
+    """Turn exceptions into one sentence and the exit code; SIGTERM counts as Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        before = None
+    try:
+        set_up_logging(verbosity, log_json)
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if verbosity >= 2 and not isinstance(error, errors.UsageError):
+            traceback.print_exc(file=sys.stderr)
+        message, code = errors.sentence(error), errors.exit_code(error)
+        logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
+        typer.echo(f"uknowpan: error: {message}", err=True)
+        raise typer.Exit(code) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,98 @@
+"""A sharpener on its device, by the options of a model."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from uknowpan.errors import UsageError
+from uknowpan.models.devices import free_memory, tune_cpu, tune_gpu
+from uknowpan.models.sharpeners import Sharpener, load_sharpener
+from uknowpan.options import SharpenOptions
+
+log = logging.getLogger("uknowpan")
+
+LARGEST_BATCH = 64
+"""Default limit of tiles at once on a GPU; larger batches bring nothing."""
+SHARE_OF_MEMORY = 0.6
+"""Share of a GPU's free memory that a batch may take."""
+
+
+def load_for(options: SharpenOptions) -> Sharpener:
+    """The sharpener of these options, on its device.
+
+    Raises:
+        UsageError: the device or the number of steps does not exist.
+        ModelError: no such model, or its file is damaged.
+    """
+    tune_cpu(options.num_threads)
+    device = choose_device(options.device)
+    if device != "cpu":
+        tune_gpu()
+    try:
+        sharpener = load_sharpener(
+            options.model,
+            options.method,
+            softness=options.softness,
+            consistency=options.consistency,
+            steps=options.steps,
+            seed=options.seed,
+            device=device,
+            dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+        )
+    except ValueError as error:
+        if options.steps is None:
+            raise
+        raise UsageError(f"--steps: {error}.") from error
+    if options.method is not None:
+        idle = {
+            "--seed": options.seed != 0,
+            "--softness": options.softness is not None,
+            "--dtype": options.dtype != "fp32",
+            "--device": device != "cpu" and options.device != "auto",
+        }
+        for flag in (flag for flag, given in idle.items() if given):
+            log.warning("%s changes nothing for --method %s", flag, options.method)
+    return sharpener
+
+
+@lru_cache(maxsize=1)
+def load_once(of_model: tuple[tuple[str, Any], ...]) -> Sharpener:
+    """The sharpener of `SharpenOptions.of_model`, loaded once in a process."""
+    return load_for(SharpenOptions(**dict(of_model)))
+
+
+def device_of(sharpener: Sharpener) -> str:
+    """The device that a sharpener computes on."""
+    return str(getattr(getattr(sharpener, "inner", sharpener), "device", "cpu"))
+
+
+def tiles_at_once(device: str, tile_bytes: int) -> int:
+    """Default batch: as many tiles as fit into the GPU's free memory, 1 on a CPU."""
+    free = free_memory(device)
+    if free is None:
+        return 1
+    return min(max(int(SHARE_OF_MEMORY * free / tile_bytes), 1), LARGEST_BATCH)
+
+
+def choose_device(name: str) -> str:
+    """The device of that name; `auto` is the GPU where there is one.
+
+    Raises:
+        UsageError: the name is unknown or PyTorch has no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {name!r}.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"--device {name}: PyTorch sees {count} CUDA devices here.")
+    return name

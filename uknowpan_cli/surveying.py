@@ -1,0 +1,297 @@
+"""The first pass over a scene: samples give scale, moments, blur and shift."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uknowpan.models.blur import Psf, default_psf
+from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
+from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.tiling import IncompatiblePair, MsMeta, ScenePair, TileArrays, sample_windows
+
+log = logging.getLogger("uknowpan")
+
+SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
+"""Number of samples, and their side in PAN pixels."""
+
+NOTICEABLE_SHIFT = 0.5
+"""PAN pixels above which `--coregister check` warns."""
+
+LEAST_SHIFT = 0.05
+"""PAN pixels below which `--coregister shift` leaves the MS as it is: resampling costs more."""
+
+FEW_LEVELS = 16
+"""Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
+
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class SceneScale:
+    """Divisors that bring digital numbers to about [0, 1]."""
+
+    pan: float
+    ms: float
+    source: str
+    """"option", "bit depth", "percentile", or "model": percentiles matched to the training data."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The facts about a scene that all of its tiles share."""
+
+    scale: SceneScale
+    statistics: SceneStatistics
+    """In scaled units, with the blur and the shift that the method assumes."""
+    measured: Psf | None = None
+    """Blur and shift of the scene before any was removed; None: not measured or not measurable."""
+    softness: float | None = None
+    """Softness of the MS, sigma in MS pixels; None: not measured."""
+    high: float = 0.0
+    """Full scale or high percentile of the MS, digital numbers."""
+    seconds: float = 0.0
+
+    @property
+    def shift(self) -> tuple[float, float] | None:
+        """(dy, dx), PAN pixels, from the PAN to the MS, + is down and right; None: not measured."""
+        if self.measured is None:
+            return None
+        dy, dx = self.measured.shift
+        return -dy, -dx
+
+
+def survey(
+    pair: ScenePair,
+    sharpener: Sharpener | None = None,
+    *,
+    max_value: float | None = None,
+    measure: bool = True,
+    softness: bool = False,
+    windows: int = SURVEY_WINDOWS,
+    on_progress: Progress = no_progress,
+) -> Survey:
+    """Survey a scene by samples spread over all of it.
+
+    Args:
+        pair: the opened scene.
+        sharpener: the method whose assumptions and scale count; None: the scene's own.
+        max_value: full scale in digital numbers, if it is known.
+        measure: measure blur and shift even where the sharpener assumes them.
+        softness: measure the softness of the MS too.
+        windows: largest number of samples.
+        on_progress: called with (samples read, samples in all).
+
+    Raises:
+        IncompatiblePair: no pixel is valid in both PAN and MS.
+    """
+    began = time.monotonic()
+    assumed = None if sharpener is None else sharpener.assumed_psf(pair.ratio)
+    softness = softness or (sharpener is not None and sharpener.wants_softness)
+    places = sample_windows(pair, windows, max(SURVEY_SIZE // pair.ratio, 32))
+    if not places:
+        raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
+    samples = []
+    for place in places:
+        on_progress(len(samples), len(places))
+        samples.append(pair.read_frame(*place))
+    try:
+        known = scene_scale(pair, samples, max_value)
+        scale = _scale_for(sharpener, known)
+        pieces, valid = _pieces(samples, pair.ratio, known)
+        measured, own_softness = None, None
+        if assumed is None or measure:
+            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=softness)
+            own_softness = statistics.softness
+            measured = None if statistics.psf == default_psf(pair.ratio) else statistics.psf
+        if assumed is not None:
+            statistics = scene_statistics(pieces, pair.ratio, assumed, valid)
+    except ValueError as error:
+        raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
+    on_progress(len(places), len(places))
+    statistics = _rescaled(statistics, known, scale)
+    return Survey(scale, statistics, measured, own_softness, known.ms, time.monotonic() - began)
+
+
+def scene_scale(pair: ScenePair, samples: Sequence[TileArrays], max_value: float | None) -> SceneScale:
+    """Full scale of PAN and MS: an option, the bit depth in the metadata, or the 99.5 percentile.
+
+    Raises:
+        ValueError: a sample without any valid pixel.
+    """
+    if max_value is not None:
+        return SceneScale(max_value, max_value, "option")
+    if pair.meta.nbits and pair.pan_meta.nbits:
+        return SceneScale(2.0**pair.pan_meta.nbits - 1, 2.0**pair.meta.nbits - 1, "bit depth")
+    pan = np.concatenate([s.pan[0][s.pan_valid] for s in samples])
+    ms = np.concatenate([s.ms[:, s.ms_valid].ravel() for s in samples])
+    values = []
+    for name, pixels in (("PAN", pan), ("MS", ms)):
+        if pixels.size == 0:
+            raise ValueError(f"the {name} holds no valid pixel")
+        high = float(np.percentile(np.abs(pixels), HIGH_PERCENTILE))
+        values.append(high if high > 0 else 1.0)
+    return SceneScale(values[0], values[1], "percentile")
+
+
+def _scale_for(sharpener: Sharpener | None, known: SceneScale) -> SceneScale:
+    """The scale that the sharpener asks for; full scales that are known stand."""
+    if sharpener is None or known.source != "percentile":
+        return known
+    wanted = sharpener.full_scale(known.pan, known.ms)
+    return known if wanted is None else SceneScale(*wanted, "model")
+
+
+def _rescaled(statistics: SceneStatistics, old: SceneScale, new: SceneScale) -> SceneStatistics:
+    if new is old:
+        return statistics
+    gain = torch.full_like(statistics.mean, old.ms / new.ms)
+    gain[-1] = old.pan / new.pan
+    return replace(
+        statistics,
+        mean=statistics.mean * gain,
+        covariance=statistics.covariance * gain.outer(gain),
+        detail=statistics.detail * gain.outer(gain),
+    )
+
+
+Part = tuple[slice, slice]
+
+
+def _pieces(
+    samples: Sequence[TileArrays], ratio: int, scale: SceneScale
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+    """Scaled (pan, ms) of the clean parts of the samples, and which of their MS pixels are valid."""
+    pieces, valid = [], []
+    for s in samples:
+        h, w = s.ms_valid.shape
+        whole = s.pan_valid.reshape(h, ratio, w, ratio).all((1, 3)) & s.ms_valid
+        pan, ms = torch.from_numpy(s.pan / scale.pan), torch.from_numpy(s.ms / scale.ms)
+        for part in _clean_parts(whole):
+            rows, cols = (slice(p.start * ratio, p.stop * ratio) for p in part)
+            pieces.append((pan[:, rows, cols], ms[:, part[0], part[1]]))
+            valid.append(torch.from_numpy(whole[part]))
+    return pieces, valid
+
+
+def _clean_parts(valid: npt.NDArray[np.bool_]) -> list[Part]:
+    """A sample without its invalid borders, or its quarters: blur is measured on clean parts only."""
+    (top, bottom), (left, right) = (_extent(np.any(valid, axis)) for axis in (1, 0))
+    inner = valid[top:bottom, left:right]
+    if inner.all() or min(inner.shape) < 64:
+        return [(slice(top, bottom), slice(left, right))]
+    middle, centre = (top + bottom) // 2, (left + right) // 2
+    rows, cols = (slice(top, middle), slice(middle, bottom)), (slice(left, centre), slice(centre, right))
+    return [(r, c) for r in rows for c in cols if valid[r, c].any()]
+
+
+def _extent(flags: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Start and stop of the true values; the whole length where there is none."""
+    true = np.flatnonzero(flags)
+    return (int(true[0]), int(true[-1]) + 1) if true.size else (0, len(flags))
+
+
+def coregistered(
+    pair: ScenePair,
+    reopen: Callable[[tuple[float, float]], ScenePair],
+    mode: str,
+    sharpener: Sharpener,
+    max_value: float | None,
+    on_progress: Progress = no_progress,
+    windows: int = SURVEY_WINDOWS,
+) -> tuple[ScenePair, Survey]:
+    """Survey the scene, and warn of the shift between PAN and MS or remove it.
+
+    Args:
+        pair: the opened scene; closed where another one is returned.
+        reopen: opens the pair anew with its MS moved by (dy, dx) PAN pixels.
+        mode: "off", "check" or "shift".
+        sharpener: the method.
+        max_value: full scale, if it is known.
+        on_progress: as of `survey`.
+        windows: as of `survey`.
+
+    Returns:
+        The pair to go on with, and its survey.
+    """
+
+    def look(scene: ScenePair, measure: bool) -> Survey:
+        return survey(
+            scene, sharpener, max_value=max_value, measure=measure, windows=windows, on_progress=on_progress
+        )  # fmt: skip
+
+    first = look(pair, mode != "off")
+    if mode == "off":
+        return pair, first
+    if first.shift is None:
+        log.info("PAN and MS resemble each other too little to measure a shift")
+        return pair, first
+    dy, dx = first.shift
+    lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels, + is down and right)"
+    if mode == "check":
+        if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
+            log.warning("%s off the PAN; --coregister shift moves it back", lies)
+        return pair, first
+    if max(abs(dy), abs(dx)) < LEAST_SHIFT:
+        log.info("%s off the PAN: too little to resample it for", lies)
+        return pair, first
+    # Rounded, so that a resumed run, which measures anew, opens the very same pair.
+    moved = reopen((round(-dy, 3), round(-dx, 3)))
+    if moved.shift == (0.0, 0.0):
+        moved.close()
+        log.info("%s off the PAN: less than half a pixel stays as it is", lies)
+        return pair, first
+    pair.close()
+    log.info("%s off the PAN and is moved by %+.2f and %+.2f", lies, *moved.shift)
+    try:
+        again = look(moved, False)
+    except BaseException:
+        moved.close()
+        raise
+    return moved, replace(again, measured=first.measured)
+
+
+def clipping_warning(meta: MsMeta, high: float, dtype: str | None) -> str | None:
+    """A sentence where another output dtype would damage MS values that reach `high`."""
+    if dtype is None or np.dtype(dtype).kind == "f":
+        return None
+    if high > np.iinfo(dtype).max:
+        lost = f"{dtype} ends at {np.iinfo(dtype).max}, and values above are clipped, not rescaled"
+    elif np.dtype(meta.dtype).kind == "f" and high < FEW_LEVELS:
+        lost = f"{dtype} rounds them to whole numbers, and they are not rescaled"
+    else:
+        return None
+    return f"the MS's values reach about {high:.4g}: {lost}; leave out --output-dtype"
+
+
+def remembered(current: Survey, path: Path) -> Survey:
+    """The survey of the run that is resumed, to the last bit; else the current one, kept in `path`."""
+    if path.exists():
+        data = json.loads(path.read_text())
+        psf = data["measured"]
+        return Survey(
+            SceneScale(**data["scale"]),
+            SceneStatistics.from_dict(data["statistics"]),
+            None if psf is None else Psf(psf["sigma"], tuple(psf["shift"]), psf["correlation"]),
+        )
+    data = {
+        "scale": asdict(current.scale),
+        "statistics": current.statistics.as_dict(),
+        "measured": None if current.measured is None else asdict(current.measured),
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data))
+    temporary.replace(path)
+    return current
