@@ -40,7 +40,6 @@ def batch(
             help="CSV with the columns pan, ms and perhaps id, output, or JSON lines with these "
             "keys; - is stdin. Several MS files of a scene: with semicolons, or as a JSON list.",
             show_default=False,
-            rich_help_panel=INPUT,
         ),
     ] = None,
     output: Annotated[

@@ -10,7 +10,7 @@ import typer
 from uknowpan.commands import shared as opt
 from uknowpan.console import run_began, to_json
 from uknowpan.errors import Error, UsageError
-from uknowpan.options import INPUT, SharpenOptions
+from uknowpan.options import SharpenOptions
 
 if TYPE_CHECKING:
     from uknowpan.models.sharpeners import Sharpener
@@ -24,7 +24,7 @@ def info(
     ctx: typer.Context,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint.", rich_help_panel=INPUT),
+        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint."),
     ],
     options: SharpenOptions,
     as_json: opt.JsonOption = False,

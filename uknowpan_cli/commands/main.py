@@ -7,7 +7,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from uknowpan import __version__
 from uknowpan.commands.batch import batch
@@ -21,8 +21,9 @@ from uknowpan.commands.sharpen import sharpen
 from uknowpan.commands.simulate import simulate
 from uknowpan.commands.train import train
 from uknowpan.console import own_process
+from uknowpan.options import RUN
 
-METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "int range": "N", "float": "VALUE"}
+METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "float": "VALUE", "bool": ""}
 """Type of a parameter -> how the help shows its value, where the option names nothing better."""
 
 
@@ -30,13 +31,15 @@ class Command(TyperCommand):
     """A command whose help keeps square brackets, as in uknowpan[dask], and shows plain metavars."""
 
     def format_help(self, *arguments: Any) -> None:
-        for parameter in self.params:
+        for parameter in self.get_params(arguments[0]):
+            if "--help" in parameter.opts:
+                parameter.rich_help_panel = RUN  # type: ignore[attr-defined]
             text = getattr(parameter, "help", None)
             if text:
                 parameter.help = _escaped(text)  # type: ignore[attr-defined]
-            if parameter.metavar is None:
-                name = parameter.type.name.removeprefix("list[").rstrip("]").lower()
-                parameter.metavar = METAVARS.get(name)
+            if parameter.metavar is None and isinstance(parameter, TyperOption):
+                shown = str(parameter.display_type(arguments[0])).strip("<>").removeprefix("list[").rstrip("]")
+                parameter.metavar = METAVARS.get(shown.lower().removesuffix(" range"))
         self.help = _escaped(self.help or "")
         super().format_help(*arguments)
 

@@ -10,7 +10,7 @@ import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.console import progress, run_began, to_json
-from uknowpan.options import INPUT, RESULT, RUN, SharpenOptions
+from uknowpan.options import RESULT, RUN, SharpenOptions
 
 if TYPE_CHECKING:
     from uknowpan.sharpening import SharpenReport
@@ -21,18 +21,12 @@ def sharpen(
     ctx: typer.Context,
     pan: Annotated[
         str,
-        typer.Argument(
-            metavar="PAN",
-            help="Panchromatic raster, one band; FILE,band=N selects one.",
-            rich_help_panel=INPUT,
-        ),
+        typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one."),
     ],
     ms: Annotated[
         list[str],
         typer.Argument(
-            metavar="MS...",
-            help="Multispectral raster; or several files, their bands in order; FILE,band=N selects.",
-            rich_help_panel=INPUT,
+            metavar="MS...", help="Multispectral raster; or several files, their bands in order; FILE,band=N selects."
         ),
     ],
     output: Annotated[
