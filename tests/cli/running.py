@@ -1,6 +1,7 @@
 """What the tests of the command line share beside fixtures."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -23,6 +24,11 @@ class Outcome:
     code: int
     stdout: str
     stderr: str
+
+    @property
+    def messages(self) -> str:
+        """stderr without progress and the line that sums a run up."""
+        return re.sub(r"(?m)^(survey|sharpen): .* s left\n|^.*: \d+ x \d+ pixels, .* Mpx/s\n", "", self.stderr)
 
 
 Run = Callable[..., Outcome]

@@ -20,8 +20,8 @@ from uknowpan import sharpening as pipeline
 from uknowpan.archive import run as batch_run
 from uknowpan.archive.manifest import Scene, Shard
 from uknowpan.archive.report import append_line, merged_report
-from uknowpan.opening import PairRequest
-from uknowpan.scene_job import MethodRequest, SceneRequest
+from uknowpan.loading import load_once
+from uknowpan.options import SharpenOptions
 from uknowpan.tiling import OutputError, StripStore
 
 
@@ -31,7 +31,7 @@ def _no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "AWS_BATCH_", "JOB_COMPLETION_")) or name.endswith("RANK"):
             monkeypatch.delenv(name)
-    batch_run.load_method.cache_clear()
+    load_once.cache_clear()
 
 
 @dataclass
@@ -169,12 +169,12 @@ def test_peak_memory_is_of_the_scene(archive: Archive, monkeypatch: pytest.Monke
     archive.add("b")
     sharpen_row = pipeline.sharpen_row
 
-    def greedy(pair: object, *rest: object) -> object:
-        if "a_pan" in str(pair.inputs[0]):
+    def greedy(scene: pipeline.Scene, *rest: object) -> object:
+        if "a_pan" in str(scene.pair.inputs[0]):
             with mmap.mmap(-1, 400 * 2**20) as block:  # which goes back to the system
                 for page in range(0, len(block), mmap.PAGESIZE):
                     block[page] = 1
-        return sharpen_row(pair, *rest)
+        return sharpen_row(scene, *rest)
 
     monkeypatch.setattr(pipeline, "sharpen_row", greedy)
     assert archive.run(archive.folder / "out").code == 0
@@ -401,7 +401,7 @@ def test_threads_and_batches_do_not_matter(archive: Archive) -> None:
     archive.add("a")
     output = archive.folder / "out"
     assert archive.run(output).code == 0
-    batch_run.load_method.cache_clear()
+    load_once.cache_clear()
     assert archive.run(output, "--batch-size", 3, "--num-threads", torch.get_num_threads()).code == 0
     assert [line["status"] for line in lines(output)] == ["done", "skipped"]
 
@@ -549,18 +549,14 @@ def test_scene_without_a_command(archive: Archive) -> None:
     """What other processes run: plain values in, plain values out."""
     pair = archive.add("a")
     output = archive.folder / "out"
-    settings = batch_run.BatchSettings(
-        MethodRequest(method="gsa"),
-        SceneRequest(PairRequest("", (), None, None, None, None, "cubic", None), ""),
-        str(output),
-    )
+    settings = batch_run.BatchSettings(SharpenOptions(method="gsa"), str(output))
     scene = Scene("a", pair.pan, tuple(pair.ms), f"{output}/a.tif", f"{output}/s.tif")
     scene, settings = pickle.loads(pickle.dumps((scene, settings)))
     outcomes = [pickle.loads(pickle.dumps(batch_run.run_scene(scene, settings))) for _ in range(2)]
     assert [outcome.status for outcome in outcomes] == ["done", "skipped"]
     outcome = batch_run.run_scene(replace(scene, pan="nowhere"), settings, attempt=2)
     assert (outcome.status, outcome.code, outcome.attempts) == ("failed", 3, 2)
-    wrong = replace(settings, method=MethodRequest(model="none"))
+    wrong = replace(settings, options=SharpenOptions(model="none"))
     assert batch_run.run_scene(scene, wrong).code == 5
 
 

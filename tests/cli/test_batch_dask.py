@@ -17,10 +17,10 @@ import torch
 from running import MakePair, Run
 
 from uknowpan.archive import cluster as batch_dask
-from uknowpan.archive import run as batch_run
 from uknowpan.archive.report import append_line, merged_report
 from uknowpan.commands import batch
-from uknowpan.scene_job import MethodRequest
+from uknowpan.loading import load_once
+from uknowpan.options import SharpenOptions
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None,
@@ -31,7 +31,7 @@ SCENES = "abcdef"
 
 @pytest.fixture(autouse=True)
 def _no_model_from_before() -> None:
-    batch_run.load_method.cache_clear()
+    load_once.cache_clear()
 
 
 @pytest.fixture
@@ -289,10 +289,10 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(distributed, "get_worker", lambda: type("Worker", (), {"name": 5}))
     for asked, count, own in (
-        (MethodRequest(), 4, "cuda:1"),
-        (MethodRequest(device="cuda:3"), 1, "cuda:3"),
-        (MethodRequest(device="cpu"), 0, "cpu"),
-        (MethodRequest(method="gsa"), 0, "auto"),
+        (SharpenOptions(), 4, "cuda:1"),
+        (SharpenOptions(device="cuda:3"), 1, "cuda:3"),
+        (SharpenOptions(device="cpu"), 0, "cpu"),
+        (SharpenOptions(method="gsa"), 0, "auto"),
     ):
         assert batch_dask._gpus(asked) == count
         assert batch_dask._with_own_gpu(asked).device == own
@@ -307,4 +307,4 @@ def test_model_by_any_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("generic", "generic"),
         (None, None),
     ):
-        assert batch_dask._anywhere(MethodRequest(model=asked)).model == found
+        assert batch_dask._anywhere(SharpenOptions(model=asked)).model == found

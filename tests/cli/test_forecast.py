@@ -1,7 +1,7 @@
 """What `--dry-run` says of disk and time; sizes are exact, seconds only plausible."""
 
 import json
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import rasterio
 from rasters import RasterPair
 from running import MakePair, Run
 
+from uknowpan import console
 from uknowpan import forecast as estimate
-from uknowpan.sharpening import SharpenOptions
 
 SIDE, RATIO, TILE = 96, 4, 32
 """MS pixels; tiles of 8 x 8 of them, 12 x 12 tiles."""
@@ -85,12 +85,11 @@ def test_start_and_writing_are_in_the_time(
 ) -> None:
     pair = make_pair(ms_shape=(SIDE, SIDE))
     words = ("-o", tmp_path / "out.tif", "--method", "brovey")
-    monkeypatch.setattr(estimate, "LONGEST_START", 1e6)
-    monkeypatch.setattr(estimate, "_age", lambda: 5000.0)
+    monkeypatch.setattr(console, "_began", [time.monotonic() - 5000.0])
     monkeypatch.setattr(estimate, "_writing_seconds", lambda *rest: 1000 / (SIDE * RATIO) ** 2)
-    said = forecast(uknowpan, pair, *words)
-    assert 5900 < said["seconds"] < 6100
-    assert not said["notes"]
+    values = forecast(uknowpan, pair, *words)
+    assert 5900 < values["seconds"] < 6100
+    assert not values["notes"]
 
 
 def test_no_room_to_try_writing(
@@ -99,15 +98,15 @@ def test_no_room_to_try_writing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(estimate, "_write_there", full)
+    monkeypatch.setattr(estimate, "_write_to", full)
     pair = make_pair()
     said = forecast(uknowpan, pair, "-o", tmp_path / "out.tif", "--method", "brovey")
     assert said["notes"] == ["writing is not in the time: [Errno 28] No space left on device"]
 
 
-def test_old_processes_were_not_started_for_this(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = SharpenOptions("out.tif")
-    assert estimate._age() > 0 or sys.platform != "linux"
-    for age, counted in ((-1.0, 0.0), (7.0, 7.0), (1e5, 0.0)):
-        monkeypatch.setattr(estimate, "_age", lambda age=age: age)
-        assert estimate._start_seconds(options) == counted
+def test_age_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_began", [])
+    before = time.monotonic()
+    assert console.run_began() >= before
+    console.own_process()
+    assert before - 36_000 < console.run_began() < before
