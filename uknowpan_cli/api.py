@@ -14,7 +14,8 @@ from uknowpan.loading import load_for
 from uknowpan.models.devices import tune_cpu
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import OF_MODEL, SharpenOptions, declared
-from uknowpan.sharpening import SharpenReport, open_scene, prepared, sharpen_scene
+from uknowpan.scenes import open_scene, prepared
+from uknowpan.sharpening import SharpenReport, sharpen_scene
 from uknowpan.surveying import Survey
 from uknowpan.surveying import survey as survey_pair
 from uknowpan.tiling import ScenePair

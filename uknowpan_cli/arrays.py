@@ -18,7 +18,8 @@ from rasterio.io import MemoryFile
 from uknowpan.api import loader, options_from, python_warnings
 from uknowpan.errors import InputError
 from uknowpan.options import MODEL, TILING, declared
-from uknowpan.sharpening import Scene, prepared, sharpen_strips, with_back_off
+from uknowpan.scenes import Scene, prepared
+from uknowpan.sharpening import sharpen_strips, with_back_off
 from uknowpan.tiling import Encoding, encode
 from uknowpan.tiling.raster import bounded_gdal_cache
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from uknowpan.loading import device_of
-from uknowpan.sharpening import Array, Scene, TileRow, layer_writer, sharpen_row
+from uknowpan.scenes import Scene
+from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_row
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
 
 TILES_LOOKED_AT = 2000

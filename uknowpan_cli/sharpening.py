@@ -1,13 +1,12 @@
-"""One scene from its files to the sharpened file: open, survey, plan, rows, write, report."""
+"""One scene sharpened: rows of tiles, strips, files, report."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,39 +16,27 @@ import numpy.typing as npt
 import torch
 
 from uknowpan import __version__
-from uknowpan.errors import Interrupted, OutOfMemory, UsageError, is_out_of_memory
-from uknowpan.files import check_outputs, try_creation
-from uknowpan.loading import device_of, tiles_at_once
+from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
+from uknowpan.files import check_outputs
+from uknowpan.loading import device_of
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.sharpeners import Sharpened, Sharpener
-from uknowpan.options import SharpenOptions
-from uknowpan.surveying import (
-    SURVEY_WINDOWS,
-    Progress,
-    SceneScale,
-    Survey,
-    clipping_warning,
-    coregistered,
-    no_progress,
-    remembered,
-)
+from uknowpan.models.sharpeners import Sharpened
+from uknowpan.scenes import Scene, creation_of, plan_scene
+from uknowpan.surveying import Progress, SceneScale, no_progress, remembered
 from uknowpan.tiling import (
     Grid,
     OutputOptions,
-    ScenePair,
     SceneWriter,
     StripBlender,
     StripStore,
     Tile,
     TileArrays,
     encode,
-    open_pair,
     output_encoding,
-    plan_tiles,
     tile_rows_needed,
     uncertainty_meta,
 )
-from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
+from uknowpan.tiling.raster import bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 
@@ -58,59 +45,6 @@ SMALLEST_TILE = 64
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TilePlan:
-    """The cut of the frame into tiles; sizes in MS pixels."""
-
-    rows: list[list[Tile]]
-    overlap: int
-    margin: int
-
-    @property
-    def count(self) -> int:
-        return sum(len(row) for row in self.rows)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A scene that was opened, surveyed and planned for a sharpener."""
-
-    pair: ScenePair
-    sharpener: Sharpener
-    options: SharpenOptions
-    output: str
-    survey: Survey
-    plan: TilePlan
-    batch_size: int
-    began: float
-    """Monotonic time from which the report counts."""
-
-    @property
-    def tile_bytes(self) -> int:
-        """Memory that sharpening one tile takes, about."""
-        return tile_bytes(self.pair, self.sharpener, self.plan)
-
-    @property
-    def overlapped(self) -> bool:
-        """Blend in a thread and fetch results a batch late: the device computes meanwhile."""
-        return computes_beside(self.sharpener)
-
-    @property
-    def layers(self) -> dict[str, str]:
-        """Layer -> its file."""
-        files = {"image": self.output}
-        return files if self.options.uncertainty is None else files | {"uncertainty": str(self.options.uncertainty)}
-
-    @property
-    def bytes_across(self) -> int:
-        """Bytes of input blocks that a row of tiles reads again and again."""
-        return self.pair.bytes_across(self.plan.rows[0][0].height + 2 * self.plan.margin)
-
-    def area(self, tiles: Sequence[Tile]) -> int:
-        """PAN pixels of tiles."""
-        return sum(t.height * t.width for t in tiles) * self.pair.ratio**2
 
 
 @dataclass(frozen=True)
@@ -138,143 +72,6 @@ class SharpenReport:
     megapixels_per_second: float
     uncertainty: str | None = None
     notes: list[str] = field(default_factory=list)
-
-
-# Open and plan ------------------------------------------------------------------------------------
-
-
-def open_scene(
-    pan: RasterLike,
-    ms: RasterLike | Sequence[RasterLike],
-    options: SharpenOptions,
-    shift: tuple[float, float] = (0.0, 0.0),
-) -> ScenePair:
-    """Open the pair as the options ask, its MS moved by (dy, dx) PAN pixels."""
-    bounds: Any = options.bounds
-    bands: Any = options.bidx
-    return open_pair(
-        pan,
-        ms,
-        pan_band=options.pan_bidx,
-        ms_bands=bands,
-        nodata=options.nodata,
-        ratio=options.ratio,
-        resampling=options.resampling,
-        shift=shift,
-        bounds=bounds,
-    )
-
-
-@contextmanager
-def prepared(
-    pan: RasterLike,
-    ms: RasterLike | Sequence[RasterLike],
-    output: str,
-    options: SharpenOptions,
-    load: Callable[[], Sharpener],
-    *,
-    in_memory: bool = False,
-    dry_run: bool = False,
-    began: float | None = None,
-    windows: int = SURVEY_WINDOWS,
-    on_progress: Progress = no_progress,
-) -> Iterator[Scene]:
-    """Open a scene and check that it can be sharpened as asked, before anything is computed.
-
-    Args:
-        pan, ms: the rasters.
-        output: the file to write.
-        options: wishes.
-        load: gives the sharpener; called when the files are in order.
-        in_memory: no file is written.
-        dry_run: outputs that exist do no harm.
-        began: monotonic time at which the run began; None: now.
-        windows, on_progress: as of `survey`.
-
-    Raises:
-        TilingError, ModelError, UsageError: see their classes.
-    """
-    began = time.monotonic() if began is None else began
-    with ExitStack() as stack:
-        stack.enter_context(bounded_gdal_cache())
-        pair = open_scene(pan, ms, options)
-        stack.callback(lambda: pair.close())  # the one that `coregistered` returns
-        if not in_memory:
-            named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
-            inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
-            paths = {flag: None if path is None else str(path) for flag, path in named.items()}
-            check_outputs(paths, inputs, options.overwrite or dry_run)
-            try_creation(_creation(options), options.format, options.output_dtype or pair.meta.dtype)
-        sharpener = load()
-        if options.uncertainty is not None:
-            check_uncertainty(sharpener)
-        sharpener.check(pair.bands, pair.ratio)
-        pair, survey = coregistered(
-            pair,
-            lambda shift: open_scene(pan, ms, options, shift),
-            options.coregister,
-            sharpener,
-            options.max_value,
-            on_progress,
-            windows,
-        )
-        plan = plan_scene(pair, sharpener, survey, options)
-        _remark(pair, sharpener, options, survey, plan)
-        batch = options.batch_size or tiles_at_once(device_of(sharpener), tile_bytes(pair, sharpener, plan))
-        yield Scene(pair, sharpener, options, output, survey, plan, batch, began)
-
-
-def _remark(
-    pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, survey: Survey, plan: TilePlan
-) -> None:  # fmt: skip
-    """Log what was assumed about the scene and what may look odd in the result."""
-    for note in pair.notes:
-        log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
-    clipped = clipping_warning(pair.meta, survey.high, options.output_dtype)
-    if clipped is not None:
-        log.warning(clipped)
-    if not sharpener.local and plan.count > 1:
-        log.warning(
-            "the result of model %s depends on how the scene is cut, here into %d tiles "
-            "that overlap by %d PAN pixels (--tile, --overlap)",
-            *(sharpener.name, plan.count, plan.overlap * pair.ratio),
-        )
-
-
-def check_uncertainty(sharpener: Sharpener) -> None:
-    """Raise UsageError where a method has no uncertainty."""
-    if not sharpener.has_uncertainty:
-        raise UsageError(
-            f"--uncertainty: {sharpener.name} has none; use a model of the form fsa-s-lite, like the bundled one."
-        )
-
-
-def computes_beside(sharpener: Sharpener) -> bool:
-    """Whether the device computes while the CPU does other things."""
-    return device_of(sharpener) != "cpu"
-
-
-def tile_bytes(pair: ScenePair, sharpener: Sharpener, plan: TilePlan) -> int:
-    """Memory in bytes that sharpening one tile takes, about."""
-    first, rim = plan.rows[0][0], 2 * plan.margin
-    window = (first.height + rim) * (first.width + rim) * pair.ratio**2
-    return window * pair.bands * sharpener.floats_per_pixel * 4
-
-
-def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: SharpenOptions) -> TilePlan:
-    """Cut the frame into tiles whose sides are multiples that the sharpener takes."""
-    ratio = pair.ratio
-    multiple = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
-    overlap_pan = options.overlap
-    if overlap_pan is None:
-        overlap_pan = 0 if sharpener.local else 32
-    tile = max(round(options.tile / ratio / multiple), 1) * multiple
-    overlap = math.ceil(overlap_pan / ratio / multiple) * multiple
-    overlap = min(overlap, tile // 2 // multiple * multiple)
-    if max(pair.frame_shape) <= tile:  # one tile, no larger than it must be
-        overlap = 0
-    rows = plan_tiles(pair.frame_shape, tile, overlap, multiple)
-    return TilePlan(rows, overlap, sharpener.margin(survey.statistics))
 
 
 # Rows ---------------------------------------------------------------------------------------------
@@ -592,11 +389,6 @@ def _ends_in_order(store: StripStore) -> Iterator[None]:
         store.release()
 
 
-def _creation(options: SharpenOptions) -> dict[str, str]:
-    creation: Any = options.creation
-    return dict(creation)
-
-
 def layer_writer(
     scene: Scene, layer: str, path: str, grid: Grid, tags: Mapping[str, str] | None = None, inputs: Sequence[str] = ()
 ) -> SceneWriter:
@@ -609,7 +401,7 @@ def layer_writer(
             format=options.format,
             dtype=options.output_dtype,
             nodata=options.nodata,
-            creation=_creation(options),
+            creation=creation_of(options),
             overviews=options.overviews,
             overwrite=options.overwrite,
             num_threads=threads,

@@ -20,7 +20,7 @@ from rasters import ORIGIN, write_raster
 from running import STOPPING, MakePair, Run, spawn
 
 from uknowpan import forecast as estimate
-from uknowpan import loading, surveying
+from uknowpan import loading, scenes, surveying
 from uknowpan import sharpening as pipeline
 from uknowpan.models.checkpoints import Card, save_checkpoint
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
@@ -525,7 +525,7 @@ def test_tiles_and_batches_do_not_show(steps: int, uknowpan: Run, make_pair: Mak
 @pytest.fixture
 def overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: strips are made by a thread, results fetched a batch late."""
-    monkeypatch.setattr(pipeline, "computes_beside", lambda sharpener: True)
+    monkeypatch.setattr(scenes, "computes_beside", lambda sharpener: True)
 
 
 def test_overlapping_does_not_show(

@@ -32,7 +32,8 @@ from uknowpan.errors import UsageError
 from uknowpan.loading import device_of, load_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
-from uknowpan.sharpening import SharpenReport, open_scene, prepared, sharpen_scene
+from uknowpan.scenes import open_scene, prepared
+from uknowpan.sharpening import SharpenReport, sharpen_scene
 from uknowpan.surveying import Progress, no_progress
 from uknowpan.tiling import (
     InputUnreadable,

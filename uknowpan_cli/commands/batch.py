@@ -154,7 +154,7 @@ def batch(
         return
     from uknowpan.archive.run import BatchSettings
     from uknowpan.loading import load_once
-    from uknowpan.sharpening import check_uncertainty
+    from uknowpan.scenes import check_uncertainty
 
     options = replace(options, device=_own_device(options.device), overwrite=overwrite)
     settings = BatchSettings(options, str(folder), uncertainty, retries)

@@ -75,7 +75,8 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     from uknowpan.models.sharpeners import load_sharpener
     from uknowpan.options import SharpenOptions
     from uknowpan.pictures import write_png
-    from uknowpan.sharpening import prepared, sharpen_scene
+    from uknowpan.scenes import prepared
+    from uknowpan.sharpening import sharpen_scene
 
     scene = load_demo_scene(size, seed=seed)
     paths = write_scene(scene, out)

@@ -40,7 +40,7 @@ def info(
         return
     began = run_began()
     from uknowpan.loading import load_for
-    from uknowpan.sharpening import open_scene
+    from uknowpan.scenes import open_scene
     from uknowpan.tiling.raster import bounded_gdal_cache
 
     with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
@@ -63,7 +63,7 @@ def _checkpoint(path: str, as_json: bool) -> None:
 
 def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float) -> dict[str, Any]:
     from uknowpan.forecast import estimate
-    from uknowpan.sharpening import Scene, plan_scene
+    from uknowpan.scenes import Scene, plan_scene
     from uknowpan.surveying import survey
 
     overview = survey(pair, sharpener, softness=True)

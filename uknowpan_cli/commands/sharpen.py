@@ -49,7 +49,8 @@ def sharpen(
     """
     began = run_began()
     from uknowpan.loading import load_for
-    from uknowpan.sharpening import prepared, sharpen_scene
+    from uknowpan.scenes import prepared
+    from uknowpan.sharpening import sharpen_scene
 
     with (
         progress("survey", quiet or dry_run, "samples") as shown,
