@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from uknowpan.loading import device_of
 from uknowpan.scenes import Scene
 from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_row
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
@@ -136,7 +135,7 @@ def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
     piece = Tile(tile.row, tile.col, min(side, tile.height), min(side, tile.width))
     seconds, _ = _timed(lambda: sharpen_row(scene, [piece]))
     batch = 1
-    if seconds < QUICK or device_of(scene.sharpener) != "cpu":
+    if seconds < QUICK or scene.sharpener.device != "cpu":
         piece, batch = tile, min(scene.batch_size, plan.count)
         sharpen_row(scene, [piece] * batch)
     seconds, row = _timed(lambda: sharpen_row(scene, [piece] * batch))

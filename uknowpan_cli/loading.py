@@ -65,11 +65,6 @@ def load_once(of_model: tuple[tuple[str, Any], ...]) -> Sharpener:
     return load_for(SharpenOptions(**dict(of_model)))
 
 
-def device_of(sharpener: Sharpener) -> str:
-    """The device that a sharpener computes on."""
-    return str(getattr(getattr(sharpener, "inner", sharpener), "device", "cpu"))
-
-
 def tiles_at_once(device: str, tile_bytes: int) -> int:
     """Default batch: as many tiles as fit into the GPU's free memory, 1 on a CPU."""
     free = free_memory(device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from uknowpan.errors import UsageError
 from uknowpan.files import check_outputs, try_creation
-from uknowpan.loading import device_of, tiles_at_once
+from uknowpan.loading import tiles_at_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warning, coregistered, no_progress
@@ -152,7 +152,7 @@ def prepared(
         )
         plan = plan_scene(pair, sharpener, survey, options)
         _remark(pair, sharpener, options, survey, plan)
-        batch = options.batch_size or tiles_at_once(device_of(sharpener), tile_bytes(pair, sharpener, plan))
+        batch = options.batch_size or tiles_at_once(sharpener.device, tile_bytes(pair, sharpener, plan))
         yield Scene(pair, sharpener, options, output, survey, plan, batch, began)
 
 
@@ -183,7 +183,7 @@ def check_uncertainty(sharpener: Sharpener) -> None:
 
 def computes_beside(sharpener: Sharpener) -> bool:
     """Whether the device computes while the CPU does other things."""
-    return device_of(sharpener) != "cpu"
+    return sharpener.device != "cpu"
 
 
 def tile_bytes(pair: ScenePair, sharpener: Sharpener, plan: TilePlan) -> int:

@@ -18,7 +18,6 @@ import torch
 from uknowpan import __version__
 from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
 from uknowpan.files import check_outputs
-from uknowpan.loading import device_of
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.sharpeners import Sharpened
 from uknowpan.scenes import Scene, creation_of, plan_scene
@@ -109,7 +108,7 @@ def _scaled(items: list[tuple[int, TileArrays]], scene: Scene) -> _Batch:
     scale = scene.survey.scale
     pan = torch.from_numpy(np.stack([a.pan for _, a in items]) / np.float32(scale.pan))
     ms = torch.from_numpy(np.stack([a.ms for _, a in items]) / np.float32(scale.ms))
-    if device_of(scene.sharpener).startswith("cuda"):
+    if scene.sharpener.device.startswith("cuda"):
         pan, ms = pan.pin_memory(), ms.pin_memory()
     return _Batch(items, pan, ms)
 

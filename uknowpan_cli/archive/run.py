@@ -29,7 +29,7 @@ from uknowpan import errors as exits
 from uknowpan.archive.manifest import Scene
 from uknowpan.console import to_json
 from uknowpan.errors import UsageError
-from uknowpan.loading import device_of, load_once
+from uknowpan.loading import load_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.scenes import open_scene, prepared
@@ -129,7 +129,7 @@ def run_scene(
     try:
         with _named(scene.id), bounded_gdal_cache():
             sharpener = load_once(settings.options.of_model)
-            started = replace(started, device=device_of(sharpener))
+            started = replace(started, device=sharpener.device)
             outcome = _run(scene, settings, sharpener, started, on_progress)
     except (exits.Interrupted, KeyboardInterrupt):
         raise
