@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ def measure_file(asked: Asked) -> Measured:
             **{name: _classical(name, sensor, file) for name in classical},
             **{n: _keeping_sigma(image_sharpener(s, file, scale), n, sigmas) for n, s in sharpeners.items()},
         }
-        with _shown(asked, sensor, sigmas, scale, folder) as on_image, _explained(file):
+        with _shown(asked, sensor, sigmas, scale, folder) as on_image, _memory_watched(file):
             results = evaluate_file(
                 file,
                 fuses,
@@ -66,7 +66,7 @@ def measure_file(asked: Asked) -> Measured:
                 as_is=classical,
                 on_image=on_image,
             )
-    return _said(asked, file, results, sensor, scale, size, sharpeners)
+    return _measured(asked, file, results, sensor, scale, size, sharpeners)
 
 
 def _chosen_methods(asked: Asked) -> list[str]:
@@ -86,24 +86,23 @@ def _chosen_methods(asked: Asked) -> list[str]:
 
 
 def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> float:
-    """Full scale in DN; exits with 3 if nobody knows it."""
+    """Full scale in DN.
+
+    Raises:
+        InputError: neither options, nor the file, nor a model declare one.
+    """
     from uknowpan.models.metrics.sensors import find_sensor
 
-    known = asked.max_value or file.header.max_value
-    if known is not None:
-        return known
-    if asked.sensor is not None and asked.sensor.max_value is not None:
-        return asked.sensor.max_value
+    declared = asked.sensor.max_value if asked.sensor else None
+    candidates: list[float | None] = [asked.max_value or file.header.max_value, declared]
     for name in (file.header.sensor, *(card.sensor for card in cards)):
-        try:
-            known = None if name is None else find_sensor(name).max_value
-        except ValueError:
-            known = None
-        if known is not None:
-            return known
-    said = {card.max_value for card in cards} - {None}
-    if len(said) == 1:
-        return float(said.pop() or 0.0)
+        with suppress(ValueError):  # a sensor without an entry
+            candidates.append(None if name is None else find_sensor(name).max_value)
+    trained = {card.max_value for card in cards} - {None}
+    candidates += trained if len(trained) == 1 else ()
+    for value in candidates:
+        if value is not None:
+            return value
     raise InputError(
         f"{asked.target} does not say its full scale, nor does a model; give --sensor, or "
         "--max-value (2047 for WV2, WV3 and QB, 1023 for GF2)."
@@ -111,7 +110,11 @@ def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> floa
 
 
 def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed: bool) -> Sensor:
-    """Whose MTF gains count; exits with 2 or 3 if they are needed and nobody knows them."""
+    """The sensor with the MTF gains.
+
+    Raises:
+        UsageError, InputError: gains are needed, but the option or the file has none that fit.
+    """
     from uknowpan.models.metrics.sensors import SENSORS, find_sensor
 
     bands, code = file.header.bands, InputError
@@ -119,12 +122,12 @@ def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed
     name = file.header.sensor or (trained.pop() if len(trained) == 1 else None)
     try:
         if asked.sensor is not None:
-            found, code = asked.sensor, UsageError
+            sensor, code = asked.sensor, UsageError
         elif file.header.sensor is not None and (gains := _stored_gains(file)):
             names = tuple(f"band {b + 1}" for b in range(bands))
             return replace(find_sensor(name or ""), bands=names, mtf_ms=gains)
         elif name is not None:
-            found = find_sensor(name)
+            sensor = find_sensor(name)
         elif not needed:
             return SENSORS["generic"]
         else:
@@ -132,12 +135,12 @@ def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed
                 f"{asked.target} does not say its sensor, whose MTF gains this needs; give "
                 f"--sensor ({', '.join(SENSORS)})."
             )
-        found.for_bands(bands)
+        sensor.for_bands(bands)
     except ValueError as error:
         if not needed:
             return SENSORS["generic"]
         raise code(f"{asked.target}: {error}.") from error
-    return found
+    return sensor
 
 
 def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
@@ -201,7 +204,7 @@ def _keeping_sigma(sharpen: Callable[[PatchBatch], Sharpened], name: str, sigmas
 
 
 def _picture_folder(asked: Asked, images: int) -> Path | None:
-    """The folder for pictures, in which nothing is in the way."""
+    """The folder for pictures; existing ones are refused without --overwrite."""
     if asked.pictures is None:
         return None
     from uknowpan.tiling import check_output
@@ -227,7 +230,7 @@ def _shown(
     scale: float,
     folder: Path | None,
 ) -> Iterator[Callable[[Scored], None]]:
-    """What is done after each image: a bar on a terminal, a line with -v, a picture."""
+    """Function for after each image: a bar on a terminal, a line with -v, a picture."""
     from tqdm import tqdm
 
     bar = tqdm(unit="image", file=sys.stderr, leave=False, disable=asked.quiet or not sys.stderr.isatty())
@@ -248,8 +251,8 @@ def _shown(
 
 
 @contextmanager
-def _explained(file: PanCollectionFile) -> Iterator[None]:
-    """Full memory as one sentence and exit 6."""
+def _memory_watched(file: PanCollectionFile) -> Iterator[None]:
+    """Report full memory as one sentence."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -262,7 +265,7 @@ def _explained(file: PanCollectionFile) -> Iterator[None]:
         ) from error
 
 
-def _said(
+def _measured(
     asked: Asked,
     file: PanCollectionFile,
     results: Results,
