@@ -68,7 +68,7 @@ def test_libraries_keep_to_their_side(folder, foreign, own):
     assert not offenders(sources(folder), *foreign)
     for path in sources(folder):
         ours = imports(path, "uknowpan")
-        allowed = (own, "uknowpan.errors", "uknowpan.locks", "uknowpan.__version__")
+        allowed = (own, "uknowpan.errors", "uknowpan.__version__")
         assert all(name == "uknowpan" or any(inside(name, other) for other in allowed) for name in ours), short(path)
 
 
@@ -77,11 +77,9 @@ def test_product_code_does_not_import_the_published_networks():
     assert not offenders([p for p in sources("models") if published not in p.parents], "uknowpan.models.published")
 
 
-def test_shared_modules_import_nothing_of_ours():
-    """`errors` and `locks` serve all folders."""
+def test_the_errors_import_nothing():
+    """`uknowpan.errors` serves all folders."""
     assert imported(ROOT / "uknowpan_cli" / "errors.py") <= {"__future__", "__future__.annotations"}
-    names = {name.split(".")[0] for name in imported(ROOT / "uknowpan_cli" / "locks.py")}
-    assert names <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("folder", ["tiling", "models"])
