@@ -71,8 +71,7 @@ def sharpen_array(
     pan_raster, ms_raster = _raster(pan, "PAN", nodata), _raster(ms, "MS", nodata)
     ratio = _ratio(pan_raster.values.shape, ms_raster.values.shape)
     wanted = replace(wanted, ratio=ratio, uncertainty="sigma" if uncertainty else None)
-    with ExitStack() as stack:
-        stack.enter_context(python_warnings())
+    with python_warnings(), ExitStack() as stack:
         names = [stack.enter_context(_in_memory(r, step)) for r, step in ((pan_raster, 1), (ms_raster, ratio))]
         scene = stack.enter_context(
             prepared(names[0], names[1:], "", wanted, lambda: load_model(wanted), in_memory=True)

@@ -1,5 +1,6 @@
 """`import uknowpan`: files and arrays in, files and arrays out, without a command line."""
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -64,8 +65,9 @@ def test_files_of_all_kinds(uknowpan: Run, make_pair: MakePair, tiny_model: Path
 
 
 def test_warnings_are_python_warnings(
-    make_pair: MakePair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    make_pair: MakePair, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uknowpan"), "handlers", [])  # of commands that ran here
     pair = make_pair(georeferenced=(False, False))
     with pytest.warns(uknowpan.UknowpanWarning, match="Neither raster is georeferenced") as caught:
         uknowpan.sharpen(pair.pan, pair.ms, tmp_path / "out.tif", method="gsa")
