@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rasterio.errors import NotGeoreferencedWarning
+
 from uknowpan.errors import UknowpanWarning, UsageError
 from uknowpan.loading import load_for
 from uknowpan.models.devices import tune_cpu
@@ -42,7 +44,9 @@ def python_warnings(depth: int = 4) -> Iterator[None]:
     collector = _Collector()
     log.addHandler(collector)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # there is a sentence of our own
+            yield
     finally:
         log.removeHandler(collector)
         for text in collector.texts:
