@@ -10,11 +10,21 @@ from uknowpan.models.metrics.toolbox import mirror_index
 
 
 def q2n_tiles(fused: Tensor, gt: Tensor, block: int) -> Tensor:
-    """Quality of each tile, (B, rows, cols), of two images (B, C, H, W) in DN."""
+    """Quality (B, rows, cols) of each tile of two images (B, C, H, W) in DN, rounded and mirrored to whole tiles."""
+    # Negative values are lost in the toolbox, too.
+    fused, gt = (fill_tiles(torch.floor(x + 0.5).clamp(0, 65535), block) for x in (fused, gt))
+    return tile_quality(fused, gt, block, torch.finfo(fused.dtype).eps)
+
+
+def tile_quality(fused: Tensor, gt: Tensor, block: int, least_deviation: float) -> Tensor:
+    """Quality (B, rows, cols) of each tile of two images (B, C, H, W), H and W multiples of `block`.
+
+    `least_deviation` stands for the standard deviation of a flat band of the reference.
+    """
     a, b = _tiles(gt, block), _tiles(fused, block)  # (n, B, rows, cols, M)
     pixels = a.shape[-1]
     unbias = pixels / (pixels - 1)
-    a, b = _normalise(a, b)
+    a, b = _normalise(a, b, least_deviation)
     b = _conjugate(b)
     mean_a, mean_b = a.mean(-1), b.mean(-1)  # (n, B, rows, cols)
     power_a, power_b = mean_a.square().sum(0), mean_b.square().sum(0)
@@ -28,11 +38,9 @@ def q2n_tiles(fused: Tensor, gt: Tensor, block: int) -> Tensor:
 
 
 def _tiles(x: Tensor, block: int) -> Tensor:
-    """uint16-valued tiles (n, B, rows, cols, M), n the next power of two, of (B, C, H, W)."""
-    x = torch.floor(x + 0.5).clamp(0, 65535)  # negatives are lost in the toolbox, too
+    """Tiles (n, B, rows, cols, M), n the next power of two, of (B, C, H, W)."""
     bands = x.shape[1]
-    wanted = 1 << (bands - 1).bit_length()
-    x = F.pad(fill_tiles(x, block), (0, 0, 0, 0, 0, wanted - bands))
+    x = F.pad(x, (0, 0, 0, 0, 0, (1 << (bands - 1).bit_length()) - bands))
     b, n, height, width = x.shape
     x = x.reshape(b, n, height // block, block, width // block, block)
     return x.permute(1, 0, 2, 4, 3, 5).flatten(-2)
@@ -46,11 +54,11 @@ def fill_tiles(x: Tensor, block: int) -> Tensor:
     return x[..., rows, :][..., cols]
 
 
-def _normalise(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise(a: Tensor, b: Tensor, least_deviation: float) -> tuple[Tensor, Tensor]:
     """Each band by mean and deviation of the reference's tile `a`, plus 1."""
     mean = a.mean(-1, keepdim=True)
     deviation = (a - mean).square().sum(-1, keepdim=True).div(a.shape[-1] - 1).sqrt()
-    deviation = torch.where(deviation == 0, torch.finfo(a.dtype).eps, deviation)
+    deviation = torch.where(deviation == 0, least_deviation, deviation)
     # A band of zeros in the reference: the toolbox leaves the other image's band undivided.
     return (a - mean) / deviation + 1, (b - mean) / torch.where(mean == 0, 1.0, deviation) + 1
 

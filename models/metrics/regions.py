@@ -46,10 +46,22 @@ class Region:
 
     def grown(self, before: int, after: int, shape: Shape) -> Region:
         """The region with more pixels above and left, below and right, within an image of `shape`."""
-        top, left = max(self.row - before, 0), max(self.col - before, 0)
-        bottom = min(self.row + self.height + after, shape[0])
-        right = min(self.col + self.width + after, shape[1])
+        return self.padded(before, after).clipped(shape)
+
+    def padded(self, before: int, after: int) -> Region:
+        """The region with more pixels above and left, below and right, beyond the image too."""
+        size = before + after
+        return Region(self.row - before, self.col - before, self.height + size, self.width + size)
+
+    def clipped(self, shape: Shape) -> Region:
+        """The part of the region in an image of `shape`."""
+        top, left = max(self.row, 0), max(self.col, 0)
+        bottom, right = min(self.row + self.height, shape[0]), min(self.col + self.width, shape[1])
         return Region(top, left, bottom - top, right - left)
+
+    def scaled(self, factor: int) -> Region:
+        """The same area in pixels `factor` times as fine."""
+        return Region(self.row * factor, self.col * factor, self.height * factor, self.width * factor)
 
     def within(self, outer: Region) -> tuple[slice, slice]:
         """Rows and columns of the region in the arrays of a region around it."""
@@ -79,13 +91,24 @@ def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(starts, [*starts[1:], length], strict=True)]
 
 
+def circular_pieces(start: int, count: int, size: int) -> list[tuple[int, int]]:
+    """Parts (start, length) of 0 .. size that follow each other from `start` on, circularly."""
+    pieces = []
+    while count:
+        first = start % size
+        length = min(count, size - first)
+        pieces.append((first, length))
+        start, count = start + length, count - length
+    return pieces
+
+
 def _clean(keep: Tensor, window: int, stride: int) -> Tensor:
     """(rows, cols) True where a whole window of (H, W) is kept; there may be none."""
     return clean_windows(keep, window, stride, required=False)
 
 
 @dataclass
-class _Mean:
+class Mean:
     """Mean of values that come in portions."""
 
     what: str
@@ -126,10 +149,10 @@ class AgainstReference:
     def __init__(self, shape: Shape, *, ratio: float, peak: float) -> None:
         require_window(shape, BLOCK)
         self.shape, self.ratio, self.peak = shape, ratio, peak
-        self._mse, self._level = _Mean("pixel"), _Mean("pixel")
-        self._angle = _Mean("pixel of non-zero spectra and")
-        self._q, self._q2n = _Mean(TILE), _Mean(TILE)
-        self._ssim, self._gradients = _Mean("window of 11 x 11 pixels"), _Mean("pixel")
+        self._mse, self._level = Mean("pixel"), Mean("pixel")
+        self._angle = Mean("pixel of non-zero spectra and")
+        self._q, self._q2n = Mean(TILE), Mean(TILE)
+        self._ssim, self._gradients = Mean("window of 11 x 11 pixels"), Mean("pixel")
 
     def needed(self, region: Region) -> Region:
         """The part of both images that `add` takes for a region."""
@@ -268,9 +291,9 @@ class WithoutReference:
                 f" {whole_tiles(shape)[0]} x {whole_tiles(shape)[1]}"
             )
         self.shape, self.gains, self.ratio = shape, gains, ratio
-        self._khan = _Mean(TILE)
-        self._to_pan, self._to_low = _Mean(TILE), _Mean(TILE)
-        self._between_fused, self._between_lms = _Mean(TILE), _Mean(TILE)
+        self._khan = Mean(TILE)
+        self._to_pan, self._to_low = Mean(TILE), Mean(TILE)
+        self._between_fused, self._between_lms = Mean(TILE), Mean(TILE)
 
     def needed(self, region: Region) -> Region:
         """The part of the fused image that `add` takes for a region."""

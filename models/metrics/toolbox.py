@@ -36,16 +36,29 @@ def mtf_kernel(gain: float, ratio: int = 4) -> Tensor:
     The kernel is a Gaussian frequency response with peak 1, times a Kaiser window rotated about the centre (Huang's
     method). The sum is about 0.9988, not 1, as in the toolbox. A gain outside (0, 1) raises ValueError.
     """
+    steps = torch.arange(-MTF_REACH, MTF_REACH + 1, dtype=torch.float64)
+    radius = (steps[:, None] ** 2 + steps[None, :] ** 2).sqrt()
+    return response_kernel(gain, ratio) * _rotate(kaiser_window(), radius)
+
+
+def response_kernel(gain: float, ratio: int, least: float = 0.0) -> Tensor:
+    """Kernel (41, 41) of the Gaussian frequency response that is `gain` at the MS grid's Nyquist frequency.
+
+    Values of the response below `least` become 0.
+    """
     if not 0.0 < gain < 1.0:
         raise ValueError(f"an MTF gain lies between 0 and 1, not at {gain}; take the sensor's own")
-    size = 2 * MTF_REACH + 1
     alpha = MTF_REACH / ratio / math.sqrt(-2.0 * math.log(gain))
     steps = torch.arange(-MTF_REACH, MTF_REACH + 1, dtype=torch.float64)
-    squared = steps[:, None] ** 2 + steps[None, :] ** 2
-    response = torch.exp(-squared / (2.0 * alpha**2))
+    response = torch.exp(-(steps[:, None] ** 2 + steps[None, :] ** 2) / (2.0 * alpha**2))
+    response = torch.where(response < least, 0.0, response)
     kernel: Tensor = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(response))).real
-    window = torch.kaiser_window(size, periodic=False, beta=_KAISER_BETA, dtype=torch.float64)
-    return kernel * _rotate(window, squared.sqrt())
+    return kernel
+
+
+def kaiser_window() -> Tensor:
+    """Kaiser window (41,) of the toolbox."""
+    return torch.kaiser_window(2 * MTF_REACH + 1, periodic=False, beta=_KAISER_BETA, dtype=torch.float64)
 
 
 def _rotate(window: Tensor, radius: Tensor) -> Tensor:
@@ -70,16 +83,21 @@ def mtf_filter(x: Tensor, gains: Sequence[float], ratio: int = 4) -> Tensor:
 
 
 def _blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolution of (..., H, W) with (41, 41), borders replicated, by Fourier transform.
-
-    A direct convolution in float64 took half a minute for 8 x 512 x 512.
-    """
+    """Convolution of (..., H, W) with (41, 41), borders replicated."""
     height, width = x.shape[-2:]
     padded = F.pad(x.reshape(-1, 1, height, width), (MTF_REACH,) * 4, mode="replicate")
-    size = padded.shape[-2:]
-    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size), s=size)
+    return convolve(padded, kernel).reshape(x.shape)
+
+
+def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolution of (..., H, W) with (k, k), whole overlaps only: (..., H - k + 1, W - k + 1).
+
+    A direct convolution in float64 took half a minute for 8 x 512 x 512; this one is by Fourier transform.
+    """
+    size, lost = x.shape[-2:], len(kernel) - 1
+    blurred: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(kernel, s=size), s=size)
     # Elsewhere the circular convolution mixes in pixels from across the border.
-    return blurred[..., 2 * MTF_REACH :, 2 * MTF_REACH :].reshape(x.shape)
+    return blurred[..., lost:, lost:]
 
 
 def interp23tap(x: Tensor, ratio: int = 4) -> Tensor:

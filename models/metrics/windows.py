@@ -69,7 +69,8 @@ def clean_windows(keep: Tensor, window: int, stride: int, required: bool = True)
     require_window((height, width), window)
     if bool(keep.all()):
         return keep.new_ones((height - window) // stride + 1, (width - window) // stride + 1)
-    clean = F.max_pool2d((~keep).float()[None, None], window, stride)[0, 0] == 0
+    holes = F.max_pool2d((~keep).float()[None, None], (window, 1), (stride, 1))
+    clean = F.max_pool2d(holes, (1, window), (1, stride))[0, 0] == 0
     if required:
         require_some(clean, "windows")
     return clean
@@ -92,12 +93,12 @@ def dilate(mask: Tensor, reach: int, circular: bool = False) -> Tensor:
 def window_quality(x: Tensor, y: Tensor, window: int, stride: int) -> Tensor:
     """Universal quality index (B, C, rows, cols) of each window of two images (B, C, H, W)."""
     n = window * window
-    sx, sy = _window_sum(x, window, stride), _window_sum(y, window, stride)
-    power = n * _window_sum(x * x + y * y, window, stride)
+    sx, sy = window_sum(x, window, stride), window_sum(y, window, stride)
+    power = n * window_sum(x * x + y * y, window, stride)
     mean_power = sx * sx + sy * sy
     variance = power - mean_power
     variance = torch.where(variance > _FLAT * power, variance, 0.0)
-    covariance = n * _window_sum(x * y, window, stride) - sx * sy
+    covariance = n * window_sum(x * y, window, stride) - sx * sy
     some_variance, some_mean = variance > 0, mean_power > 0
     luminance = 2 * sx * sy / torch.where(some_mean, mean_power, 1.0)
     structure = 2 * covariance / torch.where(some_variance, variance, 1.0)
@@ -105,7 +106,8 @@ def window_quality(x: Tensor, y: Tensor, window: int, stride: int) -> Tensor:
     return torch.where(some_mean, quality, 1.0)
 
 
-def _window_sum(x: Tensor, window: int, stride: int) -> Tensor:
+def window_sum(x: Tensor, window: int, stride: int = 1) -> Tensor:
+    """Sum of each window x window pixels of (B, C, H, W)."""
     if stride == 1 and window & (window - 1) == 0:
         return _doubled_sum(_doubled_sum(x, window, -2), window, -1)
     rows = F.avg_pool2d(x, (window, 1), (stride, 1), divisor_override=1)
@@ -119,4 +121,18 @@ def _doubled_sum(x: Tensor, window: int, axis: int) -> Tensor:
         room = x.shape[axis] - width
         x = x.narrow(axis, 0, room) + x.narrow(axis, width, room)
         width *= 2
+    return x
+
+
+def separable(x: Tensor, taps: Tensor) -> Tensor:
+    """Correlation of (..., H, W) with symmetric taps (k,) along rows and columns, whole overlaps only.
+
+    Sums of shifted images are ten times as fast as a convolution in float64.
+    """
+    for axis in (-2, -1):
+        room = x.shape[axis] - len(taps) + 1
+        total = taps[0] * x.narrow(axis, 0, room)
+        for place in range(1, len(taps)):
+            total = total + taps[place] * x.narrow(axis, place, room)
+        x = total
     return x

@@ -22,6 +22,7 @@ from uknowpan.models.metrics.regions import (
     Enlargement,
     Region,
     WithoutReference,
+    circular_pieces,
     reduce_pan,
     regions,
     whole_tiles,
@@ -346,8 +347,8 @@ class _Scene:
         """The same with the opposite side beyond the border of what is measured, as in the toolbox."""
         height, width = (n // self.pair.ratio for n in self.shape)
         lines = [
-            [self._coarse(Region(row, col, h, w)) for col, w in _pieces(window.col, window.width, width)]
-            for row, h in _pieces(window.row, window.height, height)
+            [self._coarse(Region(row, col, h, w)) for col, w in circular_pieces(window.col, window.width, width)]
+            for row, h in circular_pieces(window.row, window.height, height)
         ]
 
         def joined(name: str) -> Tensor:
@@ -375,14 +376,3 @@ class _Scene:
 def _inside(start: int, count: int, low: int, high: int) -> np.ndarray:
     index = np.arange(start, start + count)
     return (index >= low) & (index < high)
-
-
-def _pieces(start: int, count: int, size: int) -> list[tuple[int, int]]:
-    """Parts (start, length) of 0 .. size that follow each other from `start` on, circularly."""
-    pieces = []
-    while count:
-        first = start % size
-        length = min(count, size - first)
-        pieces.append((first, length))
-        start, count = start + length, count - length
-    return pieces
