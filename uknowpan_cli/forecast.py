@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from uknowpan.scenes import Scene
+from uknowpan.scenes import Scene, creation_of
 from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_row
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
 
@@ -179,7 +179,7 @@ def _writing_seconds(scene: Scene, row: TileRow | None) -> float:
         with tempfile.TemporaryDirectory() as folder:
             _write_to(folder, scene, layers, wide)
 
-    return _timed(write)[0] / wide.size
+    return _timed(write)[0] / int(wide.size)
 
 
 def _repeated(rows: Array) -> Array:
@@ -207,7 +207,7 @@ def _disk(scene: Scene, data: _Data, image: int) -> float:
     pair, options = scene.pair, scene.options
     sigma = 0 if options.uncertainty is None else pair.grid.width * pair.grid.height * pair.bands * 4
     share = data.tiles / scene.plan.count
-    plain = dict(options.creation or {}).get("COMPRESS", "").upper() == "NONE"
+    plain = creation_of(options).get("COMPRESS", "").upper() == "NONE"
     strips = (image + sigma) * data.rows / len(scene.plan.rows)
     copied = image * share if options.format == "cog" else 0
     return strips + image * (1 if plain else share) + sigma * share + copied

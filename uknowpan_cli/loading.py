@@ -34,7 +34,7 @@ def load_for(options: SharpenOptions) -> Sharpener:
         tune_gpu()
     try:
         sharpener = load_sharpener(
-            options.model,
+            None if options.model is None else str(options.model),
             options.method,
             softness=options.softness,
             consistency=options.consistency,

@@ -103,7 +103,7 @@ def survey(
     places = sample_windows(pair, windows, max(SURVEY_SIZE // pair.ratio, 32))
     if not places:
         raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
-    samples = []
+    samples: list[TileArrays] = []
     for place in places:
         on_progress(len(samples), len(places))
         samples.append(pair.read_frame(*place))

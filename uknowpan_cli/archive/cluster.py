@@ -230,7 +230,7 @@ def _ended(
         _take_back(client, list(waiting.values()))
 
 
-def _outcomes(future: Future, scene: Scene) -> tuple[SceneOutcome, ...]:
+def _outcomes(future: Future[Any], scene: Scene) -> tuple[SceneOutcome, ...]:
     """How the attempts ended. Raises SchedulerLost."""
     from distributed import CancelledError, KilledWorker
 
@@ -249,7 +249,7 @@ def _outcomes(future: Future, scene: Scene) -> tuple[SceneOutcome, ...]:
     return tuple(outcomes)
 
 
-def _take_back(client: Client, futures: list[Future]) -> None:
+def _take_back(client: Client, futures: list[Future[Any]]) -> None:
     if client.status != "running":
         return
     if futures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from uknowpan.datasets.synthetic import SyntheticScene
+    from uknowpan.models.sharpeners import Sharpener
 
 METHODS = ("bicubic", "brovey", "gsa")
 """Classical methods shown beside the model."""
@@ -87,7 +89,7 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
         target = str(out / f"{name}.tif")
         sharpener = load_sharpener(model) if name == "uknowpan" else load_sharpener(None, name)
         options = SharpenOptions(overwrite=True)
-        with prepared(str(paths.pan), [str(paths.ms)], target, options, lambda loaded=sharpener: loaded) as opened:
+        with prepared(str(paths.pan), [str(paths.ms)], target, options, partial(_itself, sharpener)) as opened:
             report = sharpen_scene(opened)
         with rasterio.open(target) as dataset:
             images[name] = dataset.read()
@@ -100,6 +102,10 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
         }
     write_png(out / PICTURE, _draw(scene, images))
     return scores
+
+
+def _itself(sharpener: Sharpener) -> Sharpener:
+    return sharpener
 
 
 def _draw(scene: SyntheticScene, images: dict[str, np.ndarray]) -> np.ndarray:

@@ -81,7 +81,8 @@ def shares(
                 continue
             for name in names:
                 hint, option = declared()[name]
-                annotation = Annotated[option.cli or hint, typed(name)]
+                kind: Any = option.cli or hint
+                annotation: Any = Annotated[kind, typed(name)]
                 default = getattr(SharpenOptions, name)
                 parameters.append(
                     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -96,7 +97,7 @@ def shares(
                     given["model"] = None  # the environment's model is no choice
                 command(options=SharpenOptions(**given), **values)
 
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run

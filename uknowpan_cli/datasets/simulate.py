@@ -259,7 +259,7 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
 
 def _measure_shift(pair: ScenePair, mode: Coregister) -> tuple[tuple[float, float], list[str]]:
     """(shift to remove in PAN pixels, notes)"""
-    from uknowpan.sharpening import survey
+    from uknowpan.surveying import survey
 
     measured = survey(pair).measured
     if measured is None:
