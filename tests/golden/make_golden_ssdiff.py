@@ -1,7 +1,7 @@
 """Make ssdiff.npz: what `SSDiff` answers today, so that no change of it goes unnoticed.
 
 Not an independent check, as student.npz is: the network's parts are compared with formulas in
-numpy in tests/models/test_ssdiff.py. Run this file to write the golden file anew, only if the
+numpy in tests/models/published/ssdiff/test_ssdiff.py. Run this file to write the golden file anew, only if the
 network is meant to change.
 """
 

@@ -18,7 +18,7 @@ from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 
 
 def arrays(count=6, bands=4, size=16, ratio=4, dtype="f8", seed=0):

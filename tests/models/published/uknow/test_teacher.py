@@ -20,7 +20,7 @@ from uknowpan.models.published.uknow.teacher import (
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
 from uknowpan.models.types import Condition
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
 SMALL = TeacherConfig(bands=2, width=8, blocks=1, heads=4, dropout=0.0, drop_path=0.0)
 
 

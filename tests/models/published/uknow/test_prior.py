@@ -9,7 +9,7 @@ import torch
 from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet, presets
 from uknowpan.models.training.losses import beta_nll
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
 SMALL = PriorConfig(bands=2, width=8, blocks=2)
 
 

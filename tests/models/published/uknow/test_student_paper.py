@@ -13,7 +13,7 @@ from uknowpan.models.published.uknow.blocks import SelfAttention, TimeEmbedding,
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 from uknowpan.models.types import Condition
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
 
 
 def _load_script():

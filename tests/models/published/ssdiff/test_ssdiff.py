@@ -22,7 +22,7 @@ from uknowpan.models.training.loop import Interrupted, TrainConfig, train
 from uknowpan.models.training.parallel import World
 from uknowpan.models.types import Condition
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
 
 
 def _golden_script():
