@@ -34,7 +34,7 @@ ALLOWED = [
 
 
 @dataclass(frozen=True)
-class _Raster:
+class ArrayRaster:
     """An array of any kind as numpy, with which of its pixels are invalid."""
 
     given: Any
@@ -68,11 +68,12 @@ def sharpen_array(
     """
     load_model, name = loader(model, options)
     wanted = options_from({"model": name, **options}, ALLOWED)
-    pan_raster, ms_raster = _raster(pan, "PAN", nodata), _raster(ms, "MS", nodata)
+    pan_raster, ms_raster = array_raster(pan, "PAN", nodata), array_raster(ms, "MS", nodata)
     ratio = _ratio(pan_raster.values.shape, ms_raster.values.shape)
     wanted = replace(wanted, ratio=ratio, uncertainty="sigma" if uncertainty else None)
+    steps = ((pan_raster, 1), (ms_raster, ratio))
     with python_warnings(), ExitStack() as stack:
-        names = [stack.enter_context(_in_memory(r, step)) for r, step in ((pan_raster, 1), (ms_raster, ratio))]
+        names = [stack.enter_context(in_memory(r, Affine.scale(step, -step))) for r, step in steps]
         scene = stack.enter_context(
             prepared(names[0], names[1:], "", wanted, lambda: load_model(wanted), in_memory=True)
         )  # fmt: skip
@@ -105,7 +106,8 @@ def _sharpened(scene: Scene) -> tuple[dict[str, Array], Array]:
 # In -----------------------------------------------------------------------------------------------
 
 
-def _raster(given: Any, name: str, nodata: float | None) -> _Raster:
+def array_raster(given: Any, name: str, nodata: float | None) -> ArrayRaster:
+    """An array of any kind with its invalid pixels; `name` is for errors, and "PAN" may be (H, W)."""
     array = _to_numpy(given, name)
     if array.ndim == 2 and name == "PAN":
         array = array[None]
@@ -125,7 +127,7 @@ def _raster(given: Any, name: str, nodata: float | None) -> _Raster:
         near = 2 * np.finfo(values.dtype).eps * abs(nodata) if values.dtype.kind == "f" else 0
         with np.errstate(invalid="ignore", over="ignore"):
             invalid |= (values == nodata) | (np.abs(values - values.dtype.type(nodata)) <= near if near else False)
-    return _Raster(given, values, invalid)
+    return ArrayRaster(given, values, invalid)
 
 
 def _refuse_nodata(nodata: float, dtype: np.dtype[Any], name: str) -> None:
@@ -160,17 +162,25 @@ def _ratio(pan: tuple[int, ...], ms: tuple[int, ...]) -> int:
 
 
 @contextmanager
-def _in_memory(raster: _Raster, step: int) -> Iterator[str]:
-    """The name of a float32 GeoTIFF in memory, NaN where invalid; `step` is its pixel size."""
-    with np.errstate(over="ignore"):
-        values = raster.values.astype(np.float32)
-    values[raster.invalid] = np.nan
+def in_memory(
+    raster: ArrayRaster, transform: Affine, crs: Any = "EPSG:3857", *, whole_numbers: bool = False
+) -> Iterator[str]:
+    """The name of a GeoTIFF in memory: float32, NaN where invalid.
+
+    With `whole_numbers` integers without invalid pixels keep their dtype.
+    """
+    if whole_numbers and raster.values.dtype.kind in "iu" and not raster.invalid.any():
+        values = raster.values.astype(raster.values.dtype.newbyteorder("="))
+    else:
+        with np.errstate(over="ignore"):
+            values = raster.values.astype(np.float32)
+        values[raster.invalid] = np.nan
     bands, height, width = values.shape
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with memory.open(
-            driver="GTiff", count=bands, height=height, width=width, dtype="float32", crs="EPSG:3857",
-            transform=Affine.scale(step, -step), tiled=True, blockxsize=512, blockysize=512,
+            driver="GTiff", count=bands, height=height, width=width, dtype=values.dtype.name, crs=crs,
+            transform=transform, tiled=True, blockxsize=512, blockysize=512,
             bigtiff="IF_SAFER", photometric="MINISBLACK",
         ) as dataset:  # fmt: skip
             dataset.write(values)
@@ -180,7 +190,7 @@ def _in_memory(raster: _Raster, step: int) -> Iterator[str]:
 # Out ----------------------------------------------------------------------------------------------
 
 
-def _as_given(image: Array, valid: Array, ms: _Raster, pan: _Raster, nodata: float | None) -> Any:
+def _as_given(image: Array, valid: Array, ms: ArrayRaster, pan: ArrayRaster, nodata: float | None) -> Any:
     """The result in the dtype of the MS, its invalid pixels marked."""
     dtype = ms.values.dtype
     whole = dtype.kind in "iu"

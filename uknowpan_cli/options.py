@@ -166,7 +166,7 @@ class SharpenOptions:
         self._set("max_value", _full_scale(self.max_value, self.bit_depth))
         self._set("bit_depth", None)
         self._set("softness", _softness(self.softness))
-        self._set("bidx", _bands(self.bidx))
+        self._set("bidx", band_numbers(self.bidx))
         self._set("bounds", _numbers(self.bounds, "--bounds", 4))
         for name in ("model", "uncertainty", "preview"):
             value = getattr(self, name)
@@ -185,10 +185,10 @@ OF_MODEL = ("model", "method", "softness", "consistency", "steps", "seed", "devi
 
 
 @cache
-def declared() -> dict[str, tuple[Any, Option]]:
-    """Name of each field of `SharpenOptions` -> its type and its option."""
-    hints = get_type_hints(SharpenOptions, include_extras=True)
-    return {f.name: (get_args(hints[f.name])[0], get_args(hints[f.name])[1]) for f in fields(SharpenOptions)}
+def declared(kind: type = SharpenOptions) -> dict[str, tuple[Any, Option]]:
+    """Name of each field of a class of options -> its type and its option."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: (get_args(hints[f.name])[0], get_args(hints[f.name])[1]) for f in fields(kind)}
 
 
 def _check(value: object, hint: Any, option: Option) -> None:
@@ -228,7 +228,8 @@ def _numbers(text: str | Sequence[float] | None, option: str, count: int) -> tup
     return None if values is None else tuple(values)
 
 
-def _bands(text: str | Sequence[float] | None) -> tuple[int, ...] | None:
+def band_numbers(text: str | Sequence[float] | None) -> tuple[int, ...] | None:
+    """Band numbers from 1 on; a UsageError for others."""
     values = numbers(text, "--bidx")
     if values is None:
         return None

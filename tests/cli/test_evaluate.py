@@ -354,8 +354,8 @@ def test_what_is_refused(uknowpan: Run, reduced, full, tmp_path, monkeypatch, ar
 @pytest.mark.parametrize(
     ("attributes", "bands", "sentence"),
     [
-        ({}, 4, "does not say its full scale"),
-        ({"max_value": 2047.0}, 4, "does not say its sensor, whose MTF gains"),
+        ({}, 4, "does not declare its full scale"),
+        ({"max_value": 2047.0}, 4, "does not declare its sensor, whose MTF gains"),
         ({"max_value": 2047.0, "sensor": "WV3"}, 5, "WV3 has 8 bands, not 5"),
         ({"max_value": 2047.0, "sensor": "Hubble"}, 4, "no sensor is called 'Hubble'"),
     ],

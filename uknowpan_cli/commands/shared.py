@@ -21,9 +21,9 @@ from uknowpan.options import RUN, SharpenOptions, declared
 from uknowpan.options import numbers as numbers
 
 
-def typed(name: str) -> Any:
-    """The Typer option of a field of `SharpenOptions`."""
-    option = declared()[name][1]
+def typed(name: str, kind: type = SharpenOptions) -> Any:
+    """The Typer option of a field of a class of options."""
+    option = declared(kind)[name][1]
     return typer.Option(
         *option.flags.split(),
         help=option.help,
@@ -62,7 +62,7 @@ VerboseOption = Annotated[
 def shares(
     only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Turn the parameter `options: SharpenOptions` of a command into Typer parameters, one per field.
+    """Turn the parameter `options` of a command, a class of options, into Typer parameters, one per field.
 
     The command runs under `guarded`.
 
@@ -70,20 +70,21 @@ def shares(
         only: names of the fields; None: all.
         without: fields that are left out, also those that the command declares itself.
     """
-    names = [name for name in declared() if (only is None or name in only) and name not in without]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
+        kind = signature.parameters["options"].annotation
+        names = [name for name in declared(kind) if (only is None or name in only) and name not in without]
         parameters = []
         for parameter in signature.parameters.values():
             if parameter.name != "options":
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
                 continue
             for name in names:
-                hint, option = declared()[name]
-                kind: Any = option.cli or hint
-                annotation: Any = Annotated[kind, typed(name)]
-                default = getattr(SharpenOptions, name)
+                hint, option = declared(kind)[name]
+                value: Any = option.cli or hint
+                annotation: Any = Annotated[value, typed(name, kind)]
+                default = getattr(kind, name)
                 parameters.append(
                     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
                 )
@@ -95,7 +96,7 @@ def shares(
             with guarded(verbosity, values.pop("log_json", None)):
                 if given.get("method") and not is_typed(values["ctx"], "model"):
                     given["model"] = None  # the environment's model is no choice
-                command(options=SharpenOptions(**given), **values)
+                command(options=kind(**given), **values)
 
         del run.__wrapped__
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

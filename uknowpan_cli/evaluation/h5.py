@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from uknowpan import errors as exits
 from uknowpan.errors import InputError, UsageError
-from uknowpan.evaluation.asked import Asked, Measured
+from uknowpan.evaluation.options import EvaluateOptions
+from uknowpan.evaluation.report import Report, known_exp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,61 +32,61 @@ COARSE_SCALE = 255.0
 """Q2n rounds to whole digital numbers: below this full scale there are few of them."""
 
 
-def measure_file(asked: Asked) -> Measured:
+def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) -> Report:
     """Score every chosen method on the file; errors as `evaluate` reports them."""
     from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
     from uknowpan.models.metrics.evaluation import evaluate_file, scored_size
     from uknowpan.models.pancollection.condition import image_sharpener
     from uknowpan.models.pancollection.file import PanCollectionFile
 
-    with PanCollectionFile(asked.target) as file:
+    with PanCollectionFile(target) as file:
         header = file.header
-        size = scored_size(file, asked.cut)
-        classical = _chosen_methods(asked)
-        models = asked.models
-        if not models and not asked.methods:
+        size = scored_size(file, options.cut)
+        classical = _chosen_methods(options)
+        models = options.model
+        if not models and not options.method:
             models = (os.environ.get("UKNOWPAN_MODEL") or DEFAULT_MODEL,)
         cards = [read_card(find_checkpoint(name)) for name in models]
-        scale = _scale(asked, file, cards)
-        sensor = _sensor(asked, file, cards, needed=bool(classical) or not header.has_gt)
-        folder = _picture_folder(asked, len(file))
-        sharpeners = _load(asked, models)
+        scale = _scale(options, file, cards)
+        sensor = _sensor(options, file, cards, needed=bool(classical) or not header.has_gt)
+        folder = _picture_folder(options, len(file))
+        sharpeners = _load(options, models)
         sigmas: dict[str, Tensor | None] = {}
         fuses = {
             **{name: _classical(name, sensor, file) for name in classical},
             **{n: _keeping_sigma(image_sharpener(s, file, scale), n, sigmas) for n, s in sharpeners.items()},
         }
-        with _shown(asked, sensor, sigmas, scale, folder) as on_image, _memory_watched(file):
+        with _shown(quiet, sensor, sigmas, scale, folder) as on_image, _memory_watched(file):
             results = evaluate_file(
                 file,
                 fuses,
                 scale=scale,
                 sensor=sensor,
-                cut=asked.cut,
-                limit=asked.limit,
+                cut=options.cut,
+                limit=options.limit,
                 as_is=classical,
                 on_image=on_image,
             )
-    return _measured(asked, file, results, sensor, scale, size, sharpeners)
+    return _report(options, file, results, sensor, scale, size, sharpeners)
 
 
-def _chosen_methods(asked: Asked) -> list[str]:
+def _chosen_methods(options: EvaluateOptions) -> list[str]:
     """Names of `BASELINES`, in its order."""
-    if not asked.methods and not asked.baselines:
+    if not options.method and not options.baselines:
         return []
     from uknowpan.models.metrics.baselines import BASELINES
 
-    wanted = {name.lower() for name in asked.methods}
+    wanted = {name.lower() for name in options.method}
     unknown = wanted - {name.lower() for name in BASELINES}
     if unknown:
         raise UsageError(
             f"--method: no classical method is called {min(unknown)!r}; known are "
             f"{', '.join(name.lower() for name in BASELINES)}."
         )
-    return [name for name in BASELINES if asked.baselines or name.lower() in wanted]
+    return [name for name in BASELINES if options.baselines or name.lower() in wanted]
 
 
-def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> float:
+def _scale(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[Card]) -> float:
     """Full scale in DN.
 
     Raises:
@@ -93,8 +94,8 @@ def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> floa
     """
     from uknowpan.models.metrics.sensors import find_sensor
 
-    declared = asked.sensor.max_value if asked.sensor else None
-    candidates: list[float | None] = [asked.max_value or file.header.max_value, declared]
+    declared = options.known_sensor.max_value if options.known_sensor else None
+    candidates: list[float | None] = [options.max_value or file.header.max_value, declared]
     for name in (file.header.sensor, *(card.sensor for card in cards)):
         with suppress(ValueError):  # a sensor without an entry
             candidates.append(None if name is None else find_sensor(name).max_value)
@@ -104,12 +105,12 @@ def _scale(asked: Asked, file: PanCollectionFile, cards: Sequence[Card]) -> floa
         if value is not None:
             return value
     raise InputError(
-        f"{asked.target} does not say its full scale, nor does a model; give --sensor, or "
+        f"{file.path} does not declare its full scale, nor does a model; give --sensor, or "
         "--max-value (2047 for WV2, WV3 and QB, 1023 for GF2)."
     )
 
 
-def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed: bool) -> Sensor:
+def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[Card], needed: bool) -> Sensor:
     """The sensor with the MTF gains.
 
     Raises:
@@ -121,8 +122,8 @@ def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed
     trained = {card.sensor for card in cards} - {"generic"}  # "generic" is any sensor
     name = file.header.sensor or (trained.pop() if len(trained) == 1 else None)
     try:
-        if asked.sensor is not None:
-            sensor, code = asked.sensor, UsageError
+        if options.known_sensor is not None:
+            sensor, code = options.known_sensor, UsageError
         elif file.header.sensor is not None and (gains := _stored_gains(file)):
             names = tuple(f"band {b + 1}" for b in range(bands))
             return replace(find_sensor(name or ""), bands=names, mtf_ms=gains)
@@ -132,14 +133,14 @@ def _sensor(asked: Asked, file: PanCollectionFile, cards: Sequence[Card], needed
             return SENSORS["generic"]
         else:
             raise InputError(
-                f"{asked.target} does not say its sensor, whose MTF gains this needs; give "
+                f"{file.path} does not declare its sensor, whose MTF gains this needs; give "
                 f"--sensor ({', '.join(SENSORS)})."
             )
         sensor.for_bands(bands)
     except ValueError as error:
         if not needed:
             return SENSORS["generic"]
-        raise code(f"{asked.target}: {error}.") from error
+        raise code(f"{file.path}: {error}.") from error
     return sensor
 
 
@@ -154,20 +155,20 @@ def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
     return tuple(gains.tolist()) if numbers else None
 
 
-def _load(asked: Asked, models: Sequence[str]) -> dict[str, NetworkSharpener]:
+def _load(options: EvaluateOptions, models: Sequence[str]) -> dict[str, NetworkSharpener]:
     """Row of the table -> network."""
     from uknowpan.loading import choose_device
     from uknowpan.models.sharpeners import load_network
 
-    device = choose_device(asked.device) if models else "cpu"
+    device = choose_device(options.device) if models else "cpu"
     loaded: dict[str, NetworkSharpener] = {}
     for model in models:
         try:
             sharpener = load_network(
-                model, needless=True, steps=asked.steps, seed=asked.seed, softness=asked.softness, device=device
+                model, needless=True, steps=options.steps, seed=options.seed, softness=options.softness, device=device
             )
         except ValueError as error:
-            if asked.steps is None:
+            if options.steps is None:
                 raise
             raise UsageError(f"--steps: {error}.") from error
         loaded[_row_name(sharpener.name, model, loaded)] = sharpener
@@ -203,19 +204,19 @@ def _keeping_sigma(sharpen: Callable[[PatchBatch], Sharpened], name: str, sigmas
     return fuse
 
 
-def _picture_folder(asked: Asked, images: int) -> Path | None:
+def _picture_folder(options: EvaluateOptions, images: int) -> Path | None:
     """The folder for pictures; existing ones are refused without --overwrite."""
-    if asked.pictures is None:
+    if options.pictures is None:
         return None
     from uknowpan.tiling import check_output
 
     try:
-        asked.pictures.mkdir(parents=True, exist_ok=True)
+        options.pictures.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise InputError(f"--pictures: {asked.pictures} is a file; name a folder.") from None
-    for number in range(min(asked.limit or images, images)):
-        check_output(str(_picture(asked.pictures, number)), [], asked.overwrite)
-    return asked.pictures
+        raise InputError(f"--pictures: {options.pictures} is a file; name a folder.") from None
+    for number in range(min(options.limit or images, images)):
+        check_output(str(_picture(options.pictures, number)), [], options.overwrite)
+    return options.pictures
 
 
 def _picture(folder: Path, number: int) -> Path:
@@ -224,7 +225,7 @@ def _picture(folder: Path, number: int) -> Path:
 
 @contextmanager
 def _shown(
-    asked: Asked,
+    quiet: bool,
     sensor: Sensor,
     sigmas: dict[str, Tensor | None],
     scale: float,
@@ -233,7 +234,7 @@ def _shown(
     """Function for after each image: a bar on a terminal, a line with -v, a picture."""
     from tqdm import tqdm
 
-    bar = tqdm(unit="image", file=sys.stderr, leave=False, disable=asked.quiet or not sys.stderr.isatty())
+    bar = tqdm(unit="image", file=sys.stderr, leave=False, disable=quiet or not sys.stderr.isatty())
 
     def show(scored: Scored) -> None:
         bar.total = scored.count
@@ -265,19 +266,17 @@ def _memory_watched(file: PanCollectionFile) -> Iterator[None]:
         ) from error
 
 
-def _measured(
-    asked: Asked,
+def _report(
+    options: EvaluateOptions,
     file: PanCollectionFile,
     results: Results,
     sensor: Sensor,
     scale: float,
     size: tuple[int, int],
     sharpeners: Mapping[str, NetworkSharpener],
-) -> Measured:
-    from uknowpan.evaluation.report import known_exp
-
+) -> Report:
     header = file.header
-    border = f"border {asked.cut} cut, " if header.has_gt else f"{sensor.name} MTF, "
+    border = f"border {options.cut} cut, " if header.has_gt else f"{sensor.name} MTF, "
     title = (
         f"{Path(file.path).name}, {results.kind} resolution: {results.images} images of "
         f"{header.bands} x {header.height} x {header.width}, {border}full scale {scale:g}\n"
@@ -296,18 +295,18 @@ def _measured(
         )
     exp = known_exp(results, sensor.name)
     about = {
-        "file": str(asked.target),
+        "file": str(file.path),
         "bands": header.bands,
         "ratio": header.ratio,
         "max_value": scale,
         "sensor": sensor.name,
         "mtf_gains": list(sensor.for_bands(header.bands).mtf_ms),
-        "cut": asked.cut if header.has_gt else None,
+        "cut": options.cut if header.has_gt else None,
         "scored_size": list(size),
         "models": {
-            name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": asked.seed}
-            | ({"softness": asked.softness} if asked.softness and s.takes_softness else {})
+            name: {"sha256": s.digest, "steps": s.steps, "stage": s.card.stage, "seed": options.seed}
+            | ({"softness": options.softness} if options.softness and s.takes_softness else {})
             for name, s in sharpeners.items()
         },
     }
-    return Measured(results, title, header.bands, about, [*notes, *([exp] if exp else [])])
+    return Report(results, title, header.bands, about, [*notes, *([exp] if exp else [])])

@@ -6,12 +6,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uknowpan.datasets.simulate import BIT_DEPTHS
+from uknowpan.evaluation.options import EvaluateOptions
+from uknowpan.evaluation.report import Report
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
 from uknowpan.models.metrics.regions import (
     COLS,
@@ -27,7 +31,7 @@ from uknowpan.models.metrics.regions import (
     regions,
     whole_tiles,
 )
-from uknowpan.models.metrics.sensors import Sensor
+from uknowpan.models.metrics.sensors import SENSORS, Sensor
 from uknowpan.models.resample import crop
 from uknowpan.surveying import FEW_LEVELS
 from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window, open_pair, sample_windows
@@ -49,6 +53,9 @@ log = logging.getLogger("uknowpan")
 
 METHOD = "result"
 """Name of the result among the methods of the `Results`."""
+
+DEFAULT_RATIO = 4
+"""Ratio of ERGAS against a reference where none is given."""
 
 LEVELS = 10_000
 """Factor for floating-point values of a small range, because Q2n and D_lambda of Khan round to whole numbers."""
@@ -165,6 +172,55 @@ def evaluate_without(
         log.info("%d of %d tiles hold data throughout and count", sums.tiles, shape[0] * shape[1] // 32**2)
     values = {name: getattr(scores, name).reshape(1) for name in FULL_INDICES}
     return Results(kind="full", images=1, scores={METHOD: values})
+
+
+def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress | None = None) -> Report:
+    """Scores of a result raster with what `evaluate` shows beside them."""
+    about: dict[str, Any] = {"file": target, "nodata": options.nodata}
+    name, sensor = Path(target).name, options.known_sensor
+    if options.reference is not None:
+        ratio = options.ratio or DEFAULT_RATIO
+        max_value = options.max_value or (None if sensor is None else sensor.max_value)
+        results = evaluate_against(
+            target,
+            options.reference,
+            ratio=ratio,
+            max_value=max_value,
+            cut=options.cut,
+            nodata=options.nodata,
+            on_progress=on_progress,
+        )
+        title = f"{name} against {Path(options.reference).name}: border {options.cut} cut, ratio {ratio}"
+        about |= {"reference": options.reference, "ratio": ratio, "cut": options.cut, "max_value": max_value}
+        return Report(results, title, None, about)
+    assert options.pan is not None
+    used = sensor or SENSORS["generic"]
+    results = evaluate_without(
+        target,
+        options.pan,
+        options.ms,
+        sensor=used,
+        registration=options.registration,
+        pan_band=options.pan_bidx,
+        ms_bands=options.bidx,
+        nodata=options.nodata,
+        ratio=options.ratio,
+        on_progress=on_progress,
+    )
+    notes = []
+    if sensor is None:
+        notes.append(
+            f"No --sensor is given: D_lambda_K and HQNR assume an MTF of {used.mtf_ms[0]:.2f} at "
+            "the MS's Nyquist frequency for every band."
+        )
+    title = f"{name} without truth: {used.name} MTF, MS enlarged by {options.registration}"
+    about |= {
+        "pan": options.pan,
+        "ms": list(options.ms),
+        "sensor": used.name,
+        "registration": options.registration,
+    }
+    return Report(results, title, None, about, notes)
 
 
 # ------------------------------------------------------------------------------------- rasters

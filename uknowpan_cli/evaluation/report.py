@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,37 @@ PAPER_EXP = (
 PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
 
 
+@dataclass(frozen=True)
+class Report:
+    """Scores, and the facts that the numbers depend on."""
+
+    results: Results
+    title: str
+    bands: int | None
+    about: dict[str, Any]
+    """Files, sensor, border and the like, as JSON has them."""
+    notes: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """All as JSON has it."""
+        words = plain_words(self.results)
+        facts = {**self.about, **as_dict(self.results), "notes": self.notes}
+        return facts | ({"in_words": words} if words else {})
+
+    def csv(self) -> str:
+        """One line for each method and image."""
+        return csv_text(self.results)
+
+    def latex(self) -> str:
+        """A tabular for a paper."""
+        return latex_text(self.results, self.bands)
+
+    def remarks(self) -> list[str]:
+        """Notes, and scores without a truth in words."""
+        words = plain_words(self.results)
+        return [*self.notes, *([words] if words else [])]
+
+
 def index_label(index: str, bands: int | None = None) -> str:
     """Label of an index; Q2n is Q4 for 3 or 4 bands, Q8 for 5 to 8."""
     if index == "q2n" and bands is not None and bands > 1:
@@ -78,13 +109,14 @@ def _cell(results: Results, method: str, index: str, between: str) -> str:
     return f"{mean:.{places}f}{between}{std:.{places}f}"
 
 
-def print_table(results: Results, title: str, bands: int | None = None) -> None:
+def print_table(report: Report) -> None:
     """Print mean and standard deviation (N - 1) over the images, the best in bold."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    results, bands = report.results, report.bands
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("method", overflow="fold")
     for index in _indices(results):
@@ -97,7 +129,7 @@ def print_table(results: Results, title: str, bands: int | None = None) -> None:
         table.add_row(escape(method), *chosen)
     # A file or a pipe has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(title, highlight=False, markup=False)
+    console.print(report.title, highlight=False, markup=False)
     console.print(table)
 
 

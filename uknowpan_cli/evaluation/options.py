@@ -1,0 +1,190 @@
+"""Every option of `evaluate`, once. This module needs no Typer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from uknowpan.errors import UsageError
+from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING, Option, band_numbers
+
+if TYPE_CHECKING:
+    from uknowpan.models.metrics.sensors import Sensor
+
+SCORES = "Scores"
+"""Group of the options that decide what the numbers depend on."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate`. Some go with a test file (.h5) only, others with rasters.
+
+    Raises:
+        UsageError: a value is out of its range, or two values exclude each other.
+    """
+
+    reference: Annotated[str | None, Option("--reference", INPUT, "Raster: the truth, on the same grid.", "FILE")] = (
+        None
+    )
+    pan: Annotated[str | None, Option("--pan", INPUT, "Raster without truth: the PAN it was made from.", "FILE")] = None
+    ms: Annotated[
+        Sequence[str],
+        Option(
+            "--ms", INPUT, "Raster without truth: the MS; or several files, repeated.", "FILE", cli=list[str] | None
+        ),
+    ] = ()
+    ratio: Annotated[
+        int | None, Option("--ratio", INPUT, "PAN pixels per MS pixel; default: by georeferencing.", "N", 1, 8)
+    ] = None
+    nodata: Annotated[
+        float | None, Option("--nodata", INPUT, "Nodata value; default: as the files declare.", "VALUE")
+    ] = None
+    pan_bidx: Annotated[int | None, Option("--pan-bidx", INPUT, "Band of the PAN, if it has several.", "N", 1)] = None
+    bidx: Annotated[
+        str | Sequence[int] | None,
+        Option("--bidx -b", INPUT, "MS bands to use, from 1, in this order.", "3,2,1", cli=str | None),
+    ] = None
+    limit: Annotated[int | None, Option("--limit", INPUT, "h5: only the first N images.", "N", 1)] = None
+    model: Annotated[
+        Sequence[str],
+        Option(
+            "--model -m",
+            MODEL,
+            "h5: bundled model's name or a checkpoint of any stage; may be repeated. Default: "
+            "$UKNOWPAN_MODEL or the bundled model.",
+            "NAME|FILE",
+            cli=list[str] | None,
+        ),
+    ] = ()
+    method: Annotated[
+        Sequence[str],
+        Option(
+            "--method",
+            MODEL,
+            "h5: a classical method: brovey, gsa, mtf-glp-fs, mtf-glp-hpm-r, bdsd-pc; may be repeated.",
+            "METHOD",
+            cli=list[str] | None,
+        ),
+    ] = ()
+    baselines: Annotated[bool, Option("--baselines", MODEL, "h5: all classical methods as well.")] = False
+    steps: Annotated[
+        int | None, Option("--steps", MODEL, "h5: network evaluations; default: as the model declares.", "N", 1)
+    ] = None
+    seed: Annotated[int, Option("--seed", MODEL, "h5: seed of the initial noise.", "N")] = 0
+    softness: Annotated[
+        float | None,
+        Option(
+            "--softness",
+            MODEL,
+            "h5: softness of the results, for models that take one, see `sharpen`; default: 0.45.",
+            "SIGMA",
+            0.2,
+            1.0,
+        ),
+    ] = None
+    device: Annotated[str, Option("--device", MODEL, "h5: auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
+    sensor: Annotated[
+        str | None,
+        Option(
+            "--sensor",
+            SCORES,
+            "QB, IKONOS, GeoEye1, WV2, WV3, WV4, GF2 or generic: MTF gains and full scale. "
+            "Default: as file or model declare.",
+            "NAME",
+        ),
+    ] = None
+    max_value: Annotated[
+        float | None,
+        Option("--max-value", SCORES, "Full scale in DN; default: as file, sensor or model declare.", "VALUE", 0),
+    ] = None
+    bit_depth: Annotated[int | None, Option("--bit-depth", SCORES, "--max-value as 2^N - 1.", "N", 1, 32)] = None
+    registration: Annotated[
+        Literal["area", "pancollection"],
+        Option(
+            "--registration",
+            SCORES,
+            "How --ms is enlarged: area, as georeferenced, or pancollection, as the toolbox does.",
+        ),
+    ] = "area"
+    cut: Annotated[
+        int, Option("--cut", SCORES, "With a truth: border left out, pixels; published: 21.", "PIXELS", 0)
+    ] = 21
+    output: Annotated[
+        Path | None, Option("--output -o", RESULT, "Also write the scores, as .json, .csv or .tex.", "FILE")
+    ] = None
+    csv: Annotated[Path | None, Option("--csv", RESULT, "Also write the scores of every image.", "FILE")] = None
+    latex: Annotated[Path | None, Option("--latex", RESULT, "Also write the table for a paper.", "FILE")] = None
+    pictures: Annotated[
+        Path | None, Option("--pictures", RESULT, "h5: also draw every image into a folder.", "DIR")
+    ] = None
+    num_threads: Annotated[
+        int | None, Option("--num-threads -j", TILING, "CPU threads; default: all cores.", "N", 1)
+    ] = None
+    overwrite: Annotated[bool, Option("--overwrite", RUN, "Replace outputs that exist.")] = False
+
+    def __post_init__(self) -> None:
+        for name in ("ms", "model", "method"):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+        object.__setattr__(self, "bidx", band_numbers(self.bidx))
+        object.__setattr__(self, "max_value", _full_scale(self.max_value, self.bit_depth))
+        if self.output is not None and self.output.suffix.lower() not in OUTPUTS:
+            raise UsageError(f"--output {self.output} must end in {', '.join(OUTPUTS)}.")
+        _ = self.known_sensor
+
+    @property
+    def known_sensor(self) -> Sensor | None:
+        """The sensor that `sensor` names; a UsageError for an unknown one."""
+        if self.sensor is None:
+            return None
+        from uknowpan.models.metrics.sensors import find_sensor
+
+        try:
+            return find_sensor(self.sensor)
+        except ValueError as error:
+            raise UsageError(f"--sensor: {error}.") from error
+
+    def for_file(self, target: str, given: set[str]) -> None:
+        """Refuse options among those `given` that do not go with a test file or a raster."""
+        of_file = is_test_file(target)
+        for field in fields(self):
+            if field.name in given and field.name in (ONLY_RASTER if of_file else ONLY_FILE):
+                goes_with = "a result raster" if of_file else "a test file (.h5)"
+                raise UsageError(f"{_flag(field.name)} goes with {goes_with}, not {target}.")
+        if of_file:
+            return
+        pair = self.pan is not None or bool(self.ms)
+        if pair == (self.reference is not None) or (self.pan is None) != (not self.ms):
+            raise UsageError(f"{target} is a raster: give either its truth with --reference, or both --pan and --ms.")
+        for name in ("cut",) if pair else ONLY_PAIR:
+            if name in given:
+                raise UsageError(f"{_flag(name)} goes with {'--reference' if pair else '--pan and --ms'}.")
+
+
+OUTPUTS = (".json", ".csv", ".tex")
+ONLY_FILE = ("model", "method", "baselines", "limit", "steps", "seed", "softness", "pictures", "device")
+ONLY_PAIR = ("pan_bidx", "bidx", "registration")
+ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", *ONLY_PAIR)
+
+
+def is_test_file(target: str) -> bool:
+    """Whether a name is that of a file of images in PanCollection's layout."""
+    return Path(target).suffix.lower() in (".h5", ".hdf5", ".he5")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
+    if bit_depth is not None:
+        if max_value is not None:
+            raise UsageError("--max-value and --bit-depth exclude each other.")
+        return float(2**bit_depth - 1)
+    if max_value is not None:
+        from uknowpan.models.pancollection.file import is_full_scale
+
+        if not is_full_scale(max_value):
+            raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
+    return max_value
