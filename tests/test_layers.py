@@ -77,6 +77,11 @@ def test_product_code_does_not_import_the_published_networks():
     assert not offenders([p for p in sources("models") if published not in p.parents], "uknowpan.models.published")
 
 
+def test_only_the_commands_import_typer():
+    commands = ROOT / "uknowpan_cli" / "commands"
+    assert not offenders([p for p in PRODUCT if commands not in p.parents], "typer", "click")
+
+
 def test_the_errors_import_nothing():
     """`uknowpan.errors` serves all folders."""
     assert imported(ROOT / "uknowpan_cli" / "errors.py") <= {"__future__", "__future__.annotations"}
@@ -170,7 +175,27 @@ def test_help_is_instant():
     assert cpu_seconds(code) < 0.5
 
 
-MOST_FILES = 16
+LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 600, 80, 16
+
+
+def lines(path):
+    return len(path.read_text().splitlines())
+
+
+def test_no_file_is_long():
+    assert not {short(path): lines(path) for path in PRODUCT if lines(path) > LONGEST_FILE}
+
+
+def test_no_function_is_long():
+    """Commands declare their options in the signature, so only the bodies of commands count."""
+    long = {}
+    for path in PRODUCT:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0].lineno if path.parent.name == "commands" else node.lineno
+                if node.end_lineno - first + 1 > LONGEST_FUNCTION:
+                    long[f"{short(path)}:{node.name}"] = node.end_lineno - first + 1
+    assert not long
 
 
 def test_the_models_folder_holds_what_sharpen_needs():
