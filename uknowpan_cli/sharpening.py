@@ -314,6 +314,10 @@ def sharpen_scene(
 def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], first: bool) -> SharpenReport:
     pair, options, plan = scene.pair, scene.options, scene.plan
     check_outputs({f"--{name}": path for name, path in scene.layers.items()}, pair.inputs, options.overwrite)
+    encodings = {
+        "image": output_encoding(pair.meta, options.output_dtype, options.nodata, pair.may_have_invalid),
+        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
+    }
     fingerprint = {
         **pair.identity(),
         "version": __version__,
@@ -330,10 +334,6 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
             "if its options were the same",
             *(store.dropped, scene.output),
         )
-    encodings = {
-        "image": output_encoding(pair.meta, options.output_dtype, options.nodata, pair.may_have_invalid),
-        "uncertainty": output_encoding(uncertainty_meta(pair.meta), None, None, True),
-    }
 
     def keep(index: int, top: int, strip: dict[str, Array], valid: Array) -> None:
         store.put(index, {name: encode(values, valid, encodings[name]) for name, values in strip.items()})
