@@ -1,0 +1,269 @@
+"""From the votes of windows to a displacement field: the simplest model that they support."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from uknowpan.models.registration.field import MODELS, Array, Registration, spline_weights
+
+Bools = npt.NDArray[np.bool_]
+
+LEAST_SHARE = 0.35
+"""Share of the windows with a peak that must agree."""
+LEAST_WINDOWS = 5
+TOLERANCE = 0.35
+"""PAN pixels by which votes differ beyond their own uncertainty, through relief and texture."""
+CUT = 3.0
+"""Normalised residual beyond which a vote is an outlier."""
+LEAST_GAIN = 0.15
+"""Share of the left-out votes' cost that a richer model must take away."""
+STIFFNESSES = (3.0, 0.3)
+"""Weights of the local field's bending energy that are tried."""
+MOST_AGREE = 0.5
+"""Share of windows that agree on a shift or an affine map, beyond which votes far from it are no ground."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A window's displacement and its information matrix (inverse covariance)."""
+
+    window: int
+    row: float
+    col: float
+    """place on the PAN"""
+    shift: Array
+    """(2,)"""
+    information: Array
+    """(2, 2)"""
+    weight: float
+
+
+class Votes:
+    """Votes as arrays; several may belong to one window."""
+
+    def __init__(self, votes: Sequence[Vote]):
+        self.window = np.array([v.window for v in votes], int)
+        self.row, self.col = np.array([v.row for v in votes]), np.array([v.col for v in votes])
+        self.shift = np.array([v.shift for v in votes]).reshape(-1, 2)
+        self.weight = np.array([v.weight for v in votes])
+        information = np.array([v.information for v in votes]).reshape(-1, 2, 2)
+        # Beyond its own uncertainty a vote differs from the field by relief and texture.
+        self.information = np.linalg.inv(np.linalg.inv(information) + TOLERANCE**2 * np.eye(2))
+        self.root = np.linalg.cholesky(self.information).transpose(0, 2, 1)
+        self.fold = np.zeros(len(votes))
+        self.first = np.flatnonzero(np.diff(self.window, prepend=-1))
+
+    def __len__(self) -> int:
+        return len(self.window)
+
+    def cost(self, field_at: Array, scale: float = 1.0) -> Array:
+        """(n,) squared normalised residuals about displacements (n, 2)."""
+        off = np.einsum("nij,nj->ni", self.root, self.shift - field_at)
+        squares: Array = (off**2).sum(1)
+        return squares / scale**2
+
+    def best(self, cost: Array) -> Bools:
+        """The vote of each window that costs least."""
+        order = np.lexsort((cost, self.window))
+        first = np.ones(len(order), bool)
+        first[1:] = self.window[order][1:] != self.window[order][:-1]
+        chosen = np.zeros(len(order), bool)
+        chosen[order[first]] = True
+        return chosen
+
+
+def _design(none: Registration, rows: Array, cols: Array, model: str, nodes: tuple[int, int]) -> Array:
+    """(n, K) values of the model's functions at places on the PAN."""
+    u, v = (rows - none.centre[0]) / none.unit, (cols - none.centre[1]) / none.unit
+    columns = [np.ones_like(u)]
+    if model != "shift":
+        columns += [u, v]
+    if model == "local":
+        columns += list(spline_weights(none, rows, cols, nodes).T)
+    return np.stack(columns, 1)
+
+
+def _stiffness(nodes: tuple[int, int], count: int) -> Array:
+    """(count, count) bending energy of the nodes, and a little of their size."""
+    n, m = nodes
+    second = [np.diff(np.eye(k), 2, axis=0) for k in nodes]
+    first = [np.diff(np.eye(k), 1, axis=0) for k in nodes]
+    parts = [np.kron(second[0], np.eye(m)), np.kron(np.eye(n), second[1]), math.sqrt(2) * np.kron(*first)]
+    energy = sum(p.T @ p for p in parts) + 1e-3 * np.eye(n * m)
+    full = np.zeros((count, count))
+    full[-n * m :, -n * m :] = energy
+    return full
+
+
+class _Model:
+    """One of `MODELS` at the places of the votes: robust fits, and their cost on parts that they did not see."""
+
+    def __init__(self, none: Registration, votes: Votes, name: str, nodes: tuple[int, int], stiff: float = 0.0):
+        self.none, self.votes, self.name, self.nodes = none, votes, name, nodes
+        self.design = _design(none, votes.row, votes.col, name, nodes)
+        count = self.design.shape[1]
+        prior = np.zeros((count, count))
+        if name == "local":
+            prior = stiff * _stiffness(nodes, count)
+        elif name == "affine":  # a scene is not turned or stretched without votes to show it
+            prior[1:, 1:] = 0.5 * np.eye(2)
+        self.prior = np.kron(np.eye(2), prior + 1e-9 * np.eye(count))
+
+    def equations(self, weights: Array) -> tuple[Array, Array]:
+        """Normal equations of weighted least squares with each vote's own information."""
+        w, d = self.votes.information * weights[:, None, None], self.design
+        blocks = [[d.T @ (d * w[:, i, j, None]) for j in (0, 1)] for i in (0, 1)]
+        right = np.einsum("nij,nj->ni", w, self.votes.shift)
+        return np.block(blocks), (d.T @ right).T.ravel()
+
+    def solved(self, normal: Array, right: Array) -> Array:
+        """(K, 2) parameters."""
+        parameters: Array = np.linalg.solve(normal + self.prior, right).astype(float, copy=False)
+        return parameters.reshape(2, -1).T
+
+    def weights(self, at: Array, scale: float = 1.0) -> Array:
+        """Tukey's weights of the votes about displacements (n, 2)."""
+        cost = self.votes.cost(at, scale)
+        return self.votes.weight * np.clip(1 - cost / CUT**2, 0, None) ** 2 * self.votes.best(cost)
+
+    def fit(self, at: Array, scales: Sequence[float]) -> Array:
+        """(K, 2) parameters from displacements (n, 2) to begin with, the scale shrinking from fit to fit."""
+        for scale in scales:
+            parameters = self.solved(*self.equations(self.weights(at, scale)))
+            at = self.design @ parameters
+        return parameters
+
+    def left_out(self, parameters: Array) -> float:
+        """Mean capped cost (0 to 1) of votes about fits that did not see their part of the scene."""
+        votes, at = self.votes, self.design @ parameters
+        weights = self.weights(at)
+        normal, right = self.equations(weights)
+        best = votes.weight * votes.best(votes.cost(at))
+        total = 0.0
+        for fold in range(4):
+            part = votes.fold == fold
+            own = self.equations(weights * part)
+            fitted = self.design @ self.solved(normal - own[0], right - own[1])
+            total += float((best * part * np.minimum(votes.cost(fitted), CUT**2)).sum())
+        return total / float(best.sum()) / CUT**2
+
+    def registration(self, parameters: Array) -> Registration:
+        coefficients = np.zeros((2, 3))
+        affine = parameters[: 1 if self.name == "shift" else 3]
+        coefficients[:, : len(affine)] = affine.T
+        nodes = parameters[3:].T.reshape(2, *self.nodes) if self.name == "local" else None
+        return replace(self.none, model=self.name, coefficients=coefficients, nodes=nodes)
+
+
+def _score(votes: Votes, at: Array) -> float:
+    """Sum over windows of weight x what is left of one vote below the cut."""
+    gain = votes.weight * np.clip(1 - votes.cost(at) / CUT**2, 0, None)
+    return float(np.maximum.reduceat(gain, votes.first).sum())
+
+
+def _starts(none: Registration, votes: Votes) -> list[Array]:
+    """The best shift among the votes, and the best affine map through three of them."""
+    rng = np.random.default_rng(0)
+    shifts = votes.shift[np.argsort(-votes.weight)[:150]]
+    best = max(shifts, key=lambda s: _score(votes, np.broadcast_to(s, votes.shift.shape)))
+    starts = [np.broadcast_to(best, votes.shift.shape)]
+    design = _design(none, votes.row, votes.col, "affine", (4, 4))
+    top = votes.best(-votes.weight)
+    chances = votes.weight * np.where(top, 1, 0.3)
+    if top.sum() < LEAST_WINDOWS:
+        return starts
+    found, most = None, 0.0
+    for _ in range(400):
+        three = rng.choice(len(votes), 3, replace=False, p=chances / chances.sum())
+        if abs(np.linalg.det(design[three])) < 0.25:
+            continue
+        map_ = np.linalg.solve(design[three], votes.shift[three])
+        if np.abs(map_[1:]).max() > 6:
+            continue
+        at = design @ map_
+        score = _score(votes, at)
+        if score > most:
+            found, most = at, score
+    return starts if found is None else [*starts, found]
+
+
+def _folds(none: Registration, votes: Votes) -> Array:
+    """Four parts of the scene, in blocks of a quarter of its longer side."""
+    block = none.unit / 2
+    folds: Array = 2 * (np.floor(votes.row / block) % 2) + np.floor(votes.col / block) % 2
+    return folds
+
+
+def consensus(none: Registration, peaks: Sequence[Vote], richest: str) -> Registration:
+    """From the first look's peaks to a field; `none` where too few windows agree."""
+    if len({p.window for p in peaks}) < LEAST_WINDOWS:
+        return none
+    votes = Votes(peaks)
+    return _chosen(none, votes, _starts(none, votes), richest, 1)
+
+
+def refit(best: Registration, votes: Sequence[Vote], richest: str, parts: int) -> Registration:
+    """A fit anew to what `parts` of each window show about the last field."""
+    none = replace(best, model="none", coefficients=np.zeros((2, 3)), nodes=None)
+    if len(votes) < LEAST_WINDOWS * parts / 2:
+        return none
+    stacked = Votes(votes)
+    at = replace(best, bands=np.zeros_like(best.bands)).at(stacked.row, stacked.col).T
+    return _chosen(none, stacked, [at], richest, parts)
+
+
+def _chosen(none: Registration, votes: Votes, starts: Sequence[Array], richest: str, parts: int) -> Registration:
+    """The simplest model that the votes support."""
+    votes.fold = _folds(none, votes)
+    intervals = max(2, min(6, round(math.sqrt(len(votes.first) / parts) * 0.6)))
+    nodes = (intervals + 3, intervals + 3)
+    # Where most of the scene agrees on little, what lies elsewhere is no ground.
+    wide = parts == 1 and max(_share(votes, at) for at in starts) < MOST_AGREE
+    chosen: tuple[float, _Model, Array] | None = None
+    for name in MODELS[1 : MODELS.index(richest) + 1]:
+        for stiff in STIFFNESSES if name == "local" else (0.0,):
+            model = _Model(none, votes, name, nodes, stiff)
+            scales = (4.0, 2.5, 1.6, 1.0, 1.0) if wide and name == "local" else (1.6, 1.3, 1.0, 1.0)
+            fits = [model.fit(at, scales) for at in starts]
+            cost, parameters = min(((model.left_out(f), f) for f in fits), key=lambda c: c[0])
+            margin = 1.0 if chosen is not None and chosen[1].name == name else 1 - LEAST_GAIN
+            if chosen is None or cost < margin * chosen[0] - 0.01 * (margin < 1):
+                chosen = (cost, model, parameters)
+    assert chosen is not None
+    return _judged(chosen[1], chosen[2], parts)
+
+
+def _share(votes: Votes, at: Array) -> float:
+    """Weighted share of the windows that agree with displacements (n, 2)."""
+    cost = votes.cost(at)
+    best = votes.best(cost)
+    return float(votes.weight[best & (cost < CUT**2)].sum() / votes.weight[best].sum())
+
+
+def _judged(model: _Model, parameters: Array, parts: int) -> Registration:
+    """A registration with its consensus; `none` where too few windows agree."""
+    votes, at, none = model.votes, model.design @ parameters, model.none
+    cost = votes.cost(at)
+    best = votes.best(cost)
+    agree = best & (cost < CUT**2)
+    # Windows that had a peak at first and none about the field speak against it.
+    voters = max(none.voters, math.ceil(best.sum() / parts))
+    share = float(votes.weight[agree].sum() / (votes.weight[best].sum() * voters * parts / best.sum()))
+    measured = replace(none, voters=voters, share=share, windows=math.ceil(agree.sum() / parts))
+    if measured.windows < LEAST_WINDOWS or share < LEAST_SHARE:
+        return measured
+    off = (votes.shift - at)[agree]
+    field = model.registration(parameters)
+    return replace(
+        measured,
+        model=field.model,
+        coefficients=field.coefficients,
+        nodes=field.nodes,
+        residual=float(np.sqrt((off**2).sum(1).mean())),
+        votes=np.column_stack([votes.row, votes.col, votes.shift, np.where(agree, votes.weight, 0)])[best],
+    )

@@ -1,0 +1,200 @@
+"""How well the displacement of an MS is measured: planted in truths, scene by scene.
+
+    python tests/benchmarks/displaced.py [--only SCENES] [--cases CASES]
+
+A truth (MS of a real pair, or a reduced scene) has its PAN degraded onto its grid, the pair's own shift taken out.
+The low MS is the truth blurred (gain 0.3 at its Nyquist frequency) and sampled at displaced places. Prints the rms
+error of the field over the scene, PAN pixels, and the model taken; with --unlike what pairs of unlike content give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from uknowpan.models.registration import Registration, gain_to_sigma, register
+
+IMAGERY = Path(__file__).parents[3] / "shared" / "imagery"
+SCENES = (
+    *("gf2_4", "quickbird_0", "pleiades_urban", "spot6_cropland", "vhr_melbourne_2", "vhr_melbourne_3"),
+    *("wv3_shanghai", "landsat7_01", "landsat7_38", "vhr_rural_u8_1"),
+)
+
+Field = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as dataset:
+        return dataset.read().astype(np.float64)
+
+
+def scene(name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """PAN (H, W), truth (C, H, W) on its grid, ratio."""
+    pair = IMAGERY / "pairs" / f"{name}_pan.tif"
+    reduced = not pair.exists()
+    folder, truths = ("reduced", "gt") if reduced else ("pairs", "ms")
+    pan, truth = (read(IMAGERY / folder / f"{name}_{kind}.tif") for kind in ("pan", truths))
+    pan, ratio = pan[0], pan.shape[1] // truth.shape[1]
+    own = register(pan, truth, ratio, least=0.0)
+    print(f"{name}: own displacement {own.measured} {np.round(own.shift, 2)}, residual {own.residual:.2f}")
+    grid = np.stack(np.meshgrid(*(np.arange(n) * 1.0 for n in truth.shape[1:]), indexing="ij"))
+    place = own.pan_places(*(grid * ratio + (ratio - 1) / 2))
+    # About as sharp as pixels of that size can be.
+    low = map_coordinates(pan if reduced else gaussian_filter(pan, 0.45 * ratio), place, order=3, mode="nearest")
+    beyond = (grid + shift.reshape(2, 1, 1) / ratio for shift in own.bands)
+    truth = np.stack([map_coordinates(t, at, order=3, mode="nearest") for t, at in zip(truth, beyond, strict=True)])
+    ratio = 4 if reduced else ratio
+    side = [n // ratio * ratio for n in low.shape]
+    return low[: side[0], : side[1]], truth[:, : side[0], : side[1]], ratio
+
+
+def fields(h: int, w: int, bands: int) -> dict[str, Field]:
+    u = lambda r: (r - (h - 1) / 2) / (h / 2)  # noqa: E731
+    v = lambda c: (c - (w - 1) / 2) / (w / 2)  # noqa: E731
+    off = np.random.default_rng(3).uniform(-1.2, 1.2, (bands, 2))
+
+    def flat(dy: float, dx: float) -> Field:
+        return lambda r, c, b: np.stack([dy + 0 * (r + c), dx + 0 * (r + c)])
+
+    return {
+        "nothing": flat(0, 0),
+        "global 0.7": flat(0.5, -0.5),
+        "global 2": flat(-1.2, 1.6),
+        "global 5": flat(3.3, -3.75),
+        "linear 3": lambda r, c, b: np.stack([0.5 + 2 * u(r) - 0.9 * v(c), -0.3 + 1.2 * u(r) + 1.5 * v(c)]),
+        "smooth 2.5": lambda r, c, b: np.stack(
+            [1.7 * np.sin(2.2 * u(r) + 0.6) * np.cos(1.7 * v(c)), 1.8 * np.cos(1.9 * u(r)) * np.sin(2.4 * v(c) - 0.4)]
+        ),
+        "step 1.5": lambda r, c, b: np.stack([np.where(v(c) + 0.3 * u(r) > 0.1, 1.5, 0.0), 0.0 * (r + c)]),
+        "bands 1.2": lambda r, c, b: np.stack([off[b, 0] + 0 * (r + c), off[b, 1] + 0 * (r + c)]),
+    }
+
+
+def displaced(truth: np.ndarray, ratio: int, field: Field) -> np.ndarray:
+    """Low MS whose content lies off by the field."""
+    sigma = gain_to_sigma(0.3, ratio)
+    h, w = truth.shape[1] // ratio, truth.shape[2] // ratio
+    y = np.stack(np.meshgrid(*(np.arange(n) * ratio + (ratio - 1) / 2 for n in (h, w)), indexing="ij"))
+    bands = []
+    for b, plane in enumerate(truth):
+        x = y.copy()
+        for _ in range(8):
+            x = y - field(x[0], x[1], b)
+        bands.append(map_coordinates(gaussian_filter(plane, sigma, truncate=4), x, order=3, mode="nearest"))
+    return np.stack(bands)
+
+
+def cloud(pan: np.ndarray, ms: np.ndarray, ratio: int, shift: tuple[float, float]) -> tuple[np.ndarray, ...]:
+    """A bright cloud over a quarter; in the MS it lies `shift` off. Returns PAN, MS and the PAN's cloudy pixels."""
+    h, w = pan.shape
+    rng = np.random.default_rng(1)
+    noise = sum(gaussian_filter(rng.standard_normal((h, w)), s, mode="wrap") * s**1.7 for s in (2, 5, 12, 30))
+    rows, cols = np.mgrid[:h, :w]
+    blob = noise / noise.std() * 0.5 - (((rows - 0.3 * h) / (0.24 * h)) ** 2 + ((cols - 0.35 * w) / (0.26 * w)) ** 2)
+    alpha = 1 / (1 + np.exp(-3 * (blob + 1.0)))
+    texture = 1 + 0.08 * noise / noise.std()
+    white = [np.percentile(x, 99) * 1.5 for x in (pan, *ms)]
+    covered = pan * (1 - alpha) + alpha * white[0] * texture
+    field = lambda r, c, b: np.stack([shift[0] + 0 * r, shift[1] + 0 * r])  # noqa: E731
+    low_alpha, low_light = displaced(np.stack([alpha, alpha * texture]), ratio, field)
+    veiled = np.stack([m * (1 - low_alpha) + wb * low_light for m, wb in zip(ms, white[1:], strict=True)])
+    return covered, veiled, alpha > 0.05
+
+
+def objects(pan: np.ndarray, ms: np.ndarray, ratio: int) -> tuple[np.ndarray, np.ndarray]:
+    """Thirty bright and dark cars of 3 x 7 PAN pixels, moved by 4 to 8 pixels between PAN and MS."""
+    rng = np.random.default_rng(5)
+    before, after = np.zeros_like(pan), np.zeros_like(pan)
+    for _ in range(30):
+        r, c = (int(rng.integers(12, n - 24)) for n in pan.shape)
+        size = (3, 7) if rng.random() < 0.5 else (7, 3)
+        jump, sign = int(rng.integers(4, 9)), rng.choice([-1.0, 1.0])
+        before[r : r + size[0], c : c + size[1]] = sign
+        r, c = (r, c + jump) if size[1] > size[0] else (r + jump, c)
+        after[r : r + size[0], c : c + size[1]] = sign
+    low = displaced(after[None], ratio, lambda r, c, b: np.stack([0 * r, 0 * c]))[0]
+    contrast = [2.5 * x.std() for x in (pan, *ms)]
+    return pan + before * contrast[0], np.stack([m + low * k for m, k in zip(ms, contrast[1:], strict=True)])
+
+
+def error(found: Registration, field: Field, pan: np.ndarray, bands: int, keep: np.ndarray | None = None) -> float:
+    rows, cols = np.arange(pan.shape[0])[:, None] * 1.0, np.arange(pan.shape[1])[None, :] * 1.0
+    squares = []
+    for b in range(bands):
+        off = found.at(rows, cols, b) - np.broadcast_arrays(field(rows, cols, b), np.zeros((2, *pan.shape)))[0]
+        squares.append((off**2).sum(0)[... if keep is None else keep].mean())
+    return float(np.sqrt(np.mean(squares)))
+
+
+def unlike(scenes: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """PAN of one scene with the MS of another, turned; all cloud; all water."""
+    rng = np.random.default_rng(4)
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for a, b in ((a, b) for a in scenes for b in scenes if a != b):
+        h, w = (min(x, 4 * y) for x, y in zip(scenes[a][0].shape, scenes[b][1].shape[1:], strict=True))
+        pairs[f"{a} / {b}"] = scenes[a][0][:h, :w], scenes[b][1][:, : h // 4, : w // 4]
+    for k in range(4):
+        puffs = [sum(gaussian_filter(rng.standard_normal((256, 256)), s) * s**1.5 for s in (2, 6, 15)) for _ in "pm"]
+        bands = np.stack([puffs[1][1::4, 1::4] * g for g in (1.0, 0.9, 1.1, 1.0)])
+        pairs[f"cloud {k}"] = puffs[0], bands + 0.02 * rng.standard_normal(bands.shape)
+        waves = gaussian_filter(rng.standard_normal((256, 256)), (0.7, 2 + k))
+        bands = rng.standard_normal((4, 64, 64)) + 2 * rng.standard_normal((64, 64))
+        pairs[f"water {k}"] = waves, bands
+    for name, (pan, ms) in pairs.items():
+        found = register(pan, ms, 4)
+        print(f"| {name} | {found.model} | {found.share:.2f} | {found.windows}/{found.voters} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default=",".join(SCENES))
+    parser.add_argument("--cases", default="")
+    parser.add_argument("--unlike", action="store_true")
+    options = parser.parse_args()
+    if options.unlike:
+        names = [n for n in options.only.split(",") if not n.startswith("landsat7")]
+        chosen = {n: scene(n) for n in names[:4]}
+        none = lambda r, c, b: np.stack([0 * r, 0 * r])  # noqa: E731
+        unlike({n: (pan, displaced(truth[:4], 4, none)) for n, (pan, truth, _) in chosen.items()})
+        return
+    for name in options.only.split(","):
+        pan, truth, ratio = scene(name)
+        bands = len(truth)
+        planted = fields(*pan.shape, bands)
+        planted["cloud"] = planted["noise"] = planted["nothing"]
+        planted["cloud global"] = planted["noise global"] = planted["objects"] = planted["global 2"]
+        rng = np.random.default_rng(2)
+        for case, field in planted.items():
+            if options.cases and not any(case.startswith(c) for c in options.cases.split(",")):
+                continue
+            ms, seen, keep = displaced(truth, ratio, field), pan, None
+            if case.startswith("cloud"):
+                seen, ms, over = cloud(pan, ms, ratio, (-3.0, 2.5))
+                keep = ~over
+            if case.startswith("noise"):
+                flat = 0.15 if case == "noise" else 1.0
+                seen = seen.mean() + flat * (seen - seen.mean()) + 0.1 * seen.std() * rng.standard_normal(seen.shape)
+                level = ms.mean((1, 2), keepdims=True)
+                ms = level + flat * (ms - level)
+                ms = ms + 0.05 * truth.std((1, 2))[:, None, None] * rng.standard_normal(ms.shape)
+            if case == "objects":
+                seen, ms = objects(pan, ms, ratio)
+            start = time.process_time()
+            found = register(seen, ms, ratio)
+            seconds = time.process_time() - start
+            print(
+                f"| {name} | {case} | {error(found, field, pan, bands, keep):.2f} | {found.model}"
+                f"{' and bands' if found.own_bands else ''} | {found.measured} | {found.share:.2f} |"
+                f" {found.windows}/{found.voters} | {found.residual:.2f} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
