@@ -158,7 +158,12 @@ def pearson(a: Tensor, b: Tensor, window: int) -> Tensor:
 
 
 def find_phases(
-    images: Images, gain: float, *, rows: int = ROWS, cols: int = COLS
+    images: Images,
+    gain: float,
+    *,
+    rows: int = ROWS,
+    cols: int = COLS,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[tuple[int, int]], Tensor]:
     """Phase (row, column) of each band by the published registration, and its scores (C, 4, 4).
 
@@ -169,7 +174,8 @@ def find_phases(
     before, after = _margins(half)
     tried = min(PHASES, r)
     means = [[Mean("pixel") for _ in range(tried)] for _ in range(tried)]
-    for region in regions(images.shape, images.bands, rows=rows, cols=cols):
+    todo = list(regions(images.shape, images.bands, rows=rows, cols=cols))
+    for done, region in enumerate(todo, 1):
         outer = region.padded(before, after)
         inner = outer.clipped(images.shape)
         ms, ms_mask = read_region(images.ms, outer, images.shape)
@@ -180,6 +186,8 @@ def find_phases(
                 rho = local_correlation(ms, fill(low[:, i::r, j::r], inner, outer), inside, half)
                 keep = clean(ms_mask | fill(low_mask[i::r, j::r], inner, outer), before, after)
                 means[i][j].add(rho, keep)
+        if on_progress is not None:
+            on_progress(done, len(todo))
     scores = torch.stack([torch.stack([mean.value() for mean in line], -1) for line in means], -2)
     best = [int(np.argmax(band.flatten().numpy())) for band in scores]  # the first of equals
     return [divmod(index, tried) for index in best], scores

@@ -33,7 +33,7 @@ def evaluate(
     max_value: float | None = None,
     nodata: float | None = None,
     cut: int = 21,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Indices of a result: against a reference, or without one from PAN and MS; with all three, both.
 
     Each raster is a file, an open rasterio dataset, or an array (numpy, torch, xarray). Arrays share their upper left
@@ -52,6 +52,7 @@ def evaluate(
 
     Returns:
         q2n, q, sam, ergas, scc, psnr and ssim with a reference; d_lambda_k, d_s, hqnr, d_lambda and qnr without one.
+        With PAN and MS also `reprojection`, a dict of the indices by reprojection in each of their modes.
 
     Raises:
         Error: a subclass with one sentence.
@@ -60,7 +61,7 @@ def evaluate(
         raise UsageError("Give evaluate either the reference, or both pan and ms.")
     given = {"result": result, "reference": reference, "pan": pan, "ms": ms}
     known = EvaluateOptions(sensor=sensor, max_value=max_value).known_sensor
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     with (
         python_warnings(),
         _rasters({name: value for name, value in given.items() if value is not None}, nodata) as files,
@@ -78,10 +79,12 @@ def evaluate(
         if pan is not None:
             layers = files["ms"] if isinstance(files["ms"], list) else [files["ms"]]
             sensor_used = known or SENSORS["generic"]
-            results = evaluate_without(
+            results, judge = evaluate_without(
                 files["result"], files["pan"], layers, sensor=sensor_used, nodata=nodata, ratio=ratio
             )
             scores |= {index: results.mean(METHOD, index) for index in results.scores[METHOD]}
+            if judge is not None:
+                scores["reprojection"] = judge.facts()
     return scores
 
 
@@ -125,6 +128,7 @@ def _place(files: dict[str, Any], arrays: dict[str, ArrayRaster]) -> tuple[Affin
 def _height(value: Any, array: ArrayRaster | None) -> int:
     """Rows of a raster."""
     if array is not None:
-        return array.values.shape[1]
+        rows: int = array.values.shape[1]
+        return rows
     with ExitStack() as closing:
         return int(Opener(closing)(value)[0].height)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uknowpan import errors as exits
-from uknowpan.errors import InputError, UsageError
+from uknowpan.errors import Error, InputError, UsageError
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.report import Report, known_exp
 
@@ -118,7 +118,8 @@ def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[C
     """
     from uknowpan.models.metrics.sensors import SENSORS, find_sensor
 
-    bands, code = file.header.bands, InputError
+    bands = file.header.bands
+    code: type[Error] = InputError
     trained = {card.sensor for card in cards} - {"generic"}  # "generic" is any sensor
     name = file.header.sensor or (trained.pop() if len(trained) == 1 else None)
     try:

@@ -5,49 +5,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from uknowpan.datasets.simulate import BIT_DEPTHS
 from uknowpan.evaluation.options import EvaluateOptions
+from uknowpan.evaluation.reading import (
+    Scene,
+    cache_bytes,
+    image_dtype,
+    open_image,
+    read_image,
+    require_same_bands,
+    require_same_grid,
+    unit_of,
+)
 from uknowpan.evaluation.report import Report
+from uknowpan.evaluation.reprojection import SecondJudge, second_judge
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
 from uknowpan.models.metrics.regions import (
-    COLS,
-    REDUCE_MARGIN,
     ROWS,
     AgainstReference,
-    Coarse,
     Enlargement,
     Region,
     WithoutReference,
-    circular_pieces,
-    reduce_pan,
     regions,
     whole_tiles,
 )
 from uknowpan.models.metrics.sensors import SENSORS, Sensor
-from uknowpan.models.resample import crop
+from uknowpan.options import band_numbers
 from uknowpan.surveying import FEW_LEVELS
-from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window, open_pair, sample_windows
+from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
 from uknowpan.tiling.metadata import declared_bits
-from uknowpan.tiling.raster import (
-    GDAL_CACHE_BYTES,
-    Opener,
-    Raster,
-    RasterLike,
-    Remarks,
-    alpha_bands,
-    bounded_gdal_cache,
-    holds_image,
-    select_bands,
-)
-from uknowpan.tiling.window import crs_name, same_crs
+from uknowpan.tiling.raster import Opener, Raster, RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 
@@ -56,12 +49,6 @@ METHOD = "result"
 
 DEFAULT_RATIO = 4
 """Ratio of ERGAS against a reference where none is given."""
-
-LEVELS = 10_000
-"""Factor for floating-point values of a small range, because Q2n and D_lambda of Khan round to whole numbers."""
-
-SAME_GRID = 0.01
-"""Largest distance of the corners of two grids, in pixels, at which they count as one grid."""
 
 Progress = Callable[[int, int], None]
 
@@ -91,18 +78,18 @@ def evaluate_against(
         TilingError: rasters that cannot be read, do not fit, or hold nothing to measure.
     """
     with ExitStack() as stack:
-        fused, gt = (_open(Opener(stack), file, nodata) for file in (result, reference))
-        _require_same_grid(fused, gt.grid, gt.path)
-        _require_same_bands(fused, len(gt.bands), gt.path)
+        fused, gt = (open_image(Opener(stack), file, nodata) for file in (result, reference))
+        require_same_grid(fused, gt.grid, gt.path)
+        require_same_bands(fused, len(gt.bands), gt.path)
         inside = _without_border(fused.grid.shape, cut, fused.path)
-        stack.enter_context(bounded_gdal_cache(_cache_bytes([fused, gt])))
+        stack.enter_context(bounded_gdal_cache(cache_bytes([fused, gt])))
         peak = _peak(gt, max_value)
-        unit = _unit(_dtype(gt).kind == "f", peak)
+        unit = unit_of(image_dtype(gt).kind == "f", peak)
         with _measured(fused.path):
             sums = AgainstReference((inside.height, inside.width), ratio=ratio, peak=peak * unit)
             for region in _reported(list(regions(sums.shape, len(gt.bands))), on_progress):
                 outer = sums.needed(region)
-                (f, f_mask), (g, g_mask) = (_read(image, outer, inside.row, inside.col) for image in (fused, gt))
+                (f, f_mask), (g, g_mask) = (read_image(image, outer, inside.row, inside.col) for image in (fused, gt))
                 sums.add(region, f * unit, g * unit, f_mask | g_mask)
             scores = sums.scores()
     values = {entry.name: getattr(scores, entry.name).reshape(1) for entry in fields(scores)}
@@ -120,9 +107,10 @@ def evaluate_without(
     ms_bands: Sequence[int] | None = None,
     nodata: float | None = None,
     ratio: int | None = None,
+    reproject: bool = True,
     on_progress: Progress | None = None,
-) -> Results:
-    """Scores of a raster on the PAN's grid without a reference.
+) -> tuple[Results, SecondJudge | None]:
+    """Scores of a raster on the PAN's grid without a reference, and those by reprojection.
 
     Incomplete tiles of 32 pixels at the bottom and the right are left out.
 
@@ -133,18 +121,20 @@ def evaluate_without(
         sensor: sensor whose MTF gains Khan's D_lambda uses.
         registration: place of the enlarged MS, see `Enlargement`. "area" follows the georeferencing;
             "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner.
-        on_progress: called with (windows done, windows).
+        reproject: measure by reprojection too. The second result is None without it, and where the scene is too
+            small for it.
+        on_progress: called with (windows done, windows), again from the start by the reprojection.
 
     Raises:
         TilingError: rasters that cannot be read, do not fit, or hold nothing to measure.
     """
     with ExitStack() as stack:
         pair = stack.enter_context(open_pair(pan, ms, pan_band=pan_band, ms_bands=ms_bands, nodata=nodata, ratio=ratio))
-        fused = _open(Opener(stack), result, nodata)
+        fused = open_image(Opener(stack), result, nodata)
         for note in pair.notes:
             log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
-        _require_same_grid(fused, pair.grid, pair.inputs[0])
-        _require_same_bands(fused, pair.bands, ", ".join(pair.inputs[1:]))
+        require_same_grid(fused, pair.grid, pair.inputs[0])
+        require_same_bands(fused, pair.bands, ", ".join(pair.inputs[1:]))
         with _measured(fused.path):
             enlargement = Enlargement(pair.ratio, registration)
             shape = whole_tiles(fused.grid.shape)
@@ -161,17 +151,23 @@ def evaluate_without(
                 "scene fill none and are left out",
                 *(whole - part for whole, part in zip(fused.grid.shape, shape, strict=True)),
             )
-        stack.enter_context(bounded_gdal_cache(_cache_bytes([fused]) + pair.bytes_across(ROWS // pair.ratio + 32)))
-        scene = _Scene(pair, enlargement, shape, _unit(np.dtype(pair.meta.dtype).kind == "f", _largest(pair)))
+        stack.enter_context(bounded_gdal_cache(cache_bytes([fused]) + pair.bytes_across(ROWS // pair.ratio + 32)))
+        scene = Scene(pair, enlargement, shape, unit_of(np.dtype(pair.meta.dtype).kind == "f", _largest(pair)))
         with _measured(fused.path):
             for region in _reported(list(regions(shape, pair.bands)), on_progress):
-                f, f_mask = _read(fused, sums.needed(region))
+                f, f_mask = read_image(fused, sums.needed(region))
                 if not f_mask.all():
                     sums.add(region, f * scene.unit, f_mask, *scene.window(region))
             scores = sums.scores()
         log.info("%d of %d tiles hold data throughout and count", sums.tiles, shape[0] * shape[1] // 32**2)
+        judge = None
+        if reproject:
+            try:
+                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), on_progress)
+            except ValueError as error:
+                log.info("%s is not measured by reprojection: %s", fused.path, error)
     values = {name: getattr(scores, name).reshape(1) for name in FULL_INDICES}
-    return Results(kind="full", images=1, scores={METHOD: values})
+    return Results(kind="full", images=1, scores={METHOD: values}), judge
 
 
 def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress | None = None) -> Report:
@@ -195,14 +191,14 @@ def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress 
         return Report(results, title, None, about)
     assert options.pan is not None
     used = sensor or SENSORS["generic"]
-    results = evaluate_without(
+    results, judge = evaluate_without(
         target,
         options.pan,
         options.ms,
         sensor=used,
         registration=options.registration,
         pan_band=options.pan_bidx,
-        ms_bands=options.bidx,
+        ms_bands=band_numbers(options.bidx),
         nodata=options.nodata,
         ratio=options.ratio,
         on_progress=on_progress,
@@ -220,74 +216,10 @@ def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress 
         "sensor": used.name,
         "registration": options.registration,
     }
-    return Report(results, title, None, about, notes)
+    return Report(results, title, None, about, notes, judge)
 
 
 # ------------------------------------------------------------------------------------- rasters
-
-
-def _open(opener: Opener, file: RasterLike, nodata: float | None) -> Raster:
-    """An image with all its bands but a mask."""
-    data, path, _ = opener(file)
-    masks = [band for band in alpha_bands(data) if not holds_image(data, band)]
-    return select_bands(data, path, [band for band in data.indexes if band not in masks], nodata, Remarks())
-
-
-def _dtype(raster: Raster) -> np.dtype:
-    return np.result_type(*map(np.dtype, raster.dtypes))
-
-
-def _read(raster: Raster, region: Region, down: int = 0, right: int = 0) -> tuple[Tensor, Tensor]:
-    """Values (C, h, w), float64, 0 where there is no data, and (h, w) True there."""
-    values, data = raster.read(Window(region.row + down, region.col + right, region.height, region.width))
-    mask = torch.from_numpy(~data)
-    return torch.where(mask, 0.0, torch.from_numpy(values).to(torch.float64)), mask
-
-
-def _require_same_grid(raster: Raster, wanted: Grid, name: str) -> None:
-    """Refuse rasters of different pixels: nothing is resampled before it is measured."""
-    grid = raster.grid
-    if grid.shape != wanted.shape:
-        raise IncompatiblePair(
-            f"{raster.path} has {grid.width} x {grid.height} pixels and {name} has {wanted.width} "
-            f"x {wanted.height}; both must lie on one grid: gdalwarp -te -tr, or crop."
-        )
-    if not (grid.is_placed and wanted.is_placed):
-        if grid.is_placed or wanted.is_placed:
-            lost = name if grid.is_placed else raster.path
-            log.warning("%s is not georeferenced; the other raster's place is assumed", lost)
-        return
-    if not same_crs(grid.crs, wanted.crs):
-        raise IncompatiblePair(
-            f"{raster.path} is in {crs_name(grid.crs)} and {name} in {crs_name(wanted.crs)}; "
-            "both must lie on one grid: gdalwarp -t_srs."
-        )
-    to_wanted = ~wanted.transform * grid.transform
-    corners = [(0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height)]
-    off = max(abs(a - b) for corner in corners for a, b in zip(to_wanted * corner, corner, strict=True))
-    if off > SAME_GRID:
-        raise IncompatiblePair(
-            f"{raster.path} lies up to {off:.2f} pixels off the grid of {name}; both must lie on "
-            "one grid: gdalwarp -te -tr."
-        )
-
-
-def _require_same_bands(raster: Raster, bands: int, name: str) -> None:
-    if len(raster.bands) != bands:
-        raise IncompatiblePair(
-            f"{raster.path} has {len(raster.bands)} bands and {name} has {bands}; select those that "
-            "belong together: gdal_translate -b."
-        )
-
-
-def _cache_bytes(rasters: Sequence[Raster]) -> int:
-    """Bytes of GDAL's cache with which a row of windows reads each strip of a raster once."""
-    wanted = GDAL_CACHE_BYTES
-    for data in (raster.dataset for raster in rasters):
-        height, width = data.block_shapes[0]
-        if width > COLS:
-            wanted += (ROWS + 2 * height + 128) * data.width * sum(np.dtype(dtype).itemsize for dtype in data.dtypes)
-    return wanted
 
 
 @contextmanager
@@ -324,14 +256,14 @@ def _peak(gt: Raster, max_value: float | None) -> float:
     """Full scale of the reference in DN."""
     if max_value is not None:
         return max_value
-    dtype = _dtype(gt)
+    dtype = image_dtype(gt)
     if dtype.kind != "f":
         bits = declared_bits(gt.dataset, gt.bands[0]) or (8 if dtype.itemsize == 1 else None)
         if bits is not None:
             return 2.0**bits - 1
     largest = -np.inf
     for region in regions(gt.grid.shape, len(gt.bands)):
-        values, mask = _read(gt, region)
+        values, mask = read_image(gt, region)
         if not mask.all():
             largest = max(largest, float(values[:, ~mask].max()))
     if largest <= 0:
@@ -346,18 +278,6 @@ def _peak(gt: Raster, max_value: float | None) -> float:
     return peak
 
 
-def _unit(is_float: bool, largest: float) -> float:
-    """Factor to DN for values that whole numbers cannot hold, such as reflectances."""
-    if not is_float or largest >= FEW_LEVELS:
-        return 1.0
-    log.warning(
-        "values reach %.4g and are multiplied by %d, because Q2n and D_lambda round to whole "
-        "numbers; the other indices stay as they are",
-        *(largest, LEVELS),
-    )
-    return float(LEVELS)
-
-
 # -------------------------------------------------------------------------- without a reference
 
 
@@ -368,67 +288,3 @@ def _largest(pair: ScenePair) -> float:
     if not highest:
         raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
     return max(highest)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """PAN and MS of a pair, read as `WithoutReference` takes them."""
-
-    pair: ScenePair
-    enlargement: Enlargement
-    shape: tuple[int, int]
-    """PAN pixels that are measured."""
-    unit: float
-
-    def window(self, region: Region) -> tuple[Tensor, Tensor, Coarse]:
-        """PAN (1, h, w), its mask (h, w), and the enlarged MS and reduced PAN of a region."""
-        r, (oy, ox), margin = self.pair.ratio, self.pair.offset, self.enlargement.margin
-        row, col = (region.row + oy) // r, (region.col + ox) // r
-        h = -(-(region.row + oy + region.height) // r) - row
-        w = -(-(region.col + ox + region.width) // r) - col
-        around = Region(row - margin, col - margin, h + 2 * margin, w + 2 * margin)
-        low = self.enlargement(self._wrapped(around) if self.enlargement.circular else self._coarse(around))
-        _, _, pan, pan_mask = self._read(Region(row, col, h, w))
-        rows, cols = region.within(Region(row * r - oy, col * r - ox, h * r, w * r))
-        cut = Coarse(*(getattr(low, field.name)[..., rows, cols] for field in fields(Coarse)))
-        return pan[..., rows, cols], pan_mask[rows, cols], cut
-
-    def _coarse(self, window: Region) -> Coarse:
-        """MS and reduced PAN in a window of MS pixels."""
-        ms, ms_mask, pan, pan_mask = self._read(window, REDUCE_MARGIN)
-        ms, ms_mask = crop(ms, REDUCE_MARGIN), crop(ms_mask, REDUCE_MARGIN)
-        return Coarse(ms, ms_mask, *reduce_pan(pan, pan_mask, self.pair.ratio))
-
-    def _wrapped(self, window: Region) -> Coarse:
-        """The same with the opposite side beyond the border of what is measured, as in the toolbox."""
-        height, width = (n // self.pair.ratio for n in self.shape)
-        lines = [
-            [self._coarse(Region(row, col, h, w)) for col, w in circular_pieces(window.col, window.width, width)]
-            for row, h in circular_pieces(window.row, window.height, height)
-        ]
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([torch.cat([getattr(piece, name) for piece in line], -1) for line in lines], -2)
-
-        return Coarse(*(joined(field.name) for field in fields(Coarse)))
-
-    def _read(self, window: Region, margin: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """MS, its mask, PAN and its mask in a window of MS pixels; masks are True at nodata within the scene.
-
-        Beyond the scene lies its reflection, whose nodata is that of the scene and counts once.
-        """
-        pair, r, (oy, ox) = self.pair, self.pair.ratio, self.pair.offset
-        tile = pair.read_frame(window.row, window.col, window.height, window.width, margin)
-        top, left = window.row - margin, window.col - margin
-        h, w = tile.ms_valid.shape
-        in_ms = _inside(top, h, 0, pair.frame_shape[0])[:, None] & _inside(left, w, 0, pair.frame_shape[1])
-        in_pan = _inside(top * r, h * r, oy, oy + pair.grid.height)[:, None]
-        in_pan = in_pan & _inside(left * r, w * r, ox, ox + pair.grid.width)
-        ms, pan = (torch.from_numpy(x).to(torch.float64) * self.unit for x in (tile.ms, tile.pan))
-        ms_mask, pan_mask = ~tile.ms_valid & in_ms, ~tile.pan_valid & in_pan
-        return ms, torch.from_numpy(ms_mask), pan, torch.from_numpy(pan_mask)
-
-
-def _inside(start: int, count: int, low: int, high: int) -> np.ndarray:
-    index = np.arange(start, start + count)
-    return (index >= low) & (index < high)

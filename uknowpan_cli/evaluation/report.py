@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from uknowpan.evaluation.reprojection import SecondJudge
     from uknowpan.models.metrics.evaluation import Results
 
 
@@ -42,6 +45,32 @@ INDICES = {
     "qnr": _Index("QNR", "QNR", 4, True),
 }
 
+JUDGED = {
+    "r_q2n": "R-Q2n",
+    "r_sam": "R-SAM, deg",
+    "r_ergas": "R-ERGAS",
+    "d_rho": "D_rho",
+    "d_rho_thr": "D_rho, thr.",
+    "d_sr": "D_sR",
+    "rqnr": "RQNR",
+    "d_rho_excess": "D_rho excess",
+    "colour_grain": "colour grain",
+}
+"""Labels of the indices by reprojection that the table shows."""
+
+WAYS = {
+    "published": "published, MTF",
+    "registered": "registered, own blur",
+    "registered_nominal": "registered, MTF",
+}
+"""Labels of the ways of `SecondJudge`."""
+
+JUDGE_WORDS = (
+    "HQNR does not see that a result is too soft, or that it stays where a displaced MS lies. R-Q2n, R-SAM and R-ERGAS "
+    "compare the MS with the result as the sensor would see it; D_rho compares the detail with the PAN's. "
+    "A truth has a D_rho, a D_sR and a grain of its own: 0 is no aim."
+)
+
 PAPER_EXP = (
     ("the .mat files that papers use", (0.0232, 0.0813, 0.8975)),
     ("the H5 files", (0.0456, 0.1201, 0.8399)),
@@ -60,11 +89,15 @@ class Report:
     about: dict[str, Any]
     """Files, sensor, border and the like, as JSON has them."""
     notes: list[str] = field(default_factory=list)
+    judge: SecondJudge | None = None
+    """Scores by reprojection."""
 
     def facts(self) -> dict[str, Any]:
         """All as JSON has it."""
         words = plain_words(self.results)
         facts = {**self.about, **as_dict(self.results), "notes": self.notes}
+        if self.judge is not None:
+            facts["reprojection"] = self.judge.facts()
         return facts | ({"in_words": words} if words else {})
 
     def csv(self) -> str:
@@ -78,7 +111,7 @@ class Report:
     def remarks(self) -> list[str]:
         """Notes, and scores without a truth in words."""
         words = plain_words(self.results)
-        return [*self.notes, *([words] if words else [])]
+        return [*self.notes, *([JUDGE_WORDS] if self.judge else []), *([words] if words else [])]
 
 
 def index_label(index: str, bands: int | None = None) -> str:
@@ -131,6 +164,21 @@ def print_table(report: Report) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(report.title, highlight=False, markup=False)
     console.print(table)
+    if report.judge is not None:
+        console.print(_judge_table(report.judge))
+
+
+def _judge_table(judge: SecondJudge) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("by reprojection", overflow="fold")
+    for label in JUDGED.values():
+        table.add_column(label, justify="right")
+    for way, scores in judge.scores.items():
+        table.add_row(WAYS[way], *(f"{scores[index]:.4f}" if index in scores else "" for index in JUDGED))
+    return table
 
 
 def as_dict(results: Results) -> dict[str, Any]:

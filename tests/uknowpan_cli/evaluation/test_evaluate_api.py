@@ -18,7 +18,7 @@ from uknowpan.models.metrics.sensors import SENSORS, find_sensor
 
 GRID = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
-FULL = ["d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr"]
+FULL = ["d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr", "reprojection"]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,25 @@ def without(given, *names):
 def expected(files):
     paths = {name: str(path) for name, path in files.items()}
     against = evaluate_against(paths["result"], paths["reference"], max_value=2047, cut=5)
-    lone = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=SENSORS["generic"])
-    return {index: float(value) for results in (against, lone) for index, value in results.scores[METHOD].items()}
+    lone, judge = evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=SENSORS["generic"])
+    scores = {index: float(value) for results in (against, lone) for index, value in results.scores[METHOD].items()}
+    return scores | {"reprojection": judge.facts()}
+
+
+def assert_near(scores, expected):
+    ways = scores["reprojection"], expected["reprojection"]
+    assert without(scores, "reprojection") == pytest.approx(without(expected, "reprojection"), rel=1e-9)
+    for way in ("published", "registered", "registered_nominal"):
+        assert ways[0][way] == pytest.approx(ways[1][way], rel=1e-6)
 
 
 def test_files(files, expected):
     scores = uknowpan.evaluate(**files, max_value=2047, cut=5)
     assert list(scores) == REDUCED + FULL and scores == expected
-    assert all(type(value) is float for value in scores.values())
+    assert all(type(scores[index]) is float for index in REDUCED)
+    assert list(scores["reprojection"]) == [
+        *("published", "registered", "registered_nominal", "phases", "sigma_pan_pixels", "shift_pan_pixels")
+    ]
     against = uknowpan.evaluate(files["result"], reference=str(files["reference"]), max_value=2047, cut=5)
     assert against == {index: expected[index] for index in REDUCED}
     bands = [f"{files['ms']},band={band}" for band in (1, 2, 3, 4)]
@@ -87,17 +98,17 @@ def test_open_datasets_stay_open(files, expected):
 )
 def test_arrays(arrays, expected, kind):
     scores = uknowpan.evaluate(**{name: kind(x) for name, x in arrays.items()}, max_value=2047, cut=5)
-    assert scores == pytest.approx(expected, rel=1e-9)
+    assert_near(scores, expected)
 
 
 @pytest.mark.parametrize("name", ["result", "reference", "pan", "ms"])
 def test_an_array_beside_files(arrays, files, expected, name):
-    assert uknowpan.evaluate(**{**files, name: arrays[name]}, max_value=2047, cut=5) == pytest.approx(expected)
+    assert_near(uknowpan.evaluate(**{**files, name: arrays[name]}, max_value=2047, cut=5), expected)
 
 
 def test_a_file_beside_arrays(arrays, files, expected):
     for name in ("ms", "pan"):
-        assert uknowpan.evaluate(**{**arrays, name: files[name]}, max_value=2047, cut=5) == pytest.approx(expected)
+        assert_near(uknowpan.evaluate(**{**arrays, name: files[name]}, max_value=2047, cut=5), expected)
 
 
 def test_nan_masked_and_nodata_pixels_do_not_count(arrays):

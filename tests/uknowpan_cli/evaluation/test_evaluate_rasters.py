@@ -10,12 +10,15 @@ import rasterio
 import torch
 from affine import Affine
 from rasters import ORIGIN, UTM, write_raster
+from scipy.ndimage import gaussian_filter
 
 from uknowpan.evaluation import rasters as evaluate_rasters
 from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
 from uknowpan.models.metrics import full_resolution as fr
 from uknowpan.models.metrics import indices as m
+from uknowpan.models.metrics.images import gaussian_kernel, images_of, mtf_kernel
 from uknowpan.models.metrics.regions import regions
+from uknowpan.models.metrics.reprojection import Published, Registered, find_phases, measure
 from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import imresize, interp23tap
 from uknowpan.models.metrics.windows import window_quality
@@ -43,7 +46,8 @@ def messages(monkeypatch, caplog):
 
 def _without(paths, **options):
     """Scores of the scene at `paths` without a reference."""
-    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], **{"sensor": QB} | options)
+    options = {"sensor": QB, "reproject": False} | options
+    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], **options)[0]
 
 
 def _texture(bands, height, width, seed=0):
@@ -243,13 +247,93 @@ def test_separate_band_files_and_no_georeferencing(tmp_path, messages):
     paths, _ = _scene(tmp_path)
     expected = _without(paths)
     bands = [f"{paths['ms']},band={b}" for b in (1, 2, 3, 4)]
-    found = evaluate_without(paths["result"], paths["pan"], bands, sensor=QB)
+    found, _ = evaluate_without(paths["result"], paths["pan"], bands, sensor=QB, reproject=False)
     assert _value(found, "hqnr") == _value(expected, "hqnr")
     with rasterio.open(paths["result"]) as data:
         plain = write_raster(tmp_path / "plain.tif", data.read(), None)
-    found = evaluate_without(plain, paths["pan"], [paths["ms"]], sensor=QB)
+    found = _without(paths | {"result": plain})
     assert _value(found, "hqnr") == _value(expected, "hqnr")
     assert "plain.tif is not georeferenced" in messages.text
+
+
+# ----------------------------------------------------------------------------- by reprojection
+
+
+def _displaced(folder, shift=(0, 0), around=0, nodata=None):
+    """A textured scene whose MS content lies `shift` PAN pixels further down and right; its truth is the result."""
+    rng = np.random.default_rng(0)
+    pad = 4 * around
+    size = 256 + 2 * pad
+    common, *own = (gaussian_filter(rng.normal(size=(size, size)), sigma) for sigma in (1.5, 4, 4, 4, 4))
+    truth = np.stack([1000 + 900 * common + 900 * band for band in own])
+    low = np.stack([gaussian_filter(band, 1.7) for band in truth])
+    ms = np.roll(low, shift, (1, 2)).reshape(4, size // 4, 4, size // 4, 4).mean((2, 4))
+    inner = (..., slice(pad, pad + 256), slice(pad, pad + 256))
+    values = {"result": truth[inner], "pan": truth.mean(0, keepdims=True)[inner], "ms": ms}
+    grids = {"ms": GRID * Affine.translation(-pad, -pad) * Affine.scale(4)}
+    return {
+        name: write_raster(folder / f"{name}.tif", x.astype("float32"), grids.get(name, GRID), nodata=nodata)
+        for name, x in values.items()
+    }, {name: torch.from_numpy(x.astype("f4")).double() for name, x in values.items()}  # fmt: skip
+
+
+def _judge(paths, **options):
+    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, **options)
+
+
+@pytest.mark.parametrize("around", [0, 3])
+def test_a_scene_by_reprojection_equals_its_arrays(tmp_path, around):
+    paths, x = _displaced(tmp_path, around=around)
+    results, judge = _judge(paths)
+    ms = x["ms"][:, around : around + 64, around : around + 64]
+    images = images_of(x["result"], x["pan"], ms)
+    published = measure(images, Published(GAINS, [tuple(phase) for phase in judge.phases]))
+    assert judge.phases == [list(phase) for phase in find_phases(images, GAINS[0])[0]]
+    dy, dx = judge.shift
+
+    def field(rows, cols):
+        return torch.tensor([dy, dx]).double()[None, :, None, None].expand(1, 2, len(rows), len(cols))
+
+    own = measure(images, Registered([gaussian_kernel(judge.sigma)] * 4, field))
+    nominal = measure(images, Registered([mtf_kernel(gain, 4) for gain in GAINS], field))
+    expected = {"published": published, "registered": own, "registered_nominal": nominal}
+    assert list(judge.scores) == list(expected)
+    for way, scores in judge.scores.items():
+        for index in ("r_q2n", "r_sam", "r_ergas", "d_rho", "d_rho_thr", "d_sr", "colour_grain", "rqnr_align"):
+            assert scores[index] == pytest.approx(getattr(expected[way], index), rel=1e-9), (way, index)
+        assert scores["rqnr"] == pytest.approx(expected[way].rqnr(_value(results, "d_lambda_k")), rel=1e-9)
+    assert judge.scores["registered"]["d_rho_excess"] == pytest.approx(own.d_rho_excess, rel=1e-9)
+    assert "d_rho_excess" not in judge.scores["published"]
+
+
+def test_a_truth_beside_a_displaced_ms_is_judged_at_its_place(tmp_path):
+    paths, _ = _displaced(tmp_path, shift=(2, -1), around=4)
+    _, judge = _judge(paths)
+    assert judge.shift == pytest.approx((2, -1), abs=0.3)
+    assert judge.sigma == pytest.approx(2.0, abs=0.4)  # with the area of a pixel
+    assert judge.scores["registered"]["r_ergas"] < 0.25 * judge.scores["published"]["r_ergas"]
+
+
+def test_nodata_does_not_count_by_reprojection(tmp_path):
+    answers = []
+    for value in (7.0, 30_000.0):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        paths, _ = _displaced(folder, nodata=value)
+        with rasterio.open(paths["result"], "r+") as data:
+            values = data.read()
+            values[:, 100:110, 50:60] = value
+            data.write(values)
+        answers.append(_judge(paths)[1])
+    for way, scores in answers[0].scores.items():
+        assert answers[1].scores[way] == pytest.approx(scores, rel=1e-9)
+
+
+def test_a_scene_that_is_too_small_for_it_has_no_second_judge(tmp_path, messages):
+    paths, _ = _scene(tmp_path, height=64, width=64)
+    results, judge = _judge(paths)
+    assert judge is None and "is not measured by reprojection" in messages.text
+    assert _value(results, "hqnr") < 1
 
 
 # ---------------------------------------------------------------------------------- bad inputs
@@ -312,9 +396,6 @@ def test_the_toolbox_s_enlargement_needs_a_common_corner(tmp_path):
 
 def test_gains_are_the_sensor_s(tmp_path):
     paths, _ = _scene(tmp_path)
-    first, other = (
-        evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=sensor)
-        for sensor in (QB, replace(QB, mtf_ms=(0.2,) * 4))
-    )
+    first, other = (_without(paths, sensor=sensor) for sensor in (QB, replace(QB, mtf_ms=(0.2,) * 4)))
     assert _value(first, "d_lambda_k") != _value(other, "d_lambda_k")
     assert _value(first, "d_s") == _value(other, "d_s")
