@@ -29,7 +29,7 @@ DETAIL = 5
 """MS pixels over which the local mean is taken off."""
 LEAST_CORRELATION = 0.45
 """Multiple correlation of a window below which it has no vote."""
-CLOUD = 2.0
+CLOUD = 1.0
 """A cloud is brighter in all bands than the median by so many times what the median lies over the darkest 5 %."""
 MOST_CLOUD = 0.5
 """Share of bright pixels above which they are the scene."""

@@ -96,7 +96,7 @@ def cloud(pan: np.ndarray, ms: np.ndarray, ratio: int, shift: tuple[float, float
     rng = np.random.default_rng(1)
     noise = sum(gaussian_filter(rng.standard_normal((h, w)), s, mode="wrap") * s**1.7 for s in (2, 5, 12, 30))
     rows, cols = np.mgrid[:h, :w]
-    blob = noise / noise.std() * 0.5 - (((rows - 0.3 * h) / (0.24 * h)) ** 2 + ((cols - 0.35 * w) / (0.26 * w)) ** 2)
+    blob = noise / noise.std() * 0.5 - (((rows - 0.3 * h) / (0.17 * h)) ** 2 + ((cols - 0.35 * w) / (0.18 * w)) ** 2)
     alpha = 1 / (1 + np.exp(-3 * (blob + 1.0)))
     texture = 1 + 0.08 * noise / noise.std()
     white = [np.percentile(x, 99) * 1.5 for x in (pan, *ms)]
