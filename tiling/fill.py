@@ -38,6 +38,8 @@ class TileArrays:
     """(h, w): inside the MS (every file of it) and no band is nodata"""
     valid: BoolArray
     """(H, W): pixels of the output that deserve a value, see `output_valid`"""
+    band_valid: BoolArray | None = None
+    """(C, H, W): the same for each band; None: `valid` holds for all of them"""
 
 
 def reflected_indices(start: int, count: int, size: int) -> tuple[npt.NDArray[np.intp], BoolArray]:

@@ -64,6 +64,8 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     assumptions: list[str]
     """those of the notes that are guesses and may be wrong"""
     closing: ExitStack
+    each_band: bool = False
+    """an output pixel is valid band by band, not only where all bands are"""
 
     def __post_init__(self) -> None:
         frame = self.frame
@@ -102,18 +104,30 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         pan_window = self.frame.on_pan(window)
         with self._lock:  # no closing between the two
             pan, pan_data, pan_inside = self._read([self.pan_source], pan_window)
-            ms, ms_data, ms_inside = self._read(self.ms_sources, window)
+            ms, ms_data, ms_inside = read_stack(self.ms_sources, window)
         if not pan_data.all():
             pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
+        pan_valid = pan_data & pan_inside
+        ms_valid = (ms_data & ms_inside).all(axis=0)
+        if self.each_band:  # a source is a band
+            for band, source in enumerate(self.ms_sources):
+                if not ms_data[band].all():
+                    ms[band] = self._filled([source], window, FILL_REACH, self.fill_values[1][band : band + 1])[0]
+            each = [
+                output_valid(pan_valid, data, self.ratio) & self._within_extents([source], window)
+                for data, source in zip(ms_data, self.ms_sources, strict=True)
+            ]
+            return TileArrays(pan, ms, pan_valid, ms_valid, np.logical_or.reduce(each), np.stack(each))
         if not ms_data.all():
             ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
-        pan_valid = pan_data & pan_inside
-        valid = output_valid(pan_valid, ms_data, self.ratio) & self._within_extents(window)
-        return TileArrays(pan, ms, pan_valid, ms_data & ms_inside, valid)
+        valid = output_valid(pan_valid, ms_data.all(axis=0), self.ratio)
+        return TileArrays(pan, ms, pan_valid, ms_valid, valid & self._within_extents(self.ms_sources, window))
 
     def _read(self, sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
+        """Values (C, h, w), and data and inside (h, w) of all sources together."""
         with self._lock:
-            return read_stack(sources, window)
+            values, data, inside = read_stack(sources, window)
+        return values, data.all(axis=0), inside.all(axis=0)
 
     def _filled(self, sources: Sequence[Source], window: Window, reach: int, constants: FloatArray) -> FloatArray:
         """Reads `reach` pixels more on every side, so that filling does not depend on the tile."""
@@ -121,11 +135,11 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         filled = fill_invalid(values, data, reach, constants)
         return np.ascontiguousarray(filled[:, reach:-reach, reach:-reach])
 
-    def _within_extents(self, window: Window) -> BoolArray:
+    def _within_extents(self, sources: Sequence[Source], window: Window) -> BoolArray:
         y = window.row + (np.arange(window.height * self.ratio) + 0.5) / self.ratio
         x = window.col + (np.arange(window.width * self.ratio) + 0.5) / self.ratio
         inside = np.ones((y.size, x.size), bool)
-        for top, left, bottom, right in (source.extent for source in self.ms_sources):
+        for top, left, bottom, right in (source.extent for source in sources):
             inside &= ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))
         return inside
 
@@ -137,11 +151,14 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         for sample in sample_windows(self, 9, 32):
             window = self.frame.in_scene(sample)
             pan, pan_data, _ = self._read([self.pan_source], self.frame.on_pan(window))
-            ms, ms_data, _ = self._read(self.ms_sources, window)
             sums[0] += pan[0][pan_data].sum(dtype=float)
             counts[0] += pan_data.sum()
-            sums[1:] += ms[:, ms_data].sum(axis=1, dtype=float)
-            counts[1:] += ms_data.sum()
+            band = 1
+            for sources in [[s] for s in self.ms_sources] if self.each_band else [self.ms_sources]:
+                ms, ms_data, _ = self._read(sources, window)
+                sums[band : band + len(ms)] += ms[:, ms_data].sum(axis=1, dtype=float)
+                counts[band : band + len(ms)] += ms_data.sum()
+                band += len(ms)
         means = (sums / np.maximum(counts, 1)).astype(np.float32)
         return means[:1], means[1:]
 
@@ -160,13 +177,15 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """Whether the MS alone shows that no output pixel of a window of the frame is valid."""
         if not self.may_have_invalid:
             return False
-        return not self._read(self.ms_sources, self.frame.in_scene(Window(row, col, height, width)))[1].any()
+        with self._lock:
+            _, data, _ = read_stack(self.ms_sources, self.frame.in_scene(Window(row, col, height, width)))
+        return not (data.any() if self.each_band else data.all(axis=0).any())
 
     def bytes_across(self, rows: int) -> int:
         """Bytes under `rows` MS rows of the frame that GDAL's cache should hold while tiles are read one after the
         other: all blocks of files whose blocks are as wide as they are."""
         total = 0
-        for source in self._sources:
+        for source in {id(source.raster.dataset): source for source in self._sources}.values():
             data = source.raster.dataset
             height, width = data.block_shapes[0]
             if width >= data.width:
@@ -209,6 +228,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             "ratio": self.ratio,
             "shift": list(self.shift),
             "resampling": self.resampling,
+            "valid": "any" if self.each_band else "all",
             "nodata": None if self.meta.nodata is None else repr(self.meta.nodata),
             "pan_nodata": None if self.pan_meta.nodata is None else repr(self.pan_meta.nodata),
         }
@@ -241,6 +261,7 @@ def open_pair(
     resampling: str = "cubic",
     shift: tuple[float, float] = (0.0, 0.0),
     bounds: Bounds | None = None,
+    valid: str = "all",
 ) -> ScenePair:
     """Open a PAN and one or several MS rasters and place them on one frame.
 
@@ -256,6 +277,7 @@ def open_pair(
         shift: (dy, dx) PAN pixels to move the MS content down and right; an MS that nests is moved by
             whole ones and not resampled.
         bounds: (left, bottom, right, top) in the PAN's CRS, widened to whole PAN pixels.
+        valid: an output pixel is valid where "all" bands are, or, band by band, where "any" is.
 
     Raises:
         InputUnreadable, IncompatiblePair: files that cannot be opened, or do not fit.
@@ -265,6 +287,8 @@ def open_pair(
         raise IncompatiblePair("No MS raster was given; name one file, or one for each band.")
     if resampling not in Resampling.__members__:
         raise IncompatiblePair(f"Resampling {resampling!r} is unknown; use e.g. cubic or bilinear.")
+    if valid not in ("all", "any"):
+        raise IncompatiblePair(f"A pixel is valid where all or any of its bands are, not {valid!r}.")
     if ratio is not None and not 1 <= ratio <= MAX_RATIO:
         raise IncompatiblePair(f"Ratio {ratio} is outside of 1 to {MAX_RATIO}.")
     try:
@@ -274,7 +298,14 @@ def open_pair(
             rasters = _open_ms(opener, specs, ms_bands, nodata, remarks)
             refuse_unplaced(pan_raster, rasters)
             target, sources = _on_one_frame(
-                closing, pan_raster, rasters, ratio, (float(shift[0]), float(shift[1])), resampling, remarks
+                closing,
+                pan_raster,
+                rasters,
+                ratio,
+                (float(shift[0]), float(shift[1])),
+                resampling,
+                valid == "any",
+                remarks,
             )
             whole = target.pan
             window = Window(0, 0, *whole.shape) if bounds is None else bounds_window(whole, bounds)
@@ -290,6 +321,7 @@ def open_pair(
                 notes=remarks.notes,
                 assumptions=remarks.assumptions,
                 closing=closing.pop_all(),
+                each_band=valid == "any",
             )
     except GDAL_ERRORS as error:
         # Even reading a header item raises what an earlier read left behind in GDAL.
@@ -307,6 +339,7 @@ def _on_one_frame(
     wanted_ratio: int | None,
     shift: tuple[float, float],
     resampling: str,
+    each: bool,
     remarks: Remarks,
 ) -> tuple[Target, list[Source]]:
     """The full scene's frame, and each MS raster on it."""
@@ -330,8 +363,9 @@ def _on_one_frame(
             offsets = [None] * len(offsets)
     target = Target(whole, Frame.full(whole.shape, full_offset, ratio), shift, resampling)
     sources = [
-        target.source(closing, raster, place, own == full_offset, remarks)
+        source
         for raster, place, own in zip(rasters, places, offsets, strict=True)
+        for source in target.sources(closing, raster, place, own == full_offset, each, remarks)
     ]
     return target, sources
 

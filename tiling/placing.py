@@ -226,8 +226,17 @@ class Target:
     """(dy, dx) PAN pixels by which resampling moves the MS down and right"""
     resampling: str
 
-    def source(self, closing: ExitStack, ms: Raster, place: Placement, nested: bool, remarks: Remarks) -> Source:
-        """The MS on the frame: read as it is where it nests, else resampled. Raises IncompatiblePair."""
+    def sources(
+        self, closing: ExitStack, ms: Raster, place: Placement, nested: bool, each: bool, remarks: Remarks
+    ) -> list[Source]:
+        """The MS on the frame, as it is where it nests, else resampled; band by band if `each`.
+
+        Raises IncompatiblePair.
+        """
+        parts = ms.single_bands() if each or (not nested and ms.may_have_holes) else [ms]
+        return [self._source(closing, part, place, nested, remarks) for part in parts]
+
+    def _source(self, closing: ExitStack, ms: Raster, place: Placement, nested: bool, remarks: Remarks) -> Source:
         top, left, bottom, right = place.box
         if bottom <= 0 or right <= 0 or top >= self.pan.height or left >= self.pan.width:
             raise _apart(self.pan, ms)

@@ -4,9 +4,10 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
+from uuid import uuid4
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -17,6 +18,8 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.shutil import copy as raster_copy
+from rasterio.shutil import delete as delete_raster
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as GdalWindow
 
@@ -33,6 +36,9 @@ RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
 GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
 """Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours. Tiles overlap by their
 margins only, so little is read twice, but for files in wide strips."""
+
+MOST_MEASURED = 3.4e37
+"""Floats beyond it, such as an undeclared -3.4e38, count as invalid, as infinities do: no sensor measures them."""
 
 # GDAL wants some CRS to warp; where neither file has one, both are put into this one.
 _ANY_CRS = CRS.from_epsg(3857)
@@ -186,8 +192,8 @@ class Raster:
     """whether the file's own mask applies"""
     alpha: int | None
     """band used as mask; None where there is none or it was named as data"""
-    limits: tuple[int, int] | None = None
-    """range that values are clipped to: cubic overshoot must not leave that of the sensor's integers"""
+    limits: FloatArray | None = None
+    """(2, C, 1, 1) range that values are clipped to: cubic overshoot must not leave that of the sensor's integers"""
 
     @property
     def grid(self) -> Grid:
@@ -204,6 +210,18 @@ class Raster:
         declared = self.mask or self.alpha is not None or any(n is not None for n in self.nodata)
         return declared or any(np.dtype(dtype).kind == "f" for dtype in self.dtypes)
 
+    def single_bands(self) -> list["Raster"]:
+        """Each band as a raster of its own."""
+        return [replace(self, bands=(b,), nodata=(n,)) for b, n in zip(self.bands, self.nodata, strict=True)]
+
+    def _raw(self, place: GdalWindow) -> AnyArray:
+        """(C, h, w) as stored, in the one dtype that holds the dtypes of all bands."""
+        if len(set(self.dtypes)) == 1:
+            raw: AnyArray = self.dataset.read(indexes=list(self.bands), window=place)
+            return raw
+        kind = np.result_type(*(np.dtype(dtype) for dtype in self.dtypes))
+        return np.stack([self.dataset.read(band, window=place).astype(kind) for band in self.bands])
+
     def read(self, window: Window) -> tuple[FloatArray, BoolArray]:
         """Values (C, h, w) and validity (h, w) in a window inside the file; a pixel is valid where all bands are.
 
@@ -211,7 +229,7 @@ class Raster:
         """
         place = GdalWindow(window.col, window.row, window.width, window.height)
         try:
-            raw = self.dataset.read(indexes=list(self.bands), window=place)
+            raw = self._raw(place)
             data = np.ones(raw.shape[1:], bool)
             if self.mask:
                 data &= self.dataset.read_masks(self.bands[0], window=place) != 0
@@ -225,11 +243,10 @@ class Raster:
         for band, nodata in zip(raw, self.nodata, strict=True):
             if nodata is not None:
                 data &= ~_equals(band, nodata)
-        # float64 beyond the float32 range becomes inf here and is invalid below.
         with np.errstate(over="ignore", invalid="ignore"):
             values = raw.astype(np.float32, copy=False)
-        if raw.dtype.kind == "f":
-            data &= np.isfinite(values).all(axis=0)
+            if raw.dtype.kind == "f":
+                data &= (np.abs(values) <= MOST_MEASURED).all(axis=0)
         return values if self.limits is None else np.clip(values, *self.limits), data
 
 
@@ -314,10 +331,10 @@ class Source:
 
 
 def read_stack(sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
-    """Bands of all sources on one grid, (C, h, w); valid and inside where every source is."""
+    """Bands of all sources on one grid, (C, h, w), and for each source, (S, h, w), where it is data and inside."""
     values, data, inside = zip(*(source.read(window) for source in sources), strict=True)
     stacked = values[0] if len(values) == 1 else np.concatenate(values)
-    return stacked, np.logical_and.reduce(data), np.logical_and.reduce(inside)
+    return stacked, np.stack(data), np.stack(inside)
 
 
 def warped(
@@ -332,25 +349,25 @@ def warped(
 ) -> Raster:
     """The raster through a WarpedVRT on another grid; validity is NaN there, so nothing bleeds into data.
 
+    A pixel is invalid where its centre lies in an invalid source pixel. GDAL promises that for single bands only:
+    several bands with holes are warped one by one.
+
     scale: pixels of the grid per source pixel (y, x), given to GDAL because it would otherwise guess it
         anew for every window.
 
     Raises IncompatiblePair.
     """
-    known = [n for n in raster.nodata if n is not None]
-    options: dict[str, object] = {"nodata": float("nan"), "dtype": "float32", "tolerance": _EXACT}
-    if known:
-        options["src_nodata"] = known[0]
-    if raster.alpha is not None:
-        options["src_alpha"] = raster.alpha
-    options["crs"] = grid.crs
+    options: dict[str, object] = {"nodata": float("nan"), "dtype": "float32", "tolerance": _EXACT, "crs": grid.crs}
     if same_crs:
         # One CRS object on both sides keeps PROJ out of it.
         options["src_crs"] = options["crs"] = grid.crs or _ANY_CRS
-    dataset = raster.dataset
-    if raster.alpha is None and alpha_bands(dataset):
-        # An alpha band named as data: GDAL would weight the others by it.
-        dataset = closing.enter_context(_without_alpha(dataset, raster.path))
+    dataset, bands = raster.dataset, raster.bands
+    if raster.may_have_holes or alpha_bands(dataset):
+        dataset, bands = (
+            closing.enter_context(_marked(raster, _openable(closing, raster))),
+            tuple(range(1, len(bands) + 1)),
+        )
+        options["src_nodata"] = float("nan")
     if src_transform != dataset.transform:
         options["src_transform"] = src_transform
     try:
@@ -366,19 +383,56 @@ def warped(
         )
     except (*GDAL_ERRORS, ValueError) as error:
         raise IncompatiblePair(f"{raster.path} cannot be resampled onto the PAN grid: {reason(error)}.") from error
-    kind = np.dtype(raster.dtypes[0])
-    limits = (int(np.iinfo(kind).min), int(np.iinfo(kind).max)) if kind.kind in "iu" else None
-    none = (None,) * len(raster.bands)
-    return replace(raster, dataset=closing.enter_context(vrt), nodata=none, mask=False, alpha=None, limits=limits)
+    ranges = [np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None for dtype in raster.dtypes]
+    lows = [-np.inf if known is None else known.min for known in ranges]
+    highs = [np.inf if known is None else known.max for known in ranges]
+    return Raster(
+        closing.enter_context(vrt), raster.path, bands, (None,) * len(bands), mask=False, alpha=None,
+        limits=np.array([lows, highs], np.float32)[..., None, None],
+    )  # fmt: skip
 
 
-def _without_alpha(dataset: DatasetReader, path: str) -> DatasetReader:
-    """The same bands, none of them marked alpha."""
+def _openable(closing: ExitStack, raster: Raster) -> str:
+    """A name by which GDAL opens the raster anew; an open dataset without such a name is copied into memory."""
+    dataset = raster.dataset
+    with suppress(InputUnreadable), open_raster(raster.path) as again:
+        if (again.shape, again.count) == (dataset.shape, dataset.count):
+            return raster.path
+    driver = "VRT" if isinstance(dataset, WarpedVRT) else "GTiff"
+    name = f"/vsimem/{uuid4().hex}.{driver.lower()}"
+    raster_copy(dataset, name, driver=driver)
+    closing.callback(delete_raster, name)
+    return name
+
+
+def _marked(raster: Raster, path: str) -> DatasetReader:
+    """The bands as floats that are NaN where they are invalid, for whatever reason; they do not form an alpha.
+
+    Each band is a sum of sources that are left out, as NaN, at their nodata. Zero times the alpha or the mask gives 0
+    or NaN; two opposite products that overflow give NaN for infinities and fill values. The value is added last, to 0.
+    """
+    dataset = raster.dataset
+    kind = np.result_type(*(np.dtype(dtype) for dtype in raster.dtypes))
+    name, overflow = ("Float64", 5e270) if kind.itemsize >= 4 and kind != np.float32 else ("Float32", 10.0)
+
+    def source(band: int | str, nodata: float | None, ratio: float = 1.0) -> str:
+        return (
+            f'<ComplexSource><SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename>'
+            f"<SourceBand>{band}</SourceBand>"
+            + (f"<ScaleOffset>0</ScaleOffset><ScaleRatio>{ratio!r}</ScaleRatio>" if ratio != 1 else "")
+            + (f"<NODATA>{float(nodata)!r}</NODATA>" if nodata is not None else "")
+            + "</ComplexSource>"
+        )
+
+    marks = [source(raster.alpha, 0, 0.0)] if raster.alpha is not None else []
+    marks += [source(f"mask,{raster.bands[0]}", 0, 0.0)] if raster.mask else []
     bands = "".join(
-        f'<VRTRasterBand dataType="{_gdal_name(dtype)}" band="{band}"><SimpleSource>'
-        f'<SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename>'
-        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
-        for band, dtype in zip(dataset.indexes, dataset.dtypes, strict=True)
+        f'<VRTRasterBand dataType="{name}" band="{number}" subClass="VRTDerivedRasterBand"><NoDataValue>nan'
+        "</NoDataValue><PixelFunctionType>sum</PixelFunctionType>"
+        f"<SourceTransferType>{name}</SourceTransferType>"
+        + "".join([*(source(band, nodata, sign * overflow) for sign in (1, -1)), *marks, source(band, nodata)])
+        + "</VRTRasterBand>"
+        for number, (band, nodata) in enumerate(zip(raster.bands, raster.nodata, strict=True), 1)
     )
     place = ", ".join(repr(v) for v in dataset.transform.to_gdal())
     srs = f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>" if dataset.crs else ""
@@ -386,8 +440,3 @@ def _without_alpha(dataset: DatasetReader, path: str) -> DatasetReader:
         f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">'
         f"{srs}<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
     )
-
-
-def _gdal_name(dtype: str) -> str:
-    """GDAL's name of a numpy dtype: uint16 -> UInt16, uint8 -> Byte."""
-    return "Byte" if dtype == "uint8" else dtype.capitalize().replace("Uint", "UInt")
