@@ -20,5 +20,9 @@ class OutputError(TilingError):
     """The output cannot be written: folder missing or read-only, disk full, equals an input."""
 
 
+class InvalidResult(OutputError):
+    """A valid pixel of the result is NaN or infinite."""
+
+
 class ResumeMismatch(TilingError):
     """Finished strips on disk were made from other inputs or parameters."""

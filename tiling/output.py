@@ -19,7 +19,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.shutil import copy as raster_copy
 from rasterio.windows import Window as GdalWindow
 
-from uknowpan.tiling.errors import OutputError, OutputExists, TilingError
+from uknowpan.tiling.errors import InvalidResult, OutputError, OutputExists, TilingError
 from uknowpan.tiling.fill import AnyArray, BoolArray
 from uknowpan.tiling.metadata import MsMeta
 from uknowpan.tiling.raster import GDAL_ERRORS, quiet, reason, usable_nodata
@@ -98,31 +98,36 @@ def output_encoding(
 def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encoding) -> AnyArray:
     """(C, n, W) and (n, W) -> (C, n, W) in the file's dtype.
 
-    Rounds half to even and clips; invalid or non-finite pixels become nodata (0 if there is none); a valid pixel that
-    would equal nodata moves to the next value.
+    Rounds half to even and clips; invalid pixels become nodata (0 if there is none); a valid pixel that would equal
+    nodata moves to the next value. `valid` (C, n, W) holds for each band.
+
+    Raises InvalidResult where a valid pixel is not finite: in the file it would pass for nodata.
     """
     kind = np.dtype(encoding.dtype)
-    keep = valid & np.isfinite(values)
+    with np.errstate(over="ignore"):
+        held = values.astype(kind) if kind.kind == "f" else values
+    if not (np.isfinite(held) | ~valid).all():
+        raise InvalidResult(f"A valid pixel of the result is no finite {kind}; use another model or output dtype.")
     nodata = 0 if encoding.nodata is None else encoding.nodata
     if kind.kind == "f":
-        out = values.astype(kind)
+        out = held
         if encoding.nodata is not None and np.isfinite(nodata):
             tolerance = _NODATA_ULPS * float(np.finfo(kind).eps)
             with np.errstate(over="ignore"):
                 near = np.abs(out - kind.type(nodata)) <= tolerance * abs(nodata)
             out[near] = kind.type(nodata * (1 - 2 * tolerance)) if nodata else np.finfo(kind).tiny
-        return np.where(keep, out, kind.type(nodata))
+        return np.where(valid, out, kind.type(nodata))
     # float32 cannot hold the limits of 32-bit integers.
     wide = values.astype(np.float64) if kind.itemsize >= 4 else values
     limits = wide.dtype.type(encoding.low), wide.dtype.type(encoding.high)
-    out = np.clip(np.rint(np.where(keep, wide, 0)), *limits)
+    out = np.clip(np.rint(np.where(valid, wide, 0)), *limits)
     if kind.itemsize == 8:
         out = np.minimum(out, np.nextafter(encoding.high, 0))
     out = out.astype(kind)
     if encoding.nodata is not None:
         taken = out == kind.type(nodata)
         out[taken] = kind.type(nodata + 1 if nodata < encoding.high else nodata - 1)
-    return np.where(keep, out, kind.type(nodata))
+    return np.where(valid, out, kind.type(nodata))
 
 
 def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:

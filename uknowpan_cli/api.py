@@ -26,7 +26,7 @@ from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 log = logging.getLogger("uknowpan")
 log.addHandler(logging.NullHandler())  # or Python would print warnings to stderr
 
-OF_PAIR = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds")
+OF_PAIR = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid")
 
 
 class _Collector(logging.Handler):
@@ -126,7 +126,7 @@ def open_pair(pan: RasterLike, ms: RasterLike | Sequence[RasterLike], **options:
 
     Args:
         pan, ms: as of `sharpen`.
-        **options: bidx, pan_bidx, nodata, ratio, resampling, bounds.
+        **options: bidx, pan_bidx, nodata, ratio, resampling, bounds, valid.
 
     Raises:
         InputError: a file cannot be read, or the two do not fit.

@@ -68,6 +68,10 @@ class SharpenOptions:
     resampling: Annotated[
         Resampling, Option("--resampling -r", INPUT, "Kernel for an MS whose pixels do not nest in the PAN's.")
     ] = "cubic"
+    valid: Annotated[
+        Literal["all", "any"],
+        Option("--valid", INPUT, "A pixel is valid where all MS bands are, or, each band by itself, where any is."),
+    ] = "all"
     coregister: Annotated[
         Coregister, Option("--coregister", INPUT, "Shift between PAN and MS: ignore it, warn of it, or remove it.")
     ] = "check"

@@ -92,6 +92,7 @@ def open_scene(
         nodata=options.nodata,
         ratio=options.ratio,
         resampling=options.resampling,
+        valid=options.valid,
         shift=shift,
         bounds=bounds,
     )

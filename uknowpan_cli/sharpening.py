@@ -35,6 +35,7 @@ from uknowpan.tiling import (
     tile_rows_needed,
     uncertainty_meta,
 )
+from uknowpan.tiling.errors import InvalidResult
 from uknowpan.tiling.raster import bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
@@ -143,17 +144,20 @@ def sharpen_row(scene: Scene, tiles: Sequence[Tile], on_area: Callable[[int], No
 
     def keep(batch: _Batch, done: Sharpened) -> None:
         hrms = (done.hrms * scale.ms).float().cpu()
-        if not torch.isfinite(hrms).all():  # written, it would pass for nodata
+        sigma = None if done.sigma is None else (done.sigma * scale.ms).float().cpu()
+        wanted = torch.from_numpy(np.stack([_core(a.valid, margin * ratio) for _, a in batch.items]))[:, None]
+        unusable = sigma is not None and not (torch.isfinite(sigma) | ~wanted).all()
+        if unusable or not torch.isfinite(hrms).all():  # written, they would pass for nodata
             raise ModelMismatch(
-                f"{scene.sharpener.name} gives values that are not finite for this scene; "
-                "use --dtype fp32 or another model."
+                f"{scene.sharpener.name} gives {'uncertainties' if unusable else 'values'} that are not finite "
+                "for this scene; use --dtype fp32 or another model."
             )
         if scene.options.max_value is not None:
             hrms = hrms.clamp(max=scene.options.max_value)
-        sigma = None if done.sigma is None else (done.sigma * scale.ms).float().cpu()
         for k, (i, arrays) in enumerate(batch.items):
             row.hrms[i] = hrms[k].numpy()
-            row.valid[i] = _core(arrays.valid, margin * ratio)[None]
+            each = arrays.valid[None] if arrays.band_valid is None else arrays.band_valid
+            row.valid[i] = _core(each, margin * ratio)
             row.sigma[i] = None if sigma is None else sigma[k].numpy()
         on_area(scene.area([tiles[i] for i, _ in batch.items]))
 
@@ -198,7 +202,8 @@ class _Background:
 
 
 Keep = Callable[[int, int, dict[str, Array], Array], None]
-"""Takes a strip: its number, its first row in the output, layer -> (C, n, W) values, (n, W) valid."""
+"""Takes a strip: its number, its first row in the output, layer -> (C, n, W) values, (n, W) valid,
+or (C, n, W) where bands are valid each by itself."""
 
 
 def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Progress = no_progress) -> int:
@@ -216,7 +221,9 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
     plan, pair = scene.plan, scene.pair
     shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
     blenders = {name: StripBlender(*shape) for name in scene.layers}
-    validity = StripBlender(plan.rows, pair.frame_shape, 1, pair.ratio, plan.overlap, np.bool_)
+    validity = StripBlender(
+        plan.rows, pair.frame_shape, pair.bands if pair.each_band else 1, pair.ratio, plan.overlap, np.bool_
+    )
     needed = tile_rows_needed(wanted, plan.overlap)
     total, done, skipped = sum(scene.area(plan.rows[i]) for i in needed), 0, 0
     on_progress(0, total)
@@ -231,7 +238,7 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
                 top, strip[name] = pair.to_output(first, values)
                 _, cut = pair.to_output(first, valid)
         if index in wanted:
-            keep(index, top, strip, cut[0])
+            keep(index, top, strip, cut if pair.each_band else cut[0])
 
     with _Background(scene.overlapped) as background:
         for index in needed:
@@ -377,7 +384,7 @@ def _ends_in_order(store: StripStore) -> Iterator[None]:
         yield
     except BaseException as error:
         finished = store.count - len(store.missing())
-        if not finished:
+        if not finished or isinstance(error, ModelMismatch | InvalidResult):  # another attempt would end alike
             store.remove()
         if isinstance(error, KeyboardInterrupt):
             kept = f"{finished} of {store.count} strips are kept in {store.folder}, --resume goes on from there"
