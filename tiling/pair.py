@@ -108,7 +108,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         if not pan_data.all():
             pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
         pan_valid = pan_data & pan_inside
-        ms_valid = (ms_data & ms_inside).all(axis=0)
+        ms_valid = np.logical_and.reduce(ms_data & ms_inside)
         if self.each_band:  # a source is a band
             for band, source in enumerate(self.ms_sources):
                 if not ms_data[band].all():
@@ -120,14 +120,14 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             return TileArrays(pan, ms, pan_valid, ms_valid, np.logical_or.reduce(each), np.stack(each))
         if not ms_data.all():
             ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
-        valid = output_valid(pan_valid, ms_data.all(axis=0), self.ratio)
+        valid = output_valid(pan_valid, np.logical_and.reduce(ms_data), self.ratio)
         return TileArrays(pan, ms, pan_valid, ms_valid, valid & self._within_extents(self.ms_sources, window))
 
     def _read(self, sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
         """Values (C, h, w), and data and inside (h, w) of all sources together."""
         with self._lock:
             values, data, inside = read_stack(sources, window)
-        return values, data.all(axis=0), inside.all(axis=0)
+        return values, np.logical_and.reduce(data), np.logical_and.reduce(inside)
 
     def _filled(self, sources: Sequence[Source], window: Window, reach: int, constants: FloatArray) -> FloatArray:
         """Reads `reach` pixels more on every side, so that filling does not depend on the tile."""
