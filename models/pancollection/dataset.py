@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch, is_full_scale
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
 
     @property
     def patches(self) -> PanCollectionDataset:
-        """The patches alone: this dataset, see `Drawable`."""
+        """The patches alone: this dataset."""
         return self
 
     def __len__(self) -> int:
@@ -98,10 +96,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
         numbers = (self.sources[draw.sample], draw.flip_rows, draw.flip_columns)
         return replace(flipped, origin=torch.tensor([[int(n) for n in numbers]]))
 
-    @staticmethod
-    def collate(items: Sequence[PatchBatch]) -> PatchBatch:
-        """One batch of several samples."""
-        return PatchBatch.cat(items)
+    collate = staticmethod(PatchBatch.cat)
 
     def close(self) -> None:
         """Let go of all files; the next read opens them again."""
@@ -149,43 +144,31 @@ class PatchSampler:
         return order, flips if self.flips else np.zeros_like(flips)
 
 
-class Drawable(Protocol[T]):
-    """A dataset that `PatchBatches` draws from."""
+class PatchBatches:
+    """Batches as a function of the step; worker processes read the same ones ahead.
 
-    @property
-    def patches(self) -> PanCollectionDataset:
-        """The patches alone, without a teacher's answers."""
+    Args:
+        dataset: `PanCollectionDataset`, or another with its `patches`, `collate` and `close`.
+        sampler: which samples a step takes.
+    """
 
-    def __getitem__(self, draw: Draw) -> T: ...
-
-    def collate(self, items: Sequence[T]) -> T:
-        """One batch of several samples."""
-
-    def close(self) -> None:
-        """Let go of all files; the next read opens them again."""
-
-
-class PatchBatches(Generic[T]):
-    """Batches as a function of the step; worker processes read the same ones ahead."""
-
-    def __init__(self, dataset: Drawable[T], sampler: PatchSampler):
+    def __init__(self, dataset: Any, sampler: PatchSampler):
         self.dataset, self.sampler = dataset, sampler
 
-    def __call__(self, step: int) -> T:
+    def __call__(self, step: int) -> Any:
         """The batch of a step, float32, divided by full scale."""
         return self.dataset.collate([self.dataset[draw] for draw in self.sampler.draws(step)])
 
-    def stream(self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> Iterator[T]:
+    def stream(self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
         """The batches of steps `start` .. `stop` - 1 in order, read ahead by `workers`.
 
         Raises:
             DataError: a sample cannot be read, or the system killed a worker.
         """
         self.dataset.close()  # HDF5 must not be open across a fork
-        steps: Iterable[list[Draw]] = _Steps(self.sampler, range(start, stop))
-        loader: DataLoader[T] = DataLoader(
-            self.dataset,  # type: ignore[arg-type]
-            batch_sampler=steps,
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=_Steps(self.sampler, range(start, stop)),
             collate_fn=self.dataset.collate,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -202,6 +185,8 @@ class PatchBatches(Generic[T]):
 
 @dataclass(frozen=True)
 class _Steps:
+    """The draws of some steps."""
+
     sampler: PatchSampler
     steps: range
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.checkpoints import Card
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
+from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
@@ -58,7 +58,7 @@ class DiffusionOptions:
 class PatchData:
     """PanCollection files to train on and to validate on."""
 
-    train: PatchBatches[Any]
+    train: PatchBatches
     valid: PanCollectionDataset
     validation_samples: int = 256
     workers: int = 0
@@ -120,11 +120,7 @@ class PatchData:
 
 
 def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAMPLES) -> Tensor:
-    """(C,) root mean square of gt - lms per band, over patches spread evenly.
-
-    Raises:
-        DataError: a band without any residual.
-    """
+    """(C,) root mean square of gt - lms per band, over patches spread evenly; DataError where it is 0."""
     chosen = spread(len(dataset), samples)
     squares = torch.zeros((), dtype=torch.float64)
     for index in chosen:
@@ -192,10 +188,7 @@ class PatchStage:
         return model
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
-        """Results (B, C, H, W) and their 1-sigma, both in the units of lms.
-
-        `place` is the number of the first patch, which fixes the noise.
-        """
+        """Results (B, C, H, W) and their 1-sigma, in the units of lms; the first patch's number fixes the noise."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -268,11 +261,7 @@ def patch_scores(hrms: Tensor, patches: PatchBatch, scale: float) -> dict[str, T
 
 
 def validation_patches(valid: PanCollectionDataset, most: int) -> Iterator[tuple[int, PatchBatch, float]]:
-    """At most `most` patches, spread evenly, in batches of one file each.
-
-    Yields:
-        (number of the first patch, the patches, their full scale in DN).
-    """
+    """At most `most` patches in batches of one file: (number of the first, the patches, their full scale in DN)."""
     chosen = spread(len(valid), most)
     for number, scale in enumerate(valid.scales):
         first, after = int(valid.starts[number]), int(valid.starts[number + 1])
@@ -297,15 +286,6 @@ class ResidualStage(PatchStage):
         return {"residual_std": [round(v, 9) for v in self.residual_std.tolist()], "steps": 1}
 
 
-@dataclass(frozen=True)
-class View:
-    """Patches as a denoiser sees them."""
-
-    condition: Condition
-    scale: Tensor
-    """(B or 1, C, 1, 1): x0 = (gt - condition.lms) / scale."""
-
-
 class DiffusionStage(ResidualStage):
     """A stage that predicts x0 at random timesteps and samples by DDIM."""
 
@@ -322,15 +302,22 @@ class DiffusionStage(ResidualStage):
                 f"steps from 1 to {len(self.schedule)}"
             )
 
-    def view(self, patches: PatchBatch) -> View:
-        """Training patches, in the units of `residual_std`."""
-        return View(Condition(patches.lms, patches.pan), self.scale(patches.lms))
+    def view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
+        """The condition of training patches, and the scale (B or 1, C, 1, 1): x0 = (gt - condition.lms) / scale."""
+        return Condition(patches.lms, patches.pan), self.scale(patches.lms)
 
-    def validation_view(self, patches: PatchBatch) -> View:
-        """Validation patches, by default in the same units."""
+    def validation_view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
+        """`view` of validation patches."""
         return self.view(patches)
 
-    def denoise(self, model: nn.Module, x0: Tensor, condition: Condition, generator: torch.Generator) -> Denoised:
+    def target(self, patches: PatchBatch) -> tuple[Condition, Tensor, Tensor]:
+        """The condition of training patches, their x0 and its scale."""
+        assert patches.gt is not None
+        with torch.autocast(patches.gt.device.type, enabled=False):
+            condition, scale = self.view(patches)
+        return condition, (patches.gt - condition.lms) / scale, scale
+
+    def denoise(self, model: Denoiser, x0: Tensor, condition: Condition, generator: torch.Generator) -> Denoised:
         """The network's prediction at random timesteps.
 
         With a `slot`, half of the batches are self-conditioned (Chen et al. 2023): the network is
@@ -345,16 +332,16 @@ class DiffusionStage(ResidualStage):
         return model(x_t, t, condition)
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
-        view = self.validation_view(patches)
+        condition, scale = self.validation_view(patches)
         count, bands, height, width = patches.lms.shape
         noise = torch.stack(
             [position_noise(7, (place + i) * height, 0, height, width, bands) for i in range(count)]
         ).to(patches.lms)
-        output = self.sample(model, noise, view.condition)
-        sigma = None if output.log_sigma is None else output.log_sigma.exp() * view.scale
-        return view.condition.lms + view.scale * output.x0, sigma
+        output = self.sample(model, noise, condition)
+        sigma = None if output.log_sigma is None else output.log_sigma.exp() * scale
+        return condition.lms + scale * output.x0, sigma
 
-    def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
+    def sample(self, model: Denoiser, noise: Tensor, condition: Condition) -> Denoised:
         """The prediction at the last step of DDIM from pure noise."""
         return ddim_sample(
             model,
@@ -368,8 +355,4 @@ class DiffusionStage(ResidualStage):
 
     def _card_fields(self) -> dict[str, Any]:
         options = self.options
-        return {
-            **super()._card_fields(),
-            "steps": options.steps,
-            "self_conditioning": options.self_conditioning,
-        }
+        return {**super()._card_fields(), "steps": options.steps, "self_conditioning": options.self_conditioning}

@@ -90,11 +90,7 @@ class Variant:
 
 
 def read_scenes(path: str | Path, split: str) -> list[Scene]:
-    """Scenes of one split ("train" or "valid") of a scenes file.
-
-    Raises:
-        DataError: the file is not a scenes file, or has no such scenes.
-    """
+    """Scenes of one split ("train" or "valid") of a scenes file; DataError where there is none."""
     import h5py
 
     scenes = []
@@ -116,7 +112,18 @@ def read_scenes(path: str | Path, split: str) -> list[Scene]:
 
 
 class GenericBatches:
-    """Batches of patches as a function of the step."""
+    """Batches of patches as a function of the step.
+
+    Args:
+        scenes: the scenes.
+        seed: of everything random.
+        batch_size: patches per batch.
+        patch: side of a patch in PAN pixels.
+        variants: degradations of each scene.
+        patches_per_variant: patches cut from a variant that was drawn.
+        shares: of the variants whose truth is changed.
+        cache: variants kept in memory.
+    """
 
     def __init__(
         self,
@@ -127,17 +134,12 @@ class GenericBatches:
         patch: int = 64,
         variants: int = 12,
         patches_per_variant: int = 2,
-        residual_scale: float = 1.0,
-        halved_share: float = 0.0,
-        subsampled_share: float = 0.0,
-        truth_blur_share: float = 0.0,
+        shares: VariantShares | None = None,
         cache: int = 900,
     ):
-        self.scenes = list(scenes)
+        self.scenes, self.shares = list(scenes), shares or VariantShares()
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.shares = VariantShares(halved_share, subsampled_share, truth_blur_share)
         self.variants, self.per_variant = variants, patches_per_variant
-        self.residual_scale = residual_scale
         self._variant = lru_cache(maxsize=cache)(self._made_variant)
 
     def __call__(self, step: int) -> TrainBatch:
@@ -164,7 +166,7 @@ class GenericBatches:
     def _patch(self, variant: Variant, order: np.ndarray, rng: np.random.Generator) -> tuple[Condition, Tensor, Tensor]:
         """One patch with its condition, turned and flipped at random."""
         for attempt in range(8):
-            condition, x0, scale = cut_patch(variant, order, self.patch, rng, self.residual_scale)
+            condition, x0, scale = cut_patch(variant, order, self.patch, rng)
             # Places without detail (sea, nodata) teach nothing; take them only now and then.
             if attempt == 7 or float(x0.abs().mean()) > 0.15 * rng.uniform():
                 break
@@ -229,7 +231,7 @@ def subsampled(scene: Scene) -> Scene:
 
 
 def cut_patch(
-    variant: Variant, order: np.ndarray, size: int, rng: np.random.Generator, residual_scale: float
+    variant: Variant, order: np.ndarray, size: int, rng: np.random.Generator
 ) -> tuple[Condition, Tensor, Tensor]:
     """A patch of `size` PAN pixels: its condition (batch of one), x0 and the scale of that."""
     statistics = variant.statistics.select(order.tolist())
@@ -239,18 +241,19 @@ def cut_patch(
     need = -(-size // ratio) + 1
     row, col = (int(rng.integers(max(n - need, 0) + 1)) for n in (h, w))
     oy, ox = (int(rng.integers(ratio)) for _ in range(2))
-    ms_rows = mirrored(row - margin, need + 2 * margin, h)
-    ms_cols = mirrored(col - margin, need + 2 * margin, w)
-    pan_rows = mirrored((row - margin) * ratio, (need + 2 * margin) * ratio, h * ratio)
-    pan_cols = mirrored((col - margin) * ratio, (need + 2 * margin) * ratio, w * ratio)
-    ms_window = ms[:, ms_rows][:, :, ms_cols][None]
-    pan_window = variant.pan[:, pan_rows][:, :, pan_cols][None]
-    condition = generic_condition(pan_window, ms_window, statistics, softness=variant.softness)
-    inner = slice(margin * ratio + oy, margin * ratio + oy + size)
-    inner_x = slice(margin * ratio + ox, margin * ratio + ox + size)
-    condition = condition.crop(inner, inner_x)
+
+    def window(x: Tensor, step: int) -> Tensor:
+        """The place with its margin, mirrored at the borders; `step` pixels per MS pixel."""
+        rows, cols = (
+            mirrored((start - margin) * step, (need + 2 * margin) * step, n * step) for start, n in ((row, h), (col, w))
+        )
+        return x[:, rows][:, :, cols][None]
+
+    condition = generic_condition(window(variant.pan, ratio), window(ms, 1), statistics, softness=variant.softness)
+    inner = (slice(margin * ratio + o, margin * ratio + o + size) for o in (oy, ox))
+    condition = condition.crop(*inner)
     gt_rows = mirrored(row * ratio + oy, size, h * ratio)
     gt_cols = mirrored(col * ratio + ox, size, w * ratio)
     truth = gt[:, gt_rows][:, :, gt_cols][None]
-    scale = residual_scale * statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
     return condition, (truth - condition.lms) / scale, scale

@@ -159,7 +159,6 @@ class GenericStudentStage:
             architecture="fsa-s-lite",
             config=asdict(self.network),
             stage=self.name,
-            residual_scale=self.train_data.residual_scale,
             training={**self.notes, "iterations": step},
             scores={"validation_patches": scores},
         )

@@ -12,10 +12,10 @@ from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.published.stages import PatchData
-from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
-from uknowpan.models.published.uknow.prior import PriorNet
+from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
+from uknowpan.models.published.uknow.teacher import TeacherConfig
 
 PIXELS = 96
 
@@ -53,11 +53,9 @@ def patch_data(train, valid, *, batch_size=4, seed=0, flips=False, caches=(), wo
 
 def guided_config(bands=4, **changes):
     """A tiny teacher with its PriorNet."""
-    shape = {"width": 4, "heads": 2, "patch": 1, **changes}
-    return GuidedTeacherConfig(
-        teacher.presets["lite"](bands=bands, **shape),
-        prior.presets["lite"](bands=bands, width=4, blocks=1, highpass_pan=shape.get("highpass_pan", False)),
-    )
+    shape = {"width": 4, "blocks": 1, "heads": 2, "dropout": 0.0, "drop_path": 0.0, **changes}
+    prior = PriorConfig(bands, width=4, blocks=1, highpass_pan=shape.get("highpass_pan", False))
+    return GuidedTeacherConfig(TeacherConfig(bands, **shape), prior)
 
 
 def stirred(model, size=0.1):

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from patch_files import guided_config
 from testfiles import draw_truth, store, write_images
 
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
@@ -19,9 +20,9 @@ from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.pancollection.condition import PatchConditioner, image_sharpener
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
-from uknowpan.models.published.uknow import prior, student, teacher
+from uknowpan.models.published.uknow import prior, student
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
-from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.resample import upsample
 from uknowpan.models.sharpeners import Images, load_network
 from uknowpan.models.types import Condition, Denoised
@@ -179,8 +180,8 @@ def test_results_of_one_image_have_no_deviation():
 STD = [0.02, 0.03, 0.04, 0.05]
 LITE = LiteConfig(width=4, deep_width=8, blocks=1, deep_blocks=1)
 PAPER = student.StudentConfig(bands=4, width=4)
-PRIOR = prior.presets["lite"](bands=4, width=4, blocks=1)
-GUIDED = GuidedTeacherConfig(teacher.presets["lite"](bands=4, width=4, heads=2), PRIOR)
+GUIDED = guided_config(patch=2)
+PRIOR = GUIDED.prior
 NETWORKS = {
     "fsa-s-lite": (FSAStudentLite, LITE),
     "fsa-s": (student.FSAStudent, PAPER),
@@ -246,7 +247,7 @@ def test_networks_of_the_published_form_see_the_stored_lms(checkpoints, path, na
         std = torch.tensor(STD).view(1, -1, 1, 1)
         hrms, sigma = lms + std * sampled(network, Condition(lms, pan), 2).x0, None
     elif name == "fsa-t":
-        answer = FrozenTeacher((network, card), steps=2, seed=3).answer(PatchBatch(pan, lms, lms))
+        answer = FrozenTeacher(where, steps=2, seed=3).answer(PatchBatch(pan, lms, lms))
         hrms, sigma = answer.sr, 1.5 * answer.variance.sqrt()
     else:
         hrms, variance = network(lms, pan)

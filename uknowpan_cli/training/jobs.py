@@ -104,17 +104,15 @@ def make_job(request: TrainRequest, settings: Settings) -> Stage:
 
 
 def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan.models.training.scenes import GenericBatches, read_scenes
+    from uknowpan.models.training.scenes import GenericBatches, VariantShares, read_scenes
     from uknowpan.models.training.stages import GenericStudentStage
 
-    config = settings.train
+    config, options = settings.train, settings.options
     batches = GenericBatches(
         read_scenes(request.data[0], "train"),
         seed=config.seed,
         batch_size=config.batch_size,
-        halved_share=config.halved_share,
-        subsampled_share=settings.options.subsampled_share,
-        truth_blur_share=settings.options.truth_blur_share,
+        shares=VariantShares(config.halved_share, options.subsampled_share, options.truth_blur_share),
     )
     valid = GenericBatches(read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4)
     notes = {
@@ -122,7 +120,7 @@ def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
         "scenes_by_licence": _by_licence(batches.scenes),
         "validation_scenes_by_licence": _by_licence(valid.scenes),
     }
-    return GenericStudentStage(settings.network, batches, valid, options=settings.options, notes=notes)
+    return GenericStudentStage(settings.network, batches, valid, options=options, notes=notes)
 
 
 def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
@@ -189,7 +187,7 @@ def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
     )
 
 
-def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches[Any]:
+def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches:
     from uknowpan.models.pancollection.dataset import PatchBatches, PatchSampler
     from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
     from uknowpan.models.training.parallel import current_world

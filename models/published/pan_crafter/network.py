@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.blur import default_psf
-from uknowpan.models.published.checks import check_images
+from uknowpan.models.published.layers import check_images, zeroed
 from uknowpan.models.resample import degrade, upsample
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
@@ -97,21 +97,13 @@ class PanCrafterConfig:
 
 
 def low_pan(pan: Tensor, ratio: int) -> Tensor:
-    """The PAN as sharp as the MS, on the PAN grid.
+    """The PAN as sharp as the MS, on the PAN grid: (B, 1, H, W), H and W multiples of the ratio.
 
     Degraded by the Gaussian of MTF gain 0.3 at the MS's Nyquist frequency, sampled at the MS
     pixels' centres and interpolated again. The recipe of the release is unknown; others inferred a
     Gaussian of 1.98 PAN pixels for ratio 4 (here: 1.98).
-
-    Args:
-        pan: (B, 1, H, W), H and W multiples of the ratio.
-        ratio: PAN pixels per MS pixel.
-
-    Returns:
-        (B, 1, H, W).
     """
-    psf = default_psf(ratio)
-    return upsample(degrade(pan, ratio, psf.sigma), ratio)
+    return upsample(degrade(pan, ratio, default_psf(ratio).sigma), ratio)
 
 
 class Guides(NamedTuple):
@@ -128,15 +120,8 @@ class Guides(NamedTuple):
 
     def at(self, factor: int) -> Guides:
         """The guides `factor` times as coarse, by bicubic interpolation as published."""
-        return Guides(*(_sampled(x, factor) for x in self))
-
-
-def _sampled(x: Tensor, factor: int) -> Tensor:
-    size = (x.shape[-2] // factor, x.shape[-1] // factor)
-    return F.interpolate(x, size, mode="bicubic", align_corners=False)
-
-
-# --------------------------------------------------------------------------------------- blocks
+        size = [n // factor for n in self.pan.shape[-2:]]
+        return Guides(*(F.interpolate(x, size, mode="bicubic", align_corners=False) for x in self))
 
 
 class ResBlock(nn.Module):
@@ -152,12 +137,12 @@ class ResBlock(nn.Module):
             nn.SiLU(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
-        self.modulation = _zeroed(nn.Linear(config.token_width, 2 * out_channels))
+        self.modulation = zeroed(nn.Linear(config.token_width, 2 * out_channels))
         self.norm = nn.GroupNorm(config.groups, out_channels)
         self.second = nn.Sequential(
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -166,12 +151,6 @@ class ResBlock(nn.Module):
         scale, shift = self.modulation(token)[:, :, None, None].chunk(2, 1)
         h = self.norm(self.first(x)) * (1 + scale) + shift
         return self.second(h) + self.skip(x)
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def _pixel_norm(x: Tensor) -> Tensor:
@@ -256,7 +235,7 @@ class CrossModalityAttention(nn.Module):
         self.key_value_ms = conv(bands, 2 * width)
         self.attention = NeighbourhoodAttention(config.head_width, config.random_shifts)
         self.out_ms, self.out_pan = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
-        self.gates = _zeroed(nn.Linear(config.token_width, 2 * width))
+        self.gates = zeroed(nn.Linear(config.token_width, 2 * width))
         wide = config.expansion * width
         self.mlp = nn.Sequential(nn.Conv2d(width, wide, 1), nn.GELU(approximate="tanh"), nn.Conv2d(wide, width, 1))
 
@@ -295,9 +274,6 @@ class Scale(nn.Module):
         return x if self.attention is None else self.attention(x, token, guides)
 
 
-# -------------------------------------------------------------------------------------- network
-
-
 class PanCrafter(nn.Module):
     """Predicts the standardised residual from lms and pan, in one pass.
 
@@ -328,15 +304,11 @@ class PanCrafter(nn.Module):
         self.head = nn.Sequential(
             nn.GroupNorm(config.groups, widths[0]),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(widths[0], config.bands, 3, padding=1)),
+            zeroed(nn.Conv2d(widths[0], config.bands, 3, padding=1)),
         )
 
     def forward(
-        self,
-        x_t: Tensor | None,
-        t: Tensor | None,
-        condition: Condition,
-        mode: Tensor | None = None,
+        self, x_t: Tensor | None, t: Tensor | None, condition: Condition, mode: Tensor | None = None
     ) -> Denoised:
         """Reconstruct once.
 
@@ -348,8 +320,7 @@ class PanCrafter(nn.Module):
             mode: (B,) int64, `MS_MODE` or `PAN_MODE` of each image; None: `MS_MODE` for all.
 
         Returns:
-            x0 (B, C, H, W): the residual gt - lms, of images in PAN mode pan - `low_pan`, both in
-            units that the stage chooses.
+            x0 (B, C, H, W): gt - lms, in PAN mode pan - `low_pan`, in units that the stage chooses.
 
         Raises:
             ValueError: shapes that do not fit the configuration or each other.

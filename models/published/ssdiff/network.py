@@ -14,14 +14,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.network import PixelNorm
-from uknowpan.models.published.checks import check_images
+from uknowpan.models.published.layers import check_images, zeroed
 from uknowpan.models.published.uknow.blocks import TimeEmbedding, box_highpass
 from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.types import Condition, Denoised
@@ -101,18 +100,6 @@ class SSDiffConfig:
         return math.lcm(self.grid << max(LEVELS), self.ratio)
 
 
-def presets(name: str, bands: int, **changes: Any) -> SSDiffConfig:
-    """`paper`: the published widths, corrected; `lite`: about the cost of `FSAStudentLite`."""
-    kinds: dict[str, dict[str, Any]] = {
-        "paper": {},
-        "lite": {"width": 32, "time_width": 16, "grid": 2, "window": 8},
-    }
-    return SSDiffConfig(bands=bands, **{**kinds[name], **changes})
-
-
-# ---------------------------------------------------------------------------- frequencies (FMIM)
-
-
 def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
     """The contribution of the 2 x 2 lowest frequencies of FreeU (Si et al. 2024) to an image.
 
@@ -175,9 +162,6 @@ def _window_waves(length: int, side: int) -> tuple[Tensor, Tensor]:
     there = (waves / side).flatten(0, 1)
     back = (waves * share[:, None]).flatten(0, 1).T
     return there.float(), back.contiguous().float()
-
-
-# ------------------------------------------------------------------------- attention in windows
 
 
 class Apfm(nn.Module):
@@ -244,9 +228,6 @@ def _projected(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, tokens: Tensor | 
     return spatial * (y1 @ spectral.softmax(-1).to(y1.dtype))
 
 
-# --------------------------------------------------------------------------------------- blocks
-
-
 class Stem(nn.Module):
     """The first block of a stream, conditioned on the timestep.
 
@@ -259,7 +240,7 @@ class Stem(nn.Module):
         self.entry = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time = nn.Linear(embedding, channels)
         self.norm = norm
-        self.out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.out = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         x = self.entry(x)
@@ -279,7 +260,7 @@ class SpatialBlock(nn.Module):
         )
         self.time = nn.Linear(embedding, channels)
         self.norm = norm
-        self.out = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.out = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, y: Tensor, time: Tensor) -> Tensor:
         h = self.body(y) + self.time(time)[:, :, None, None]
@@ -325,16 +306,6 @@ def _weighted(*modules: nn.Module) -> list[nn.Module]:
     return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-# -------------------------------------------------------------------------------------- network
-
-
 class SSDiff(nn.Module):
     """Predicts the residual x0 from its noisy state x_t, lms and pan.
 
@@ -365,22 +336,19 @@ class SSDiff(nn.Module):
         self.head = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1),
             nn.LeakyReLU(),
-            _zeroed(nn.Conv2d(width, bands * cell, 3, padding=1)),
+            zeroed(nn.Conv2d(width, bands * cell, 3, padding=1)),
         )
-        skip = nn.Conv2d(bands, bands * config.ratio**2, 3, padding=1, bias=False)
-        self.skip = _zeroed(skip)  # untrained, the answer is lms
+        # Untrained, the answer is lms.
+        self.skip = zeroed(nn.Conv2d(bands, bands * config.ratio**2, 3, padding=1, bias=False))
 
     def spectral_layers(self) -> list[nn.Module]:
         """Convolutions and linear layers of the spectral stream alone."""
-        stages = [m for p in self._stages() for m in (p.from_x, p.out, p.feed)]
+        stages = [m for p in self.projections for m in (p.from_x, p.out, p.feed)]
         return _weighted(self.spectral_in, *stages, self.head)
 
     def spatial_layers(self) -> list[nn.Module]:
         """Convolutions and linear layers of the spatial stream alone."""
-        return _weighted(self.spatial_in, *(p.from_y for p in self._stages()), self.spatial)
-
-    def _stages(self) -> list[Apfm]:
-        return [p for p in self.projections if isinstance(p, Apfm)]
+        return _weighted(self.spatial_in, *(p.from_y for p in self.projections), self.spatial)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
         """One evaluation of the denoiser.

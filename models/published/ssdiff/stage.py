@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from uknowpan.models.diffusion import ddim_sample
+from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
-from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, View
+from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage
 from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.stages import channels_last
@@ -159,14 +159,11 @@ class SSDiffStage(DiffusionStage):
         for step, patches in enumerate(self.data.batches(start, stop), start):
             yield TurnBatch(patches, step, self.turn(step))
 
-    def view(self, patches: PatchBatch) -> View:
-        return View(Condition(patches.lms, patches.pan, ms=patches.ms), self.scale(patches.lms))
+    def view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
+        return Condition(patches.lms, patches.pan, ms=patches.ms), self.scale(patches.lms)
 
     def losses(self, model: nn.Module, batch: TurnBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        patches = batch.patches
-        assert patches.gt is not None
-        view = self.view(patches)
-        x0 = (patches.gt - patches.lms) / view.scale
+        condition, x0, _ = self.target(batch.patches)
         denoiser: Any = model
         if batch.branch is not None:
             alone = model.module if isinstance(model, DistributedDataParallel) else model
@@ -176,7 +173,7 @@ class SSDiffStage(DiffusionStage):
             def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
                 return alone(x_t, t, condition, batch.branch)
 
-        output = self.denoise(denoiser, x0, view.condition, generator)
+        output = self.denoise(denoiser, x0, condition, generator)
         return {"l1": (output.x0 - x0).abs().mean()}
 
     @staticmethod
@@ -188,7 +185,7 @@ class SSDiffStage(DiffusionStage):
                 "lbaf_rank fine-tunes a trained network; give its checkpoint with --init, or set lbaf_rank to 0"
             )
 
-    def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
+    def sample(self, model: Denoiser, noise: Tensor, condition: Condition) -> Denoised:
         if not self.options.clamped_hrms:
             return super().sample(model, noise, condition)
         scale = self.scale(noise)
@@ -197,12 +194,5 @@ class SSDiffStage(DiffusionStage):
             output = model(x_t, t, condition)
             return replace(output, x0=(condition.lms + scale * output.x0).clamp(0, 1) / scale)
 
-        output = ddim_sample(
-            clamped,
-            noise,
-            self.schedule.respace(self.options.steps),
-            self.schedule,
-            condition,
-            respaced_time_index=self.options.respaced_time_index,
-        )
+        output = super().sample(clamped, noise, condition)
         return replace(output, x0=output.x0 - condition.lms / scale)

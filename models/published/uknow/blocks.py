@@ -11,25 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.types import Condition
+from uknowpan.models.published.layers import check_heads
 
 BlockFactory = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, level) -> a block; level 0 has the full resolution."""
 
 
 def box_highpass(pan: Tensor, size: int = 5) -> Tensor:
-    """PAN less its local mean, borders mirrored without repeating the edge.
-
-    Args:
-        pan: (B, 1, H, W), H and W above size // 2.
-        size: odd width of the box in PAN pixels.
-    """
+    """PAN (B, 1, H, W) less its mean over a box of odd width, borders mirrored without repeating the edge."""
     margin = size // 2
     padded = F.pad(pan, (margin, margin, margin, margin), mode="reflect")
     return pan - F.avg_pool2d(padded, size, stride=1)
@@ -91,11 +85,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
-        if channels % heads:
-            raise ValueError(
-                f"{channels} channels do not divide into {heads} attention heads; choose a number"
-                " of heads that divides the width"
-            )
+        check_heads(channels, heads)
         self.heads = heads
         self.scale = 1.0 / math.sqrt(channels)
         self.norm = nn.GroupNorm(1, channels)
@@ -211,10 +201,7 @@ class UNet(nn.Module):
                 self.ups.append(Up(current))
 
     def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, in_channels, H, W) to (B, width, H, W) and the features that distillation compares.
-
-        Features are the inputs of each Down, then of each Up, in order of use.
-        """
+        """(B, in_channels, H, W) to (B, width, H, W) and features: the inputs of each Down, then of each Up."""
         h = self.entry(x)
         skips, features = [h], []
         for level, stage in enumerate(self.encoder):
@@ -234,27 +221,3 @@ class UNet(nn.Module):
                 features.append(h)
                 h = self.ups[level](h)
         return h, tuple(features)
-
-
-class InputFlags(Protocol):
-    """The fields of a config that decide the input channels."""
-
-    @property
-    def self_conditioning(self) -> bool: ...
-
-    @property
-    def highpass_pan(self) -> bool: ...
-
-
-def denoiser_inputs(flags: InputFlags, x_t: Tensor, condition: Condition) -> list[Tensor]:
-    """Input of student and teacher (METHODS 1.1): slot, lms, PAN high-pass (and raw), x_t.
-
-    The slot of self-conditioning holds x_t where there is no earlier prediction.
-    """
-    slot = [] if not flags.self_conditioning else [x_t]
-    if slot and condition.self_cond is not None:
-        slot = [condition.self_cond]
-    pan = [box_highpass(condition.pan)]
-    if not flags.highpass_pan:
-        pan.append(condition.pan)
-    return [*slot, condition.lms, *pan, x_t]

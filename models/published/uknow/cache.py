@@ -114,21 +114,13 @@ def write_cache(
     teacher.check_serves(file.header)
     layout, count = _layout(teacher, file.header, dtype), len(file)
     settings = {
-        "format": FORMAT,
-        "teacher_sha256": teacher.sha256,
-        "steps": teacher.steps,
-        "seed": teacher.seed,
-        "scale": scale,
-        "feature_dtype": dtype,
-        "data": _fingerprint(file),
+        **{"format": FORMAT, "teacher_sha256": teacher.sha256, "steps": teacher.steps, "seed": teacher.seed},
+        **{"scale": scale, "feature_dtype": dtype, "data": _fingerprint(file)},
     }
     names = {"teacher": teacher.card.name, "data_file": Path(file.path).name, "count": count}
     part = part_of(out)
     with _explained(part):
-        store = _unfinished(part)
-        if store is not None and not resume:
-            store.close()
-            store = None
+        store = _unfinished(part, resume)
         if store is None:
             _reserve(part, count * bytes_per_sample(teacher, file.header, dtype) + OVERHEAD)
             store = _begun(part, layout, count, {**names, **settings})
@@ -190,8 +182,8 @@ def _reserve(part: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def _unfinished(part: Path) -> Any:
-    """An unfinished cache opened for writing; None where there is none or it is damaged."""
+def _unfinished(part: Path, resume: bool) -> Any:
+    """An unfinished cache to go on with, opened for writing; None: begin anew."""
     import h5py
 
     if not part.exists():
@@ -203,10 +195,12 @@ def _unfinished(part: Path) -> Any:
     except (OSError, RuntimeError) as error:
         log.warning("%s is damaged (%s) and is begun anew", part, error)
         return None
-    if store.attrs.get("format") == FORMAT and "done" in store.attrs:
+    begun = store.attrs.get("format") == FORMAT and "done" in store.attrs
+    if begun and resume:
         return store
     store.close()
-    log.warning("%s never got as far as a first sample and is begun anew", part)
+    if not begun:
+        log.warning("%s never got as far as a first sample and is begun anew", part)
     return None
 
 
@@ -277,11 +271,9 @@ class CacheFile(HDF5Reader):
         if missing:
             raise DataError(f"{path} lacks {' and '.join(missing)}; write the cache anew.")
         self.shapes: dict[str, tuple[int, ...]] = {n: file[n].shape for n in NAMES}
-        self._check()
         self.close()  # before worker processes are forked
-
-    def _check(self) -> None:
-        count, done = (_whole(self.attributes.get(name)) for name in ("count", "done"))
+        numbers = [self.attributes.get(name) for name in ("count", "done")]
+        count, done = (int(n) if isinstance(n, int | np.integer) else -1 for n in numbers)
         for name, shape in self.shapes.items():
             if len(shape) != 4 or shape[0] != count:
                 raise DataError(
@@ -327,11 +319,6 @@ class CacheFile(HDF5Reader):
             )
 
 
-def _whole(value: Any) -> int:
-    """An attribute as a whole number; -1 where it is none."""
-    return int(value) if isinstance(value, int | np.integer) else -1
-
-
 class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
     """Samples with the teacher's answers to them; a flip applies to both.
 
@@ -348,10 +335,9 @@ class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
 
     def __init__(self, patches: PanCollectionDataset, caches: Sequence[CacheFile]):
         self.patches, self.caches = patches, list(caches)
-        if len(self.caches) != len(patches.files):
+        if len(caches) != len(patches.files):
             raise DataError(
-                f"{len(self.caches)} caches for {len(patches.files)} training files; give one for "
-                "each, in the same order."
+                f"{len(caches)} caches for {len(patches.files)} training files; give one for each, in the same order."
             )
         for file, scale, cache in zip(patches.files, patches.scales, self.caches, strict=True):
             cache.check_matches(file)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from uknowpan.models.checkpoints import Card, load_model, sha256
-from uknowpan.models.diffusion import NoiseSchedule, position_noise
+from uknowpan.models.checkpoints import load_model, sha256
+from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.pancollection.file import PanCollectionHeader, PatchBatch
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.published.uknow.teacher import TeacherConfig
+from uknowpan.models.types import Condition
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class FrozenTeacher:
     any step, in any batch and from a cache.
 
     Args:
-        source: a checkpoint file, or a network with its card; the network is moved and frozen.
+        path: its checkpoint.
         steps: network evaluations per answer.
         seed: of the noise.
         device: where the network runs.
@@ -80,16 +78,9 @@ class FrozenTeacher:
         ValueError: a number of steps that the schedule has not.
     """
 
-    def __init__(
-        self,
-        source: str | Path | tuple[GuidedTeacher, Card],
-        *,
-        steps: int = 1,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ):
-        self.path = None if isinstance(source, tuple) else Path(source)
-        model, self.card = source if isinstance(source, tuple) else load_model(source)
+    def __init__(self, path: str | Path, *, steps: int = 1, seed: int = 0, device: str = "cpu"):
+        model, self.card = load_model(path)
+        self.sha256 = sha256(path)
         if not isinstance(model, GuidedTeacher):
             raise ModelMismatch(
                 f"{self.card.name} is of the architecture {self.card.architecture}, which teaches "
@@ -106,16 +97,6 @@ class FrozenTeacher:
         self.steps, self.seed, self.device = steps, seed, torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._unit = torch.tensor(self.card.residual_std, device=self.device)[:, None, None]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of the checkpoint file; without one, of card and weights."""
-        if self.path is not None:
-            return sha256(self.path)
-        digest = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())
-        for name, weight in self.model.state_dict().items():
-            digest.update(name.encode() + weight.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     @torch.no_grad()
     def answer(self, batch: PatchBatch, noise: Tensor | None = None) -> TeacherAnswer:
@@ -137,13 +118,10 @@ class FrozenTeacher:
             noise = position_noise(self.seed, 0, 0, height, width, bands, self.device)
             noise = noise.expand(count, -1, -1, -1)
         with torch.autocast(self.device.type, enabled=False):
-            output = self.model.sample(
-                lms,
-                pan,
-                steps=self.steps,
-                schedule=self.schedule,
-                noise=noise.to(lms),
-                self_conditioning=self.card.self_conditioning,
+            condition, timesteps = Condition(lms, pan), self.schedule.respace(self.steps)
+            denoiser, carried = self.model.denoiser(condition), self.card.self_conditioning
+            output = ddim_sample(
+                denoiser, noise.to(lms), timesteps, self.schedule, condition, self_conditioning=carried
             )
         assert output.log_sigma is not None
         sigma = self._unit * output.log_sigma.exp()

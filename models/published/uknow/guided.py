@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
+from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
 from uknowpan.models.published.uknow.teacher import FSATeacher, TeacherConfig
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
@@ -68,10 +68,7 @@ class GuidedTeacher(nn.Module):
         return self
 
     def encode_prior(self, condition: Condition) -> Tensor:
-        """PriorNet's prediction for lms and pan as the teacher's vector (B, 4 * width).
-
-        The vector is the same at each timestep. Gradients reach the teacher's encoder.
-        """
+        """PriorNet's prediction for lms and pan as the teacher's vector (B, 4 * width), the same at each timestep."""
         lms = condition.lms
         with torch.no_grad(), torch.autocast(lms.device.type, enabled=False):
             mean, variance = self.prior_net(lms, condition.pan)
@@ -82,63 +79,14 @@ class GuidedTeacher(nn.Module):
         return self.teacher.encode_prior(mean, variance)
 
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        condition: Condition,
-        prior: Tensor | None = None,
-        wavelets: Tensor | None = None,
+        self, x_t: Tensor, t: Tensor, condition: Condition, prior: Tensor | None = None, wavelets: Tensor | None = None
     ) -> Denoised:
-        """One evaluation of the denoiser; see `FSATeacher.forward`.
-
-        Args:
-            x_t: (B, C, H, W) noisy residual.
-            t: (B,) timesteps of the training schedule.
-            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1].
-            prior: (B, 4 * width) from `encode_prior`; None computes it.
-            wavelets: (B, C + 3, H, W) from `teacher_wavelets`; None computes them.
-
-        Raises:
-            ValueError: shapes that do not fit the configuration or each other.
-        """
+        """`FSATeacher.forward`; a `prior` of None is that of `encode_prior`."""
         if prior is None:
             prior = self.encode_prior(condition)
         return self.teacher(x_t, t, condition, prior, wavelets)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        lms: Tensor,
-        pan: Tensor,
-        *,
-        steps: int,
-        schedule: NoiseSchedule,
-        noise: Tensor,
-        respaced_time_index: bool = False,
-        self_conditioning: bool = True,
-    ) -> Denoised:
-        """The prediction at the last step of DDIM; prior and wavelets are computed once.
-
-        Args:
-            lms: (B, C, H, W), about [0, 1].
-            pan: (B, 1, H, W), about [0, 1].
-            steps: network evaluations.
-            schedule: the noise schedule of its training.
-            noise: (B, C, H, W) standard normal.
-            respaced_time_index: see `ddim_sample`.
-            self_conditioning: see `ddim_sample`.
-
-        Raises:
-            ValueError: shapes that do not fit, or a number of steps that the schedule has not.
-        """
-        condition, wavelets = Condition(lms, pan), teacher_wavelets(lms, pan)
-        prior = self.encode_prior(condition)
-        return ddim_sample(
-            lambda x_t, t, known: self(x_t, t, known, prior, wavelets),
-            noise,
-            schedule.respace(steps),
-            schedule,
-            condition,
-            respaced_time_index=respaced_time_index,
-            self_conditioning=self_conditioning,
-        )
+    def denoiser(self, condition: Condition) -> Denoiser:
+        """The network for all steps of one condition: prior and wavelets are computed once, here."""
+        prior, wavelets = self.encode_prior(condition), teacher_wavelets(condition.lms, condition.pan)
+        return lambda x_t, t, carried: self(x_t, t, carried, prior, wavelets)

@@ -5,37 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 from uknowpan.models.network import LiteConfig
-from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
+from uknowpan.models.published.uknow.prior import PriorConfig
 from uknowpan.models.published.uknow.stages import PriorOptions, StudentOptions, TeacherOptions
 from uknowpan.models.published.uknow.student import StudentConfig
+from uknowpan.models.published.uknow.teacher import TeacherConfig
 from uknowpan.models.training.presets import PUBLISHED, SMALL, Settings
 
 
 def prior_paper(bands: int) -> Settings:
     """The release never reaches its milestones and averages no weights (B9)."""
     config = replace(PUBLISHED, iterations=300_000, weight_decay=0.0, milestones=(300_000,), ema=0.0, ema_start=0)
-    return Settings(config, prior.presets["paper"](bands=bands), PriorOptions())
+    return Settings(config, PriorConfig(bands), PriorOptions())
 
 
 def prior_lite(bands: int) -> Settings:
     """A small PriorNet."""
-    return Settings(replace(SMALL, learning_rate=2e-3), prior.presets["lite"](bands=bands), PriorOptions())
-
-
-def _guided(name: str, bands: int) -> GuidedTeacherConfig:
-    return GuidedTeacherConfig(teacher.presets[name](bands=bands), prior.presets[name](bands=bands))
+    return Settings(replace(SMALL, learning_rate=2e-3), PriorConfig(bands, width=16, blocks=2), PriorOptions())
 
 
 def teacher_paper(bands: int) -> Settings:
     """The published teacher."""
-    return Settings(replace(PUBLISHED, iterations=400_000), _guided("paper", bands), TeacherOptions(steps=25))
+    network = GuidedTeacherConfig(TeacherConfig(bands), PriorConfig(bands))
+    return Settings(replace(PUBLISHED, iterations=400_000), network, TeacherOptions(steps=25))
 
 
 def teacher_lite(bands: int) -> Settings:
     """A small teacher."""
-    config = replace(SMALL, learning_rate=2e-3)
-    return Settings(config, _guided("lite", bands), TeacherOptions(terminal_share=0.5))
+    teacher = TeacherConfig(bands, width=8, blocks=1, heads=4, patch=2, dropout=0.0, drop_path=0.0)
+    network = GuidedTeacherConfig(teacher, PriorConfig(bands, width=16, blocks=2))
+    return Settings(replace(SMALL, learning_rate=2e-3), network, TeacherOptions(terminal_share=0.5))
 
 
 def student_paper(bands: int) -> Settings:

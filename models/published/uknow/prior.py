@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.checks import check_images
+from uknowpan.models.published.layers import check_images
 from uknowpan.models.published.uknow.blocks import box_highpass
 from uknowpan.models.training.bounds import check_bounds, count
 
@@ -34,13 +32,6 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-
-
-presets: dict[str, Callable[..., PriorConfig]] = {
-    "paper": PriorConfig,
-    "lite": partial(PriorConfig, width=16, blocks=2),
-}
-"""Name -> function that makes a config: ``presets["lite"](bands=4)``."""
 
 
 class PriorNet(nn.Module):
@@ -67,18 +58,13 @@ class PriorNet(nn.Module):
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-        self._start_as_lms()
-
-    def _start_as_lms(self) -> None:
-        """Untrained, the network predicts the LMS with a 1-sigma of 0.03.
-
-        The release starts at random, a hundred times as far from the truth.
-        """
+        # Untrained, the network predicts the LMS with a 1-sigma of 0.03. The release starts at
+        # random, a hundred times as far from the truth.
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
-        variance = torch.full((self.config.bands,), 1e-3)
+        variance = torch.full((config.bands,), 1e-3)
         with torch.no_grad():
-            self.head.bias[self.config.bands :] = torch.log(torch.expm1(variance))
+            self.head.bias[config.bands :] = torch.log(torch.expm1(variance))
 
     def forward(self, lms: Tensor, pan: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) in the units of lms, and variance (B, C, H, W) in their square.

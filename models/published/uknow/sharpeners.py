@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from uknowpan.models.diffusion import ddim_sample
 from uknowpan.models.sharpeners import Images, OnePassSharpener, Origins, Sharpened, UNetSharpener
 from uknowpan.models.types import Condition, Denoised
 
@@ -15,15 +16,9 @@ class TeacherSharpener(UNetSharpener):
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         # In float32 always: the phases of its Fourier transforms jump at pi.
-        answer: Denoised = self.model.sample(
-            condition.lms,
-            condition.pan,
-            steps=self.steps,
-            schedule=self.schedule,
-            noise=self._noise(condition, origins, halo),
-            self_conditioning=self.card.self_conditioning,
-        )
-        return answer
+        denoiser, noise = self.model.denoiser(condition), self._noise(condition, origins, halo)
+        carried = self.card.self_conditioning
+        return ddim_sample(denoiser, noise, self.timesteps, self.schedule, condition, self_conditioning=carried)
 
 
 class PriorSharpener(OnePassSharpener):

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.checkpoints import load_model
+from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.network import FSAStudentLite
 from uknowpan.models.pancollection.condition import PatchConditioner
 from uknowpan.models.pancollection.file import PatchBatch
-from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, PatchData, PatchStage, View, spread
+from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, PatchData, PatchStage, spread
 from uknowpan.models.published.uknow.cache import CachedDataset
 from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer
 from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
 from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
-from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
+from uknowpan.models.published.uknow.student import FSAStudent
 from uknowpan.models.training.losses import beta_nll
 from uknowpan.models.training.stages import channels_last
 from uknowpan.models.types import Condition, Denoised
@@ -109,24 +110,14 @@ class TeacherStage(DiffusionStage):
         return channels_last(model)
 
     def losses(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        assert batch.gt is not None
-        view = self.view(batch)
-        x0 = (batch.gt - batch.lms) / view.scale
-        output = self.denoise(model, x0, view.condition, generator)
+        condition, x0, _ = self.target(batch)
+        output = self.denoise(model, x0, condition, generator)
         assert output.log_sigma is not None
         return {"nll": beta_nll(output.x0 - x0, output.log_sigma, self.options.beta)}
 
-    def sample(self, model: nn.Module, noise: Tensor, condition: Condition) -> Denoised:
+    def sample(self, model: Denoiser, noise: Tensor, condition: Condition) -> Denoised:
         assert isinstance(model, GuidedTeacher)
-        return model.sample(
-            condition.lms,
-            condition.pan,
-            steps=self.options.steps,
-            schedule=self.schedule,
-            noise=noise,
-            respaced_time_index=self.options.respaced_time_index,
-            self_conditioning=self.options.self_conditioning,
-        )
+        return super().sample(model.denoiser(condition), noise, condition)
 
 
 @dataclass(frozen=True)
@@ -158,26 +149,16 @@ class StudentStage(DiffusionStage):
     border = 0
     """PAN pixels along a patch's edge that the losses leave out."""
 
-    def __init__(
-        self,
-        network: StudentConfig | LiteConfig,
-        data: PatchData,
-        options: StudentOptions,
-        teacher: FrozenTeacher | None = None,
-    ):
+    def __init__(self, network: Any, data: PatchData, options: StudentOptions, teacher: FrozenTeacher | None = None):
         self.teacher = teacher
         super().__init__(network, data, options)
         self.slot = getattr(network, "self_conditioning", False)
-        self.probe = self._answers([0])
-        """An answer, for the shapes of features; None without a teacher."""
-        weighs = self.probe is not None and not options.raw_uncertainty
+        probe = self._answers([0])
+        self.features = probe.features if probe is not None and options.feature_weight else ()
+        """The features of an answer, for their shapes; () where none are compared."""
+        weighs = probe is not None and not options.raw_uncertainty
         self.median = self._median_variance() if weighs else None
         """(C,) median of the teacher's variance in the training data, the unit of weights."""
-
-    @property
-    def matches_features(self) -> bool:
-        """Whether the student's features are compared with a teacher's."""
-        return self.probe is not None and bool(self.options.feature_weight)
 
     def _answers(self, indices: Sequence[int]) -> TeacherAnswer | None:
         """The teacher's answers to training patches as they are stored."""
@@ -207,11 +188,9 @@ class StudentStage(DiffusionStage):
 
     def build(self) -> nn.Module:
         student = FSAStudent(self.network)
-        if self.matches_features:  # features are compared as they are
-            config = self.network
-            widths = [config.width * m for m in config.multipliers]
-            mine = [*widths[:-1], *widths[:0:-1]]
-            theirs = [f.shape[1] for f in self.probe.features] if self.probe else []
+        if self.features:  # compared as they are
+            widths = [self.network.width * m for m in self.network.multipliers]
+            mine, theirs = [*widths[:-1], *widths[:0:-1]], [f.shape[1] for f in self.features]
             if mine != theirs:
                 raise ModelMismatch(
                     f"the student's features have {mine} channels, the teacher's {theirs}; give both "
@@ -225,15 +204,11 @@ class StudentStage(DiffusionStage):
             yield StudentBatch(*item) if cached else StudentBatch(item)
 
     def losses(self, model: nn.Module, batch: StudentBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        options, patches, answer = self.options, batch.patches, batch.answer
-        assert patches.gt is not None
+        options, answer = self.options, batch.answer
         if answer is None and self.teacher is not None:
-            answer = self.teacher.answer(patches)
-        with torch.autocast(patches.gt.device.type, enabled=False):
-            view = self.view(patches)
-        lms = view.condition.lms
-        x0 = (patches.gt - lms) / view.scale
-        output = self.denoise(model, x0, view.condition, generator)
+            answer = self.teacher.answer(batch.patches)
+        condition, x0, scale = self.target(batch.patches)
+        output = self.denoise(model, x0, condition, generator)
         inside = slice(self.border, -self.border) if self.border else slice(None)
         inner = (..., inside, inside)
         miss = (output.x0 - x0)[inner]
@@ -241,17 +216,15 @@ class StudentStage(DiffusionStage):
             parts = {"hard": miss.abs().mean()}
         else:
             theta = self.theta(answer.variance)[inner]
-            soft = ((answer.sr - lms) / view.scale - output.x0)[inner]
+            soft = ((answer.sr - condition.lms) / scale - output.x0)[inner]
             parts = {
                 "hard": ((1 + theta) * miss.abs()).mean(),
                 "soft": options.soft_weight * ((1 - theta) * soft.abs()).mean(),
             }
             if options.feature_weight:
-                between = _feature_distance(output.features, answer.features)
-                parts["features"] = options.feature_weight * between
+                parts["features"] = options.feature_weight * _feature_distance(output.features, answer.features)
         if output.log_sigma is not None:  # its gradient must not bend the mean
-            nll = beta_nll(miss.detach(), output.log_sigma[inner])
-            parts["variance"] = options.variance_weight * nll
+            parts["variance"] = options.variance_weight * beta_nll(miss.detach(), output.log_sigma[inner])
         return parts
 
     def _notes(self) -> dict[str, Any]:
@@ -298,9 +271,7 @@ class LiteStudentStage(StudentStage):
 
     architecture = "fsa-s-lite"
 
-    def __init__(
-        self, network: LiteConfig, data: PatchData, options: StudentOptions, teacher: FrozenTeacher | None = None
-    ):
+    def __init__(self, network: Any, data: PatchData, options: StudentOptions, teacher: FrozenTeacher | None = None):
         super().__init__(network, data, options, teacher)
         self.conditioner = PatchConditioner(data.dataset)
         self.valid_conditioner = PatchConditioner(data.valid)
@@ -319,21 +290,21 @@ class LiteStudentStage(StudentStage):
 
     def build(self) -> nn.Module:
         student = FSAStudentLite(self.network)
-        if self.probe is None or not self.matches_features:
+        if not self.features:
             return channels_last(student)
         height = self.data.dataset.files[0].header.height
-        shapes = [(f.shape[1], height // f.shape[2]) for f in self.probe.features]
+        shapes = [(f.shape[1], height // f.shape[2]) for f in self.features]
         return channels_last(FeatureMatcher(student, *zip(*shapes, strict=True)))
 
     def deployed(self, model: nn.Module) -> nn.Module:
         return model.student if isinstance(model, FeatureMatcher) else model
 
-    def view(self, patches: PatchBatch) -> View:
-        return View(*self.conditioner.condition(patches))
+    def view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
+        return self.conditioner.condition(patches)
 
-    def validation_view(self, patches: PatchBatch) -> View:
+    def validation_view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
         # The statistics of the patches at hand, as `sharpen` takes a scene's own.
-        return View(*self.valid_conditioner.condition(patches))
+        return self.valid_conditioner.condition(patches)
 
     def _card_fields(self) -> dict[str, Any]:
         return {"steps": self.options.steps, "bands": None}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.published.checks import check_images
-from uknowpan.models.published.uknow.blocks import ResnetStack, TimeEmbedding, UNet, denoiser_inputs, output_head
+from uknowpan.models.published.layers import check_images
+from uknowpan.models.published.uknow.blocks import ResnetStack, TimeEmbedding, UNet, box_highpass, output_head
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
 
@@ -57,6 +58,28 @@ class StudentConfig:
         return slots * self.bands + (1 if self.highpass_pan else 2)
 
 
+def resnet_stack(config: StudentConfig, widths: Sequence[int], level: int | None) -> ResnetStack:
+    """ResnetBlocks through the given widths, with attention at the attention level."""
+    heads = config.heads if level == config.attention_level else None
+    return ResnetStack(widths, config.width, config.dropout, heads)
+
+
+def checked_inputs(
+    network: str, config: StudentConfig, x_t: Tensor, condition: Condition, **others: tuple[Tensor | None, int]
+) -> Tensor:
+    """(B, in_channels, H, W): slot, lms, PAN high-pass (and raw), x_t, as both networks take them (METHODS 1.1).
+
+    The slot of self-conditioning holds x_t where there is no earlier prediction. ValueError: shapes
+    that do not fit; `others` are further images with their bands.
+    """
+    bands, lms, pan, carried = config.bands, condition.lms, condition.pan, condition.self_cond
+    images = {"lms": (lms, bands), "pan": (pan, 1), "self_cond": (carried, bands), **others}
+    check_images(network, bands, "x_t", x_t, images, config.factor)
+    slot = [x_t if carried is None else carried] if config.self_conditioning else []
+    pans = [box_highpass(pan)] if config.highpass_pan else [box_highpass(pan), pan]
+    return torch.cat([*slot, lms, *pans, x_t], dim=1)
+
+
 class FSAStudent(nn.Module):
     """Predict the residual x0 from its noisy state x_t, lms and pan.
 
@@ -78,24 +101,14 @@ class FSAStudent(nn.Module):
             config.width,
             config.multipliers,
             config.blocks,
-            encoder=lambda a, b, level: self._stack([a, b, b], level),
-            decoder=self._decoder_block,
-            middle=[
-                self._stack([deepest] * 3, config.attention_level),
-                self._stack([deepest] * 3, None),
-            ],
+            encoder=lambda a, b, level: resnet_stack(config, [a, b, b], level),
+            # Published: only blocks without attention first mix the skip at full width d.
+            decoder=lambda d, b, level: resnet_stack(
+                config, [d, b, b] if level == config.attention_level else [d, d, b, b], level
+            ),
+            middle=[resnet_stack(config, [deepest] * 3, level) for level in (config.attention_level, None)],
         )
         self.head = output_head(config.width, config.bands)
-
-    def _stack(self, widths: list[int], level: int | None) -> ResnetStack:
-        config = self.config
-        heads = config.heads if level == config.attention_level else None
-        return ResnetStack(widths, config.width, config.dropout, heads)
-
-    def _decoder_block(self, d: int, b: int, level: int) -> ResnetStack:
-        # Published: only blocks without attention first mix the skip at full width d.
-        widths = [d, b, b] if level == self.config.attention_level else [d, d, b, b]
-        return self._stack(widths, level)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
         """One evaluation of the denoiser.
@@ -114,9 +127,5 @@ class FSAStudent(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        bands = self.config.bands
-        others = {"lms": (condition.lms, bands), "pan": (condition.pan, 1), "self_cond": (condition.self_cond, bands)}
-        check_images("student", bands, "x_t", x_t, others, self.config.factor)
-        h = torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1)
-        h, features = self.unet(h, self.time(t))
+        h, features = self.unet(checked_inputs("student", self.config, x_t, condition), self.time(t))
         return Denoised(x0=self.head(h), features=features)

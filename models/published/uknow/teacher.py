@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.checks import check_images
-from uknowpan.models.published.uknow.blocks import (
-    ResnetBlock,
-    ResnetStack,
-    SelfAttention,
-    TimeEmbedding,
-    UNet,
-    denoiser_inputs,
-    output_head,
-)
-from uknowpan.models.published.uknow.student import StudentConfig
+from uknowpan.models.published.layers import check_heads, zeroed
+from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet, output_head
+from uknowpan.models.published.uknow.student import StudentConfig, checked_inputs, resnet_stack
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
 from uknowpan.models.training.bounds import count, share
 from uknowpan.models.types import Condition, Denoised
@@ -60,13 +51,6 @@ class TeacherConfig(StudentConfig):
         return self.patch * super().factor
 
 
-presets: dict[str, Callable[..., TeacherConfig]] = {
-    "paper": TeacherConfig,
-    "lite": partial(TeacherConfig, width=8, blocks=1, heads=4, patch=2, dropout=0.0, drop_path=0.0),
-}
-"""Name -> function that makes a config: ``presets["lite"](bands=4)``."""
-
-
 class FSATeacher(nn.Module):
     """Predict the residual x0 and its variance from x_t, lms, pan, a prior and wavelets.
 
@@ -93,28 +77,17 @@ class FSATeacher(nn.Module):
             config.blocks,
             encoder=lambda a, b, level: EncoderBlock(config, a, b, level),
             decoder=self._decoder_block,
-            middle=[
-                self._stack([deepest] * 2, config.attention_level),
-                self._stack([deepest] * 2, None),
-            ],
+            middle=[resnet_stack(config, [deepest] * 2, level) for level in (config.attention_level, None)],
         )
         self.head = output_head(config.width, 2 * config.bands * pixels)
 
-    def _stack(self, widths: list[int], level: int | None) -> ResnetStack:
-        config = self.config
-        heads = config.heads if level == config.attention_level else None
-        return ResnetStack(widths, config.width, config.dropout, heads)
-
     def _decoder_block(self, d: int, b: int, level: int) -> nn.Module:
         if level == self.config.attention_level:
-            return self._stack([d, b, b], level)
+            return resnet_stack(self.config, [d, b, b], level)
         return DecoderBlock(self.config, d, b, level)
 
     def encode_prior(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """PriorNet's mean and variance, (B, C, H, W) each, to a vector (B, 4 * width).
-
-        The vector is the same at each timestep: samplers compute it once for `forward`.
-        """
+        """PriorNet's mean and variance, (B, C, H, W) each, to a vector (B, 4 * width), the same at each timestep."""
         return self.prior(self._fold(torch.cat([mean, variance], dim=1)))
 
     def _fold(self, x: Tensor) -> Tensor:
@@ -126,10 +99,7 @@ class FSATeacher(nn.Module):
         """One evaluation of the denoiser.
 
         Args:
-            x_t: (B, C, H, W) noisy residual, H and W multiples of the config's `factor`.
-            t: (B,) timesteps of the training schedule, integer or not.
-            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; without
-                `self_cond` its slot holds x_t.
+            x_t, t, condition: as in `FSAStudent.forward`.
             prior: (B, 4 * width) from `encode_prior`.
             wavelets: (B, C + 3, H, W) from `teacher_wavelets`; None computes them.
 
@@ -140,12 +110,10 @@ class FSATeacher(nn.Module):
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
         """
-        bands, lms, pan = self.config.bands, condition.lms, condition.pan
-        others = {"lms": (lms, bands), "pan": (pan, 1), "self_cond": (condition.self_cond, bands)}
-        check_images("teacher", bands, "x_t", x_t, {**others, "wavelets": (wavelets, bands + 3)}, self.config.factor)
+        inputs = checked_inputs("teacher", self.config, x_t, condition, wavelets=(wavelets, self.config.bands + 3))
         if wavelets is None:
-            wavelets = teacher_wavelets(lms, pan)
-        h = self._fold(torch.cat(denoiser_inputs(self.config, x_t, condition), dim=1))
+            wavelets = teacher_wavelets(condition.lms, condition.pan)
+        h = self._fold(inputs)
         levels = _pyramid(wavelets, h.shape[-2:], len(self.config.multipliers))
         h, features = self.unet(h, self.time(t), prior, *levels)
         # Back to the precision of x_t: autocast's bfloat16 has 8 bits for x0 and variance.
@@ -203,10 +171,8 @@ class PriorInjection(nn.Module):
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(prior_width, 2 * a, bias=False))
         self.value, self.gate = (_separable(a, 2 * a, a) for _ in range(2))
         self.out = nn.Conv2d(a, b, 1)
-        starts_at_zero = [self.modulate, self.value[1], *([self.gate[1]] if dead else [])]
-        for module in starts_at_zero:
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
+        for module in (self.modulate, self.value[1], *([self.gate[1]] if dead else [])):
+            zeroed(module)
 
     def forward(self, x: Tensor, prior: Tensor) -> Tensor:
         shift, scale = self.modulate(prior)[:, :, None, None].chunk(2, dim=1)
@@ -295,7 +261,7 @@ class FrequencySelectiveAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, drop_path: float):
         super().__init__()
-        _check_heads(channels, heads)
+        check_heads(channels, heads)
         self.heads = heads
         self.norm = nn.GroupNorm(1, channels)
         self.qkv = _separable(channels, channels, 3 * channels)
@@ -351,7 +317,7 @@ class WaveletCrossAttention(nn.Module):
 
     def __init__(self, d: int, b: int, wavelets: int, heads: int, drop_path: float, features_are: str):
         super().__init__()
-        _check_heads(d, heads)
+        check_heads(d, heads)
         self.heads, self.features_are = heads, features_are
         self.norm = nn.GroupNorm(1, d)
         self.features = _separable(d, d, d)
@@ -376,11 +342,3 @@ class WaveletCrossAttention(nn.Module):
         query, key, value = (x.reshape(b, self.heads, -1, h * w) for x in (query, key, value))
         between = query @ key.mT  # (B, heads, d, e)
         return (between.mT @ value).reshape(b, c, h, w)
-
-
-def _check_heads(channels: int, heads: int) -> None:
-    if channels % heads:
-        raise ValueError(
-            f"{channels} channels of the decoder do not divide into {heads} attention heads;"
-            " choose a number of heads that divides the width"
-        )

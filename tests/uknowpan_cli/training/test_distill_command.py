@@ -10,15 +10,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from patch_files import guided_config
 from running import spawn
 
 from uknowpan.console import stop_requests
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
 from uknowpan.models.pancollection.file import PanCollectionFile
-from uknowpan.models.published.uknow import prior, teacher
 from uknowpan.models.published.uknow.cache import CacheFile, part_of
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
-from uknowpan.models.published.uknow.guided import GuidedTeacher, GuidedTeacherConfig
+from uknowpan.models.published.uknow.guided import GuidedTeacher
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,7 @@ def files(tmp_path_factory):
     """A teacher's checkpoint and a training file of 5 samples that does not say its scale."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
-    config = GuidedTeacherConfig(
-        teacher.presets["lite"](bands=4, width=4, heads=2),
-        prior.presets["lite"](bands=4, width=4, blocks=1),
-    )
+    config = guided_config(patch=2)
     card = Card(
         "tiny", "fsa-t", asdict(config), "fsa-t",
         bands=4, ratios=[4], residual_std=[0.02] * 4, max_value=1023.0,

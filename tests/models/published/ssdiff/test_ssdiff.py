@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from uknowpan.models.checkpoints import load_model
 from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.published.ssdiff.network import Apfm, SSDiff, SSDiffConfig, lowest_frequencies, presets
+from uknowpan.models.published.ssdiff.network import Apfm, SSDiff, SSDiffConfig, lowest_frequencies
 from uknowpan.models.published.ssdiff.stage import BRANCHES, LowRankBranches, SSDiffOptions, SSDiffStage
 from uknowpan.models.training.loop import Interrupted, TrainConfig, train
 from uknowpan.models.training.parallel import World
+from uknowpan.models.training.presets import preset
 from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -76,19 +77,19 @@ def test_the_published_widths_have_the_published_parameters_that_are_used(bands,
     """126,592 of the 8-band release's are never used. Of them 288 C depend on the bands, or the
     4-band total could not be met; the rest is what one more set of Down and Up, for a stream of
     its own, and 4128 would come to."""
-    model = SSDiff(presets("paper", bands))
+    model = SSDiff(SSDiffConfig(bands))
     own_set = count(model.downs) + count(model.ups)
     unused = 288 * bands + 4128 + own_set
     assert count(model) + unused == published
     if bands == 8:
         assert unused == 126_592
     flags = {"batch_norm": True, "group_norm": True, "window": 0, "frequency_window": 0}
-    assert count(SSDiff(presets("paper", bands, measured_ms=True, **flags))) == count(model)
+    assert count(SSDiff(SSDiffConfig(bands, measured_ms=True, **flags))) == count(model)
 
 
-def test_lite_is_small():
-    assert count(SSDiff(presets("lite", 4))) < 1_000_000
-    assert count(SSDiff(presets("lite", 8))) < 1_000_000
+@pytest.mark.parametrize("bands", [4, 8])
+def test_lite_is_small(bands):
+    assert count(SSDiff(preset("lite", "ssdiff", bands).network)) < 1_000_000
 
 
 # ----------------------------------------------------------------------------------- attention
@@ -213,7 +214,7 @@ def test_one_window_damps_as_the_release_does():
 def test_untrained_it_answers_with_nothing():
     model = SSDiff(TINY).eval()
     assert not answer(model, *inputs()).any()
-    assert not answer(SSDiff(presets("paper", 4)).eval(), *inputs()).any()
+    assert not answer(SSDiff(SSDiffConfig(4)).eval(), *inputs()).any()
 
 
 def test_the_skip_sees_what_is_averaged_or_measured():

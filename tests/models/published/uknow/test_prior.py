@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet, presets
+from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
 from uknowpan.models.training.losses import beta_nll
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -34,8 +34,8 @@ def _net(config=SMALL, head=0.0):
         (PriorConfig(8, highpass_pan=True), 457_616),
         (PriorConfig(4, highpass_pan=True), 450_696),
         # Raw PAN: one more channel into the first 3 x 3 convolution of width 64.
-        (presets["paper"](8), 457_616 + 9 * 64),
-        (presets["lite"](4), 15_960),
+        (PriorConfig(8), 457_616 + 9 * 64),
+        (PriorConfig(4, width=16, blocks=2), 15_960),
     ],
 )
 def test_parameter_counts(config, count):

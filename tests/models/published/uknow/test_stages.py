@@ -180,7 +180,7 @@ def test_the_teacher_learns_by_its_beta_likelihood(either, share):
     model, batch = stirred(stage.build(), 0.05), next(stage.batches(0, 1))
     x0 = (batch.gt - batch.lms) / stage.residual_std.view(1, -1, 1, 1)
     assert 0.5 < float(x0.square().mean()) < 2
-    condition = stage.view(batch).condition
+    condition, _ = stage.view(batch)
     assert condition.lms is batch.lms and condition.pan is batch.pan
     first, other = Drawn(x0, share, 0), 1
     while Drawn(x0, share, other).again == first.again:
@@ -216,7 +216,7 @@ def test_the_published_student_learns_from_truth_and_teacher(either, raw):
     patches, scale = batch.patches, stage.residual_std.view(1, -1, 1, 1)
     answer = stage.teacher.answer(patches)
     x0 = (patches.gt - patches.lms) / scale
-    said = told(model, Drawn(x0), stage.view(patches).condition)
+    said = told(model, Drawn(x0), stage.view(patches)[0])
     theta = hand_theta(stage, answer.variance, raw)
     wanted = (answer.sr - patches.lms) / scale
     found = stage.losses(model, batch, seeded())
@@ -266,7 +266,7 @@ def test_without_a_teacher_the_truth_alone(files):
         assert list(stage.losses(model, batch, seeded())) == names
     x0 = (batch.patches.gt - batch.patches.lms) / paper.residual_std.view(1, -1, 1, 1)
     model = stirred(paper.build(), 0.05)
-    said = told(model, Drawn(x0), paper.view(batch.patches).condition)
+    said = told(model, Drawn(x0), paper.view(batch.patches)[0])
     found = paper.losses(model, batch, seeded())["hard"]
     close(found, (said.x0 - x0).abs().mean())
 
@@ -641,7 +641,7 @@ def test_a_teacher_of_coarser_features_teaches_the_published_student(files):
     answer = stage.teacher.answer(batch.patches)
     assert answer.features[0].shape[-1] == 16
     x0 = (batch.patches.gt - batch.patches.lms) / stage.residual_std.view(1, -1, 1, 1)
-    said = told(model, Drawn(x0), stage.view(batch.patches).condition)
+    said = told(model, Drawn(x0), stage.view(batch.patches)[0])
     found = stage.losses(model, batch, seeded())["features"]
     close(found, 0.001 * feature_sum(said.features, answer.features))
 

@@ -15,7 +15,6 @@ from uknowpan.models.published.uknow.teacher import (
     WaveletCrossAttention,
     _real_where_mirrored,
     _spectrum,
-    presets,
 )
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
 from uknowpan.models.types import Condition
@@ -67,10 +66,10 @@ def _of_the_prior(name):
         (TeacherConfig(8, highpass_pan=True), 25_491_576),
         (TeacherConfig(4, highpass_pan=True), 25_461_136),
         # Raw PAN: one more channel into the first 3 x 3 convolution of width 32.
-        (presets["paper"](8), 25_491_576 + 9 * 32),
+        (TeacherConfig(8), 25_491_576 + 9 * 32),
         # No slot: 8 channels fewer.
         (TeacherConfig(8, highpass_pan=True, self_conditioning=False), 25_491_576 - 8 * 9 * 32),
-        (presets["lite"](4), 883_428),
+        (TeacherConfig(4, width=8, blocks=1, heads=4, patch=2), 883_428),
     ],
 )
 def test_parameter_counts(config, count):
@@ -111,7 +110,7 @@ def test_released_prior_is_dead():
     other = torch.stack([c.lms, prior[1] + 1])
     assert torch.equal(_answer(teacher, *inputs).x0, _answer(teacher, x_t, t, c, other).x0)
     with torch.device("meta"):
-        paper = FSATeacher(presets["paper"](8))
+        paper = FSATeacher(TeacherConfig(8))
     # As counted in the release.
     assert sum(p.numel() for n, p in paper.named_parameters() if _of_the_prior(n)) == 632_352
 

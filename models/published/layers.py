@@ -1,10 +1,10 @@
-"""Checks of the shapes that a network is given."""
+"""Checks of shapes and layers that the published networks share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_images(
@@ -21,9 +21,9 @@ def check_images(
         network: its name in a message.
         bands: C that the network was built for.
         name: name of the image in a message.
-        image: (B, C, H, W).
+        image: (B, C, H, W), H and W multiples of `multiple`.
         others: name -> (image or None, its bands).
-        multiple: number that H and W must be multiples of.
+        multiple: 1, or a side that the network works on as a whole.
 
     Raises:
         ValueError: shapes that do not fit the network or each other.
@@ -47,3 +47,23 @@ def check_images(
             f"tile of {height} x {width} pixels, but this {network} needs multiples of {multiple};"
             f" pad it to {rows} x {cols}"
         )
+
+
+def check_heads(channels: int, heads: int) -> None:
+    """Check that the channels of an attention divide into its heads.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if channels % heads:
+        raise ValueError(
+            f"{channels} channels do not divide into {heads} attention heads; choose a number"
+            " of heads that divides the width"
+        )
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
