@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from uknowpan import errors as exits
 from uknowpan.commands import shared as opt
-from uknowpan.console import stop_requests
-from uknowpan.errors import OutputExists, UsageError
+from uknowpan.console import progress, stop_requests
+from uknowpan.errors import Interrupted, OutputExists, UsageError
 from uknowpan.models.architectures import TIMESTEPS
+from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING
 
 
 class FeatureDtype(StrEnum):
@@ -26,30 +26,65 @@ class FeatureDtype(StrEnum):
 
 
 def distill_cache(
-    teacher: Annotated[str, typer.Option("--teacher", help="Checkpoint of a trained teacher (fsa-t).")],
-    data: Annotated[Path, typer.Option("--data", help="Training file in PanCollection's layout.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.")
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher", metavar="FILE", help="Checkpoint of a trained teacher (fsa-t).", rich_help_panel=MODEL
+        ),
     ],
-    steps: Annotated[int, typer.Option("--steps", min=1, max=TIMESTEPS, help="Network evaluations per answer.")] = 1,
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="FILE", help="Training file in PanCollection's layout.", rich_help_panel=INPUT),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.", rich_help_panel=RESULT
+        ),
+    ],
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=1, max=TIMESTEPS, metavar="N", help="Network evaluations per answer.", rich_help_panel=MODEL
+        ),
+    ] = 1,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the noise that answers start from."),
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**63 - 1,
+            metavar="N",
+            help="Seed of the noise that answers start from.",
+            rich_help_panel=MODEL,
+        ),
     ] = 0,
     max_value: Annotated[
         float | None,
         typer.Option(
             "--max-value",
+            metavar="VALUE",
             help="Full scale in DN, if the file does not declare it; default: the teacher's.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Samples at once, which memory depends on.")
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            metavar="N",
+            help="Samples at once, which memory depends on.",
+            rich_help_panel=TILING,
+        ),
     ] = 16,
     dtype: Annotated[
-        FeatureDtype, typer.Option("--dtype", help="Type of the features; images are float32.")
+        FeatureDtype,
+        typer.Option("--dtype", help="Type of the features; images are float32.", rich_help_panel=RESULT),
     ] = FeatureDtype.float16,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a cache that was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a cache that was interrupted.", rich_help_panel=RUN)
+    ] = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
@@ -67,6 +102,7 @@ def distill_cache(
         from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
         from uknowpan.tiling import check_output
+        from uknowpan.training.run import memory_watched
 
         if max_value is not None and not is_full_scale(max_value):
             raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
@@ -76,64 +112,47 @@ def distill_cache(
             raise OutputExists(f"An interrupted run left {part}; --resume goes on with it, --overwrite begins anew.")
         chosen = choose_device(device)
         tune_cpu(num_threads)
-        asked = FrozenTeacher(find_checkpoint(teacher), steps=steps, seed=seed, device=chosen)
+        frozen = FrozenTeacher(find_checkpoint(teacher), steps=steps, seed=seed, device=chosen)
+        remedy = f"with {batch_size} samples at once; --resume goes on with a smaller --batch-size."
         with PanCollectionFile(data) as file:
-            asked.check_serves(file.header)
-            full = max_value or asked.card.max_value
-            scale = PanCollectionDataset([file], max_value=full).scales[0]
-            count, each = len(file), bytes_per_sample(asked, file.header, dtype.value)
+            frozen.check_serves(file.header)
+            scale = PanCollectionDataset([file], max_value=max_value or frozen.card.max_value).scales[0]
+            count, each = len(file), bytes_per_sample(frozen, file.header, dtype.value)
             if not quiet:
-                free = shutil.disk_usage(output.resolve().parent).free
-                typer.echo(
-                    f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB; "
-                    f"{free / 1e9:.3g} GB are free",
-                    err=True,
+                free = shutil.disk_usage(output.resolve().parent).free / 1e9
+                needed = f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB"
+                typer.echo(f"{needed}; {free:.3g} GB are free", err=True)
+            with memory_watched(remedy), _shown(count, quiet) as shown, stop_requests() as stopping:
+                done = write_cache(
+                    *(frozen, file, scale, output),
+                    batch_size=batch_size,
+                    dtype=dtype.value,
+                    resume=resume,
+                    on_progress=shown,
+                    should_stop=lambda: bool(stopping),
                 )
-            try:
-                with stop_requests() as stopping:
-                    done = write_cache(
-                        asked,
-                        file,
-                        scale,
-                        output,
-                        batch_size=batch_size,
-                        dtype=dtype.value,
-                        resume=resume,
-                        on_progress=_progress(quiet),
-                        should_stop=lambda: bool(stopping),
-                    )
-            except (RuntimeError, MemoryError) as error:
-                if not exits.is_out_of_memory(error):
-                    raise
-                raise exits.OutOfMemory(
-                    f"Memory ran out with {batch_size} samples at once; --resume goes on with a smaller --batch-size."
-                ) from error
         if done < count:
-            raise exits.Interrupted(f"stopped after {done} of {count} samples; --resume goes on from there")
-        if as_json:
-            result = {
-                "path": str(output),
-                "samples": count,
-                "bytes": output.stat().st_size,
-                "teacher": asked.card.name,
-                "teacher_sha256": asked.sha256,
-                "steps": steps,
-                "seed": seed,
-                "scale": scale,
-            }
-            typer.echo(json.dumps(result))
-        else:
-            typer.echo(str(output))
+            raise Interrupted(f"stopped after {done} of {count} samples; --resume goes on from there")
+        result = {
+            **{"path": str(output), "samples": count, "bytes": output.stat().st_size},
+            **{"teacher": frozen.card.name, "teacher_sha256": frozen.sha256},
+            **{"steps": steps, "seed": seed, "scale": scale},
+        }
+        typer.echo(json.dumps(result) if as_json else str(output))
 
 
-def _progress(quiet: bool, every: float = 5.0) -> Callable[[int, int], None]:
-    """A function (done, total) that prints a line every few seconds."""
-    last = time.monotonic()
+@contextmanager
+def _shown(count: int, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total): a bar on a terminal, a line every few seconds elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        with progress("distill-cache", quiet, "samples") as lines:
+            yield lines
+        return
+    from tqdm import tqdm
 
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        if not quiet and time.monotonic() - last >= every:
-            print(f"distill-cache: {done}/{total} samples", file=sys.stderr, flush=True)
-            last = time.monotonic()
+    with tqdm(total=count, desc="distill-cache", unit="sample", file=sys.stderr, dynamic_ncols=True) as bar:
 
-    return show
+        def show(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.errors import UsageError
 from uknowpan.models.architectures import TIMESTEPS, stage_names
+from uknowpan.options import INPUT, RESULT, RUN
 
 if TYPE_CHECKING:
     StageName = StrEnum
@@ -20,74 +21,92 @@ else:  # the table of networks has the names
     StageName = StrEnum("StageName", {name: name for name in stage_names("--stage")})
     ModelName = StrEnum("ModelName", {name: name for name in stage_names("--model")})
 
+TRAINING, TEACHER = "Training", "Prior and teacher"
+"""Groups of options in the help, beside those of `uknowpan.options`."""
+
 
 class PresetName(StrEnum):
     lite = "lite"
     paper = "paper"
 
 
+def _option(flag: str, group: str, text: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(flag, help=text, rich_help_panel=group, metavar=metavar, **more)
+
+
 def train(
     data: Annotated[
         list[Path],
-        typer.Option(
+        _option(
             "--data",
-            help="PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
+            INPUT,
+            "PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
+            "FILE",
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option("--output", "-o", "--out", metavar="FOLDER", help="Run folder; its name becomes the model's."),
+        typer.Option(
+            "--output",
+            "-o",
+            "--out",
+            metavar="FOLDER",
+            help="Run folder; its name becomes the model's.",
+            rich_help_panel=RESULT,
+        ),
     ],
     stage: Annotated[
-        StageName | None,
-        typer.Option("--stage", help="What to train of U-Know-DiffPAN; default: fsa-s."),
+        StageName | None, _option("--stage", TRAINING, "What to train of U-Know-DiffPAN; default: fsa-s.")
     ] = None,
     model: Annotated[
-        ModelName | None,
-        typer.Option("--model", help="Another model to train instead, in one stage."),
+        ModelName | None, _option("--model", TRAINING, "Another model to train instead, in one stage.")
     ] = None,
     valid: Annotated[
         list[Path] | None,
-        typer.Option(
+        _option(
             "--valid",
-            help="PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
+            INPUT,
+            "PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
+            "FILE",
         ),
     ] = None,
-    prior: Annotated[Path | None, typer.Option("--prior", help="PriorNet checkpoint, for the stage fsa-t.")] = None,
+    prior: Annotated[
+        Path | None, _option("--prior", TEACHER, "PriorNet checkpoint, for the stage fsa-t.", "FILE")
+    ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option("--teacher", help="Teacher checkpoint that the stage fsa-s asks about every batch."),
+        _option("--teacher", TEACHER, "Teacher checkpoint that the stage fsa-s asks about every batch.", "FILE"),
     ] = None,
     cache: Annotated[
         list[Path] | None,
-        typer.Option("--cache", help="Its answers from `uknowpan distill-cache`, one for each --data."),
+        _option("--cache", TEACHER, "Its answers from `uknowpan distill-cache`, one for each --data.", "FILE"),
     ] = None,
     teacher_steps: Annotated[
         int,
-        typer.Option("--teacher-steps", min=1, max=TIMESTEPS, help="Evaluations of --teacher per answer."),
+        _option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", min=1, max=TIMESTEPS),
     ] = 1,
     preset: Annotated[
-        PresetName | None,
-        typer.Option("--preset", help="Settings to begin with: lite (default) or paper."),
+        PresetName | None, _option("--preset", TRAINING, "Settings to begin with: lite (default) or paper.")
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="TOML file: preset, and the tables train, network and options."),
+        _option("--config", TRAINING, "TOML file: preset, and the tables train, network and options.", "FILE"),
     ] = None,
     max_value: Annotated[
         float | None,
-        typer.Option(
+        _option(
             "--max-value",
+            INPUT,
+            "Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
+            "VALUE",
             min=1,
-            help="Full scale in DN of files that do not say: 2047 (WV2, WV3, QB), 1023 (GF2).",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder.")] = False,
-    init: Annotated[Path | None, typer.Option("--init", help="Checkpoint whose weights a new run starts from.")] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the configuration and the parameters, and stop."),
-    ] = False,
+    resume: Annotated[bool, _option("--resume", RUN, "Go on from the run folder.")] = False,
+    init: Annotated[
+        Path | None, _option("--init", TRAINING, "Checkpoint whose weights a new run starts from.", "FILE")
+    ] = None,
+    dry_run: Annotated[bool, _option("--dry-run", RUN, "Print configuration and parameters, and stop.")] = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
     quiet: opt.QuietOption = False,
@@ -111,19 +130,14 @@ def train(
             raise UsageError(f"--model {model.value} is trained in one stage of its own; leave --stage out.")
         kind = model or stage or StageName("fsa-s")
         tables = read_config(config, tuple(PresetName))
-        command = _command(
-            *(("--data", path) for path in data),
-            *(("--valid", path) for path in valid or []),
-            *(("--out", out), ("--config", config), ("--init", init)),
-            *(("--prior", prior), ("--teacher", teacher)),
-            *(("--cache", path) for path in cache or []),
-            **{
-                "--model" if model else "--stage": kind.value,
-                "--preset": preset,
-                "--teacher-steps": teacher_steps if teacher_steps > 1 else None,
-                "--max-value": max_value,
-            },
-        )
+        words = {
+            "--model" if model else "--stage": kind.value,
+            "--preset": preset,
+            "--teacher-steps": teacher_steps if teacher_steps > 1 else None,
+            "--max-value": max_value,
+            **{"--data": data, "--valid": valid, "--out": out, "--config": config, "--init": init},
+            **{"--prior": prior, "--teacher": teacher, "--cache": cache},
+        }
         request = TrainRequest(
             stage=kind.value,
             data=data,
@@ -137,7 +151,7 @@ def train(
             config=tables,
             init=init,
             device=own_device(choose_device(device)),
-            command=command,
+            command=_command(words),
         )
         settings = resolve(request)
         description = described(kind.value, settings)
@@ -149,11 +163,11 @@ def train(
             typer.echo(best)
 
 
-def _command(*files: tuple[str, Path | None], **values: object) -> str:
+def _command(options: dict[str, Any]) -> str:
     """The command line for the card; files by name only, without this machine's folders."""
     words = ["uknowpan", "train"]
-    for option, value in values.items():
-        words += [] if value is None else [option, str(value)]
-    for option, path in files:
-        words += [] if path is None else [option, path.name]
+    for option, given in options.items():
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None:
+                words += [option, value.name if isinstance(value, Path) else str(value)]
     return shlex.join(words)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uknowpan import errors
 from uknowpan.console import stop_requests
-from uknowpan.errors import OutOfMemory, OutputExists, UsageError
+from uknowpan.errors import OutOfMemory, OutputExists, UsageError, is_out_of_memory
 from uknowpan.training.show import TrainShow
 
 if TYPE_CHECKING:
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def described(stage: str, settings: Settings) -> dict[str, Any]:
-    """The configuration of a run as config.json holds it, and the count of trained parameters.
-
-    Raises:
-        UsageError: there is no such network.
-    """
+    """The configuration of a run as config.json holds it, and the count of trained parameters."""
     import torch
 
     from uknowpan.models.checkpoints import network_of
@@ -41,13 +36,7 @@ def described(stage: str, settings: Settings) -> dict[str, Any]:
 def run(
     request: TrainRequest, settings: Settings, out: Path, *, resume: bool, quiet: bool, num_threads: int | None
 ) -> Path | None:
-    """Train; returns the path of the best checkpoint, in the first process only.
-
-    Raises:
-        OutputExists: `out` holds a run and `resume` is False.
-        UsageError: the run to resume was configured differently.
-        OutOfMemory: memory ran out.
-    """
+    """Train; returns the path of the best checkpoint, in the first process only."""
     from uknowpan.models.devices import tune_cpu
     from uknowpan.models.training.loop import train
     from uknowpan.models.training.run_folder import ConfigMismatch
@@ -56,15 +45,14 @@ def run(
     if not resume and (out / "state.pt").exists():
         raise OutputExists(f"{out} holds a run already; --resume goes on with it, or choose another folder.")
     tune_cpu(num_threads or _threads_of_one())
-    with _processes(request.device) as first, _memory_watched(settings.train.batch_size):
+    remedy = f"with a batch_size of {settings.train.batch_size}; begin anew with a lower one in [train] of --config."
+    with _processes(request.device) as first, memory_watched(remedy):
         job = make_job(request, settings)
         show = TrainShow(out, settings.train.iterations, quiet=quiet or not first, writes=first)
         try:
             with stop_requests() as stopping:
                 best = train(
-                    job,
-                    settings.train,
-                    out,
+                    *(job, settings.train, out),
                     resume=resume,
                     init=request.init,
                     device=request.device,
@@ -81,16 +69,14 @@ def run(
 
 
 @contextmanager
-def _memory_watched(batch_size: int) -> Iterator[None]:
-    """Turn exhausted memory into one sentence."""
+def memory_watched(remedy: str) -> Iterator[None]:
+    """Turn exhausted memory into one sentence: "Memory ran out" and the remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not errors.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(
-            f"Memory ran out with a batch_size of {batch_size}; begin anew with a lower one in [train] of --config."
-        ) from error
+        raise OutOfMemory(f"Memory ran out {remedy}") from error
 
 
 def own_device(device: str) -> str:
