@@ -71,16 +71,11 @@ def distill_cache(
     batch_size: Annotated[
         int,
         typer.Option(
-            "--batch-size",
-            min=1,
-            metavar="N",
-            help="Samples at once, which memory depends on.",
-            rich_help_panel=TILING,
+            "--batch-size", min=1, metavar="N", help="Samples at once, which memory depends on.", rich_help_panel=TILING
         ),
     ] = 16,
     dtype: Annotated[
-        FeatureDtype,
-        typer.Option("--dtype", help="Type of the features; images are float32.", rich_help_panel=RESULT),
+        FeatureDtype, typer.Option("--dtype", help="Type of the features; images are float32.", rich_help_panel=RESULT)
     ] = FeatureDtype.float16,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a cache that was interrupted.", rich_help_panel=RUN)

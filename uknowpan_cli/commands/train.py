@@ -82,8 +82,7 @@ def train(
         _option("--cache", TEACHER, "Its answers from `uknowpan distill-cache`, one for each --data.", "FILE"),
     ] = None,
     teacher_steps: Annotated[
-        int,
-        _option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", min=1, max=TIMESTEPS),
+        int, _option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", min=1, max=TIMESTEPS)
     ] = 1,
     preset: Annotated[
         PresetName | None, _option("--preset", TRAINING, "Settings to begin with: lite (default) or paper.")

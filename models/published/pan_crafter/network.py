@@ -133,16 +133,12 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: PanCrafterConfig):
         super().__init__()
         self.first = nn.Sequential(
-            nn.GroupNorm(config.groups, in_channels),
-            nn.SiLU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(config.groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.modulation = zeroed(nn.Linear(config.token_width, 2 * out_channels))
         self.norm = nn.GroupNorm(config.groups, out_channels)
         self.second = nn.Sequential(
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            nn.SiLU(), nn.Dropout(config.dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         )
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -302,9 +298,7 @@ class PanCrafter(nn.Module):
             Scale([2 * w, *[w] * config.blocks], config, k) for w, k in zip(widths[:-1], kernels[:-1], strict=True)
         )
         self.head = nn.Sequential(
-            nn.GroupNorm(config.groups, widths[0]),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(widths[0], config.bands, 3, padding=1)),
+            nn.GroupNorm(config.groups, widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], config.bands, 3, padding=1))
         )
 
     def forward(

@@ -19,13 +19,6 @@ def paper(bands: int) -> Settings:
 def lite(bands: int) -> Settings:
     """A small network."""
     network = PanCrafterConfig(
-        bands,
-        widths=(16, 32, 32, 64),
-        blocks=1,
-        attention_from=2,
-        token_width=32,
-        groups=4,
-        expansion=2,
-        dropout=0.0,
+        bands, widths=(16, 32, 32, 64), blocks=1, attention_from=2, token_width=32, groups=4, expansion=2, dropout=0.0
     )
     return Settings(SMALL, network, PanCrafterOptions())

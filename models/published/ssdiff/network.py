@@ -334,9 +334,7 @@ class SSDiff(nn.Module):
             for w in config.widths[:-1]
         )
         self.head = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.LeakyReLU(),
-            zeroed(nn.Conv2d(width, bands * cell, 3, padding=1)),
+            nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(), zeroed(nn.Conv2d(width, bands * cell, 3, padding=1))
         )
         # Untrained, the answer is lms.
         self.skip = zeroed(nn.Conv2d(bands, bands * config.ratio**2, 3, padding=1, bias=False))

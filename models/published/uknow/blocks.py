@@ -56,9 +56,7 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float):
         super().__init__()
         self.first = nn.Sequential(
-            nn.GroupNorm(1, in_channels),
-            nn.SiLU(),
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(1, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.time = nn.Linear(time_width, out_channels)
         self.second = nn.Sequential(
@@ -139,11 +137,7 @@ class Up(nn.Module):
 
 def output_head(in_channels: int, out_channels: int) -> nn.Sequential:
     """GroupNorm, SiLU and a 3x3 convolution."""
-    return nn.Sequential(
-        nn.GroupNorm(1, in_channels),
-        nn.SiLU(),
-        nn.Conv2d(in_channels, out_channels, 3, padding=1),
-    )
+    return nn.Sequential(nn.GroupNorm(1, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
 
 
 class UNet(nn.Module):

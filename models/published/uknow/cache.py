@@ -23,13 +23,7 @@ from torch.utils.data import Dataset
 
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
-from uknowpan.models.pancollection.file import (
-    HDF5Reader,
-    PanCollectionFile,
-    PanCollectionHeader,
-    PatchBatch,
-    reason_of,
-)
+from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, PatchBatch, reason_of
 from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer, feature_shapes
 
 log = logging.getLogger("uknowpan")

@@ -138,10 +138,7 @@ class PriorEncoder(nn.Module):
         self.entry = _leaky(in_channels, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(width, width, 3, padding=1),
-                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
             )
             for _ in range(3)
         )

@@ -53,9 +53,6 @@ def same(a: PatchBatch, b: PatchBatch) -> bool:
     return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("pan", "ms", "lms", "gt"))
 
 
-# ------------------------------------------------------------------------------------- reading
-
-
 @pytest.mark.parametrize("dtype", ["f8", "f4", "u2", ">f4", "i4"])
 def test_samples_come_as_they_are_stored(tmp_path, dtype):
     stored = arrays(dtype=dtype)
@@ -68,13 +65,7 @@ def test_samples_come_as_they_are_stored(tmp_path, dtype):
             np.testing.assert_array_equal(found.numpy(), values[[4, 0, 4]])
         assert file.read([1], torch.float64).gt.dtype == torch.float64
         header = file.header
-    assert (header.count, header.bands, header.ratio, header.height, header.width) == (
-        6,
-        4,
-        4,
-        16,
-        16,
-    )
+    assert (header.count, header.bands, header.ratio, header.height, header.width) == (6, 4, 4, 16, 16)
     assert header.has_gt and header.max_value is None and header.sensor is None
     assert header.registration == "pancollection"
 
@@ -176,15 +167,9 @@ def test_a_damaged_chunk_is_named(tmp_path):
         file.read([1])
 
 
-# ------------------------------------------------------------------------------------- drawing
-
-
 def test_values_are_divided_by_each_file_s_own_full_scale(tmp_path):
     first, second = arrays(2), arrays(3, seed=1)
-    paths = [
-        write(tmp_path / "1.h5", first, max_value=1023.0),
-        write(tmp_path / "2.h5", second),
-    ]
+    paths = [write(tmp_path / "1.h5", first, max_value=1023.0), write(tmp_path / "2.h5", second)]
     dataset = PanCollectionDataset([PanCollectionFile(p) for p in paths], max_value=2047)
     assert len(dataset) == 5
     for index, stored, scale in [(1, first["gt"][1], 1023), (3, second["gt"][1], 2047)]:
@@ -300,9 +285,6 @@ def test_a_file_larger_than_memory_streams(tmp_path):
     assert after - before < 60
 
 
-# ------------------------------------------------------------------------------------- writing
-
-
 def test_a_file_appears_when_it_is_published(tmp_path):
     path = tmp_path / "out.h5"
     patches = PatchBatch(**{k: torch.from_numpy(v) for k, v in arrays(3).items()})
@@ -330,9 +312,6 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path):
     lost = PanCollectionWriter(tmp_path / "no folder" / "o.h5")
     with lost, pytest.raises(DataError, match=r"o\.h5 cannot be written"):
         lost.append(patches, np.zeros((3, 3)))
-
-
-# ------------------------------------------------------------------------------ Wald's protocol
 
 
 def test_reduction_equals_the_toolbox():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from uknowpan.models.training.losses import contrast_weighted_rms
+from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms
 
 
 def patches():
@@ -11,12 +11,13 @@ def patches():
     return target, 0.1 * torch.randn(2, 3, 8, 8, generator=generator)
 
 
-def test_rms_counts_every_band_alike():
+def test_every_band_counts_alike():
     target, error = patches()
-    found = float(contrast_weighted_rms(target + error, target))
     e, t = error.double().numpy(), target.double().numpy()
     rms = np.sqrt((e**2).mean((2, 3))) / (np.sqrt((t**2).mean((2, 3))) + 0.1)
-    assert found == pytest.approx(rms.mean(), rel=1e-4)
+    assert float(contrast_weighted_rms(target + error, target)) == pytest.approx(rms.mean(), rel=1e-4)
+    l1 = np.abs(e).mean((2, 3)) / (np.abs(t).mean((2, 3)) + 0.1)
+    assert float(contrast_weighted_l1(target + error, target)) == pytest.approx(l1.mean(), rel=1e-4)
 
 
 def test_rms_is_least_at_the_mean_of_what_is_possible():
@@ -36,3 +37,18 @@ def test_rms_of_a_perfect_answer_has_a_slope():
     x0 = target.clone().requires_grad_()
     contrast_weighted_rms(x0, target).backward()
     assert x0.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_nll_is_least_at_the_size_of_the_error(beta):
+    error = torch.tensor([0.1, 1.0, 7.0]).view(1, 1, 1, 3)
+    log_sigma = error.log().requires_grad_()
+    value = beta_nll(error, log_sigma, beta)
+    expected = np.mean(error.numpy() ** (2 * beta) * (0.5 + np.log(error.numpy())))
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+    (at_size,) = torch.autograd.grad(value, log_sigma)
+    assert at_size.abs().max() < 1e-5
+    wide = (2 * error).log().requires_grad_()
+    (slope,) = torch.autograd.grad(beta_nll(error, wide, beta), wide)
+    # d/d log_sigma = sigma^(2 beta) (1 - error^2 / sigma^2), a third of it for the mean of three
+    torch.testing.assert_close(slope, (2 * error) ** (2 * beta) * 0.75 / 3)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from patch_files import assert_same_state
+from patch_files import assert_resumes, assert_same_state, run
 from textures import make_pair
 
 from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
@@ -16,7 +16,6 @@ from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.training.loop import Diverged, Interrupted, TrainConfig, train
-from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1
 from uknowpan.models.training.parallel import World
 from uknowpan.models.training.run_folder import ConfigMismatch
 from uknowpan.models.training.scenes import GenericBatches, TrainBatch, read_scenes
@@ -56,13 +55,6 @@ def make_stage(scenes_file):
         return GenericStudentStage(network, batches(scenes_file), valid, validation_batches=1, notes=notes, **options)
 
     return make
-
-
-def run(make_stage, out, config=CONFIG, **options):
-    """Train; the losses of every step."""
-    losses = {}
-    train(make_stage(), config, out, on_step=losses.__setitem__, **options)
-    return losses
 
 
 def test_scenes_come_back(scenes_file):
@@ -120,27 +112,13 @@ def test_targets_are_residuals_of_the_truth(scenes_file):
 
 @pytest.mark.parametrize("amp", [True, False])
 def test_resumed_equals_unbroken(make_stage, tmp_path, amp):
-    config = replace(CONFIG, amp=amp)
-    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    losses = run(make_stage, whole, config)
-    assert list(losses) == [1, 2, 3, 4, 5, 6]
-    assert all(math.isfinite(v) for parts in losses.values() for v in parts.values())
-
-    asked = iter([False, False, True])
-    with pytest.raises(Interrupted, match="stopped after step 3; --resume"):
-        run(make_stage, broken, config, should_stop=lambda: next(asked))
-    assert torch.load(broken / "state.pt", weights_only=True)["step"] == 3
-    rest = run(make_stage, broken, config, resume=True)
-    assert rest == {step: losses[step] for step in (4, 5, 6)}
-    assert_same_state(whole, broken)
-    for name in ("last.safetensors", "best.safetensors"):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    assert_resumes(make_stage, tmp_path, replace(CONFIG, amp=amp))
 
 
 def test_a_run_that_died_goes_on_from_its_last_state(make_stage, tmp_path):
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     config = replace(CONFIG, checkpoint_every=4, amp=False)
-    run(make_stage, whole, config)
+    run(make_stage(), whole, config)
 
     def die(step, parts):
         if step == 6:
@@ -149,7 +127,7 @@ def test_a_run_that_died_goes_on_from_its_last_state(make_stage, tmp_path):
     with pytest.raises(MemoryError):
         train(make_stage(), config, killed, on_step=die)
     assert torch.load(killed / "state.pt", weights_only=True)["step"] == 4
-    run(make_stage, killed, config, resume=True)
+    run(make_stage(), killed, config, resume=True)
     assert_same_state(whole, killed)
     assert (whole / "last.safetensors").read_bytes() == (killed / "last.safetensors").read_bytes()
 
@@ -177,11 +155,7 @@ def test_a_run_folder_tells_its_story(make_stage, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "network", "says"),
     [
-        (
-            {"seed": 1, "iterations": 8},
-            {},
-            r"train\.iterations 6 \(here 8\), train\.seed 0 \(here 1\)",
-        ),
+        ({"seed": 1, "iterations": 8}, {}, r"train\.iterations 6 \(here 8\), train\.seed 0 \(here 1\)"),
         ({}, {"deep_blocks": 2}, r"network\.deep_blocks 1 \(here 2\)"),
         ({}, {"timesteps": 100}, r"network\.timesteps 500 \(here 100\)"),
         ({}, "names", r"data\.train\.scenes \['a', 'b'\] \(here \['a', 'x'\]\)"),
@@ -207,7 +181,7 @@ def one_step(make_stage, tmp_path):
     """The folder of a run that was stopped after its first step."""
     out = tmp_path / "stopped"
     with pytest.raises(Interrupted):
-        run(make_stage, out, should_stop=lambda: True)
+        run(make_stage(), out, should_stop=lambda: True)
     return out
 
 
@@ -248,7 +222,7 @@ def test_a_damaged_configuration_is_said_to_be(make_stage, one_step, text, says)
 def test_lines_of_the_log_that_are_no_text_are_cut(make_stage, one_step):
     log = one_step / "log.jsonl"
     log.write_bytes(b'{"step": 1, "l1": 3}\n\xff\xfe\x80\n{"step": Infinity}\n{"step": 1, "\xe9')
-    run(make_stage, one_step, resume=True)
+    run(make_stage(), one_step, resume=True)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 4, 6] and lines[0]["l1"] == 3
 
@@ -280,7 +254,7 @@ def test_a_lock_that_its_owner_removes_meanwhile(make_stage, tmp_path, monkeypat
         taken.append(path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()))
 
     monkeypatch.setattr(fcntl, "flock", vanish)
-    run(make_stage, path.parent, replace(CONFIG, iterations=1))
+    run(make_stage(), path.parent, replace(CONFIG, iterations=1))
     assert taken == [False, True]
 
 
@@ -331,13 +305,7 @@ def test_a_state_holds_the_mean_of_all_processes(make_stage, tmp_path, monkeypat
     own = {}
     monkeypatch.setattr(World, "mean", lambda world, values: values / 2)
     with pytest.raises(Interrupted):
-        train(
-            make_stage(),
-            CONFIG,
-            tmp_path,
-            on_step=lambda step, parts: own.update(parts),
-            should_stop=lambda: True,
-        )
+        train(make_stage(), CONFIG, tmp_path, on_step=lambda step, parts: own.update(parts), should_stop=lambda: True)
     window, steps = torch.load(tmp_path / "state.pt", weights_only=True)["window"]
     assert steps == 1 and {"l1", "variance"} <= own.keys() < window.keys()
     for name, value in own.items():
@@ -392,7 +360,7 @@ def test_everything_is_trained_on_the_device(make_stage, tmp_path, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_trains_and_the_cpu_goes_on(make_stage, tmp_path):
     config, out = replace(CONFIG, iterations=4, amp=False), tmp_path / "run"
-    seen, expected = {}, run(make_stage, tmp_path / "cpu", config)
+    seen, expected = {}, run(make_stage(), tmp_path / "cpu", config)
     asked = iter([False, True])
     with pytest.raises(Interrupted):
         train(
@@ -463,30 +431,6 @@ def test_learning_rate_warms_up_and_falls(make_stage, tmp_path, monkeypatch):
         "step",
         lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
     )
-    run(make_stage, tmp_path / "run", replace(CONFIG, learning_rate=1.0, iterations=6, amp=False))
+    run(make_stage(), tmp_path / "run", replace(CONFIG, learning_rate=1.0, iterations=6, amp=False))
     cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
     assert seen == pytest.approx([0.5, 1.0, *cosine])
-
-
-def test_contrast_weighted_l1_counts_every_band_alike():
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(2, 3, 8, 8, generator=generator)
-    error = 0.1 * torch.randn(2, 3, 8, 8, generator=generator)
-    x0, truth = (target + error).double().numpy(), target.double().numpy()
-    expected = np.mean(np.abs(x0 - truth).mean((2, 3)) / (np.abs(truth).mean((2, 3)) + 0.1))
-    assert float(contrast_weighted_l1(target + error, target)) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_beta_nll_is_least_at_the_size_of_the_error(beta):
-    error = torch.tensor([0.1, 1.0, 7.0]).view(1, 1, 1, 3)
-    log_sigma = error.log().requires_grad_()
-    value = beta_nll(error, log_sigma, beta)
-    expected = np.mean(error.numpy() ** (2 * beta) * (0.5 + np.log(error.numpy())))
-    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
-    (at_size,) = torch.autograd.grad(value, log_sigma)
-    assert at_size.abs().max() < 1e-5
-    wide = (2 * error).log().requires_grad_()
-    (slope,) = torch.autograd.grad(beta_nll(error, wide, beta), wide)
-    # d/d log_sigma = sigma^(2 beta) (1 - error^2 / sigma^2), a third of it for the mean of three
-    torch.testing.assert_close(slope, (2 * error) ** (2 * beta) * 0.75 / 3)

@@ -216,11 +216,7 @@ def test_configurations_and_scenes_that_are_refused(trained: Trained, make_pair:
         assert done.code in (2, 5) and re.search(says, done.stderr), done.stderr
     model = trained["pan-crafter"] / "best.safetensors"
     for pair, extra, says in [
-        (
-            make_pair(name="three", bands=3),
-            (),
-            "MS has 3 bands, but model pan-crafter was trained for 4",
-        ),
+        (make_pair(name="three", bands=3), (), "MS has 3 bands, but model pan-crafter was trained for 4"),
         (make_pair(), ("--steps", 4), "answers in one pass, so 4 steps mean nothing"),
     ]:
         done = trained.uknowpan(*("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "o.tif", "--model", model, *extra))

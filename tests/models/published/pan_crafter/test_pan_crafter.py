@@ -1,17 +1,15 @@
 """PAN-Crafter: shapes, a second implementation, the flags, MARs, training and sharpening."""
 
-import json
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from patch_files import assert_same_state, patch_data, stirred, write_patches
+from patch_files import QUICK, assert_resumes, patch_data, run, stirred, story, write_patches
 from textures import make_pair
 
-from uknowpan.models.architectures import ARCHITECTURES, resolve
-from uknowpan.models.checkpoints import Card, load_model, network_of, read_card, save_checkpoint
+from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile
@@ -26,17 +24,12 @@ from uknowpan.models.published.pan_crafter.network import (
 from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCrafterStage
 from uknowpan.models.published.stages import residual_std_of
 from uknowpan.models.sharpeners import OnePassSharpener, load_network, load_sharpener, sharpen_array
-from uknowpan.models.training.loop import Interrupted, TrainConfig, train
-from uknowpan.models.training.presets import PRESETS, preset
+from uknowpan.models.training.loop import train
 from uknowpan.models.types import Condition
 
 SMALL = PanCrafterConfig(
     2, widths=(8, 8, 16, 16), blocks=1, token_width=6, head_width=4, groups=2, expansion=2,
     dropout=0.0,
-)  # fmt: skip
-RUN = TrainConfig(
-    iterations=4, warmup=1, validate_every=2, checkpoint_every=2, log_every=2, batch_size=4,
-    ema=0.5, amp=False,
 )  # fmt: skip
 BOTH = torch.tensor([MS_MODE, PAN_MODE])
 
@@ -55,9 +48,6 @@ def inputs(config=SMALL, batch=2, size=(16, 24)):
 
 def answer(model, condition=None, mode=None):
     return model(None, None, condition or inputs(), mode).x0
-
-
-# -------------------------------------------------------------------------------------- network
 
 
 @pytest.mark.parametrize("overwritten", [False, True])
@@ -273,37 +263,10 @@ def test_low_pan_is_as_sharp_as_the_ms():
     assert 0.25 < float(inner.abs().max()) < 0.31
 
 
-# ------------------------------------------------------------------------------------- presets
-
-
-@pytest.mark.parametrize("bands", [1, 4, 8])
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets(name, bands):
-    settings = preset(name, "pan-crafter", bands)
-    with torch.device("meta"):
-        model = network_of(settings.network)
-    count = sum(p.numel() for p in model.parameters())
-    assert settings.network.bands == bands and type(settings.options) is PanCrafterOptions
-    assert count < 1_000_000 if name == "lite" else settings.network == PanCrafterConfig(bands)
-    assert resolve(ARCHITECTURES["pan-crafter"].trainer) is PanCrafterStage
-    if name == "paper":
-        wanted = {
-            "iterations": 50_000, "batch_size": 48, "learning_rate": 1e-4, "weight_decay": 0.01,
-            "warmup": 100, "milestones": (), "ema": 0.0,
-        }  # fmt: skip
-        assert asdict(settings.train).items() >= wanted.items()
-
-
-# ------------------------------------------------------------------------------------ training
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    return (
-        write_patches(folder / "train.h5", bands=2),
-        write_patches(folder / "valid.h5", bands=2, seed=1),
-    )
+    return (write_patches(folder / "train.h5", bands=2), write_patches(folder / "valid.h5", bands=2, seed=1))
 
 
 def stage_of(files, options=None, config=SMALL, **data):
@@ -335,14 +298,8 @@ def test_it_learns_ms_and_pan_by_their_distance(files, weight, raw):
         assert stage.pan_std == pytest.approx(expected, rel=1e-5)
 
 
-def run(stage, out, config=RUN, **options):
-    losses = {}
-    train(stage, config, out, on_step=lambda step, parts: losses.update({step: parts}), **options)
-    return losses
-
-
 def test_losses_fall_and_the_card_is_whole(files, tmp_path):
-    config = replace(RUN, iterations=24, learning_rate=1e-2, warmup=4, validate_every=24)
+    config = replace(QUICK, iterations=24, learning_rate=1e-2, warmup=4, validate_every=24)
     losses = run(stage_of(files), tmp_path / "run", config)
     for part in ("ms", "pan"):
         first, last = (np.mean([losses[i][part] for i in s]) for s in (range(1, 5), range(21, 25)))
@@ -352,37 +309,24 @@ def test_losses_fall_and_the_card_is_whole(files, tmp_path):
     assert (card.architecture, card.stage) == ("pan-crafter", "pan-crafter")
     assert (card.bands, card.ratios, card.steps, card.max_value) == (2, [4], 1, 2047)
     assert len(card.residual_std) == 2 and not card.self_conditioning
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert {"ms", "pan", "score", "sam", "ergas", "psnr", "q2n"} <= log[-1].keys()
+    assert {"ms", "pan", "score", "sam", "ergas", "psnr", "q2n"} <= story(tmp_path / "run")[-1].keys()
 
 
 def test_resumed_equals_unbroken(files, tmp_path):
     config, options = replace(SMALL, dropout=0.2), PanCrafterOptions()
-
-    def made():
-        return stage_of(files, options, config, flips=True)
-
-    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    losses = run(made(), whole)
-    asked = iter([False, False, True])
-    with pytest.raises(Interrupted, match="stopped after step 3; --resume"):
-        run(made(), broken, should_stop=lambda: next(asked))
-    assert run(made(), broken, resume=True) == {4: losses[4]}
-    assert_same_state(whole, broken)
-    for name in ("last.safetensors", "best.safetensors"):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    assert_resumes(lambda: stage_of(files, options, config, flips=True), tmp_path)
 
 
 def test_a_run_starts_from_another(files, tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", network(), CARD)
-    still = replace(RUN, iterations=1, learning_rate=0.0, ema=0.0, weight_decay=0.0)
+    still = replace(QUICK, iterations=1, learning_rate=0.0, ema=0.0, weight_decay=0.0)
     train(stage_of(files), still, tmp_path / "run", init=tmp_path / "a.safetensors")
     learnt, given = (load_model(tmp_path / p)[0] for p in ("run/last.safetensors", "a.safetensors"))
     kept, weights = learnt.state_dict(), given.state_dict()
     assert all(torch.equal(kept[name], weights[name]) for name in weights)
     wide = replace(SMALL, expansion=4)
     with pytest.raises(ModelMismatch, match=r"expansion 2 \(here 4\)"):
-        train(stage_of(files, config=wide), RUN, tmp_path / "b", init=tmp_path / "a.safetensors")
+        train(stage_of(files, config=wide), QUICK, tmp_path / "b", init=tmp_path / "a.safetensors")
 
 
 def test_files_that_it_cannot_learn_from(files, tmp_path):
@@ -399,9 +343,6 @@ def test_a_ratio_of_two(tmp_path):
     two = [write_patches(tmp_path / f"{n}.h5", bands=2, ratio=2) for n in ("train", "valid")]
     run(stage_of(two, config=replace(SMALL, ratio=2)), tmp_path / "run")
     assert read_card(tmp_path / "run" / "best.safetensors").ratios == [2]
-
-
-# ---------------------------------------------------------------------------------- sharpening
 
 
 CARD = Card(

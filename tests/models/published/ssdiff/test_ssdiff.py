@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from patch_files import assert_same_state, patch_data, stirred, write_patches
+from patch_files import QUICK, assert_resumes, patch_data, run, stirred, write_patches
 from safetensors.torch import load_file
 
 from uknowpan.models.checkpoints import load_model
@@ -18,9 +18,8 @@ from uknowpan.models.diffusion import NoiseSchedule, ddim_sample
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.published.ssdiff.network import Apfm, SSDiff, SSDiffConfig, lowest_frequencies
 from uknowpan.models.published.ssdiff.stage import BRANCHES, LowRankBranches, SSDiffOptions, SSDiffStage
-from uknowpan.models.training.loop import Interrupted, TrainConfig, train
+from uknowpan.models.training.loop import Interrupted
 from uknowpan.models.training.parallel import World
-from uknowpan.models.training.presets import preset
 from uknowpan.models.types import Condition
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -37,10 +36,6 @@ def _golden_script():
 make_golden = _golden_script()
 
 TINY = SSDiffConfig(4, width=8, head_width=4, time_width=4, grid=2, window=4, frequency_window=32)
-CONFIG = TrainConfig(
-    iterations=4, warmup=1, validate_every=2, checkpoint_every=2, log_every=2, batch_size=4,
-    ema=0.5, amp=False,
-)  # fmt: skip
 
 
 def inputs(bands=4, size=(32, 32), batch=1, seed=0):
@@ -69,9 +64,6 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-# ---------------------------------------------------------------------------------- parameters
-
-
 @pytest.mark.parametrize(("bands", "published"), [(8, 1_426_616), (4, 1_413_940)])
 def test_the_published_widths_have_the_published_parameters_that_are_used(bands, published):
     """126,592 of the 8-band release's are never used. Of them 288 C depend on the bands, or the
@@ -85,14 +77,6 @@ def test_the_published_widths_have_the_published_parameters_that_are_used(bands,
         assert unused == 126_592
     flags = {"batch_norm": True, "group_norm": True, "window": 0, "frequency_window": 0}
     assert count(SSDiff(SSDiffConfig(bands, measured_ms=True, **flags))) == count(model)
-
-
-@pytest.mark.parametrize("bands", [4, 8])
-def test_lite_is_small(bands):
-    assert count(SSDiff(preset("lite", "ssdiff", bands).network)) < 1_000_000
-
-
-# ----------------------------------------------------------------------------------- attention
 
 
 def softmax(x):
@@ -161,9 +145,6 @@ def test_attention_in_windows_is_the_formula_in_each_also_in_the_smaller_last_on
                 np.testing.assert_allclose(tokens(found[cut]).numpy(), by_hand, atol=1e-4)
 
 
-# --------------------------------------------------------------------------------- frequencies
-
-
 def by_fft(x):
     """What of an image the 2 x 2 places in the middle of its shifted spectrum are."""
     height, width = x.shape[-2:]
@@ -208,9 +189,6 @@ def test_one_window_damps_as_the_release_does():
     np.testing.assert_allclose(seen["y"].numpy(), y + (0.9 - 1) * by_fft(y), atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------- network
-
-
 def test_untrained_it_answers_with_nothing():
     model = SSDiff(TINY).eval()
     assert not answer(model, *inputs()).any()
@@ -247,10 +225,7 @@ def test_the_skip_sees_what_is_averaged_or_measured():
 def test_each_setting_changes_the_answer(change):
     config = replace(TINY, width=32)
     given = inputs()
-    here, there = (
-        answer(network(config), *given),
-        answer(network(replace(config, **change)), *given),
-    )
+    here, there = (answer(network(config), *given), answer(network(replace(config, **change)), *given))
     assert (here - there).abs().max() > 1e-5
 
 
@@ -316,9 +291,6 @@ def test_what_does_not_fit_is_refused():
             replace(TINY, **wrong)
 
 
-# --------------------------------------------------------------------------------------- stage
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssdiff")
@@ -329,17 +301,11 @@ def stage(files, network=TINY, **options):
     return SSDiffStage(network, patch_data(files[:1], files[1:]), SSDiffOptions(**options))
 
 
-def run(made, out, config=CONFIG, **options):
-    losses = {}
-    train(made, config, out, on_step=losses.__setitem__, **options)
-    return losses
-
-
 @pytest.fixture(scope="module")
 def trained(files, tmp_path_factory):
     """A checkpoint of few steps."""
     out = tmp_path_factory.mktemp("base") / "run"
-    run(stage(files), out, replace(CONFIG, iterations=6, learning_rate=1e-2, validate_every=6))
+    run(stage(files), out, replace(QUICK, iterations=6, learning_rate=1e-2, validate_every=6))
     return out / "last.safetensors"
 
 
@@ -360,19 +326,14 @@ def test_the_loss_is_the_mean_distance_from_the_residual(files):
 
 
 def test_a_few_steps_learn(files, tmp_path):
-    config = replace(CONFIG, iterations=40, learning_rate=5e-3, validate_every=40, ema=0.9)
+    config = replace(QUICK, iterations=40, learning_rate=5e-3, validate_every=40, ema=0.9)
     losses = run(stage(files, terminal_share=1.0), tmp_path / "run", config)
     first, last = (sum(losses[i]["l1"] for i in steps) for steps in (range(1, 5), range(37, 41)))
     assert last < 0.85 * first
 
 
 def test_resumed_equals_unbroken(files, tmp_path):
-    run(stage(files), tmp_path / "whole")
-    stop = iter([False, True])
-    with pytest.raises(Interrupted):
-        run(stage(files), tmp_path / "parts", should_stop=lambda: next(stop))
-    run(stage(files), tmp_path / "parts", resume=True)
-    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes(lambda: stage(files), tmp_path)
 
 
 def test_the_card_tells_how_to_sample(files):
@@ -415,8 +376,6 @@ def test_the_published_time_index_changes_validation(files):
     scores = [stage(files, steps=2, respaced_time_index=flag).validate(network())["score"] for flag in (False, True)]
     assert scores[0] != scores[1]
 
-
-# --------------------------------------------------------------------------------------- L-BAF
 
 TURNS = {"lbaf_rank": 2, "lbaf_period": 2, "terminal_share": 0.5}
 
@@ -479,7 +438,7 @@ def test_with_several_processes_gradients_are_their_means():
 def stopped_after(steps, files, init, out):
     """The weights of a run of fine-tuning that was stopped."""
     left = iter([False] * (steps - 1))
-    config = replace(CONFIG, iterations=6, milestones=(99,), validate_every=6)
+    config = replace(QUICK, iterations=6, milestones=(99,), validate_every=6)
     with pytest.raises(Interrupted):
         run(stage(files, **TURNS), out, config, init=init, should_stop=lambda: next(left, True))
     return torch.load(out / "state.pt", weights_only=True)["model"]
@@ -499,14 +458,8 @@ def test_branches_take_turns_while_the_base_stands_still(files, trained, tmp_pat
 
 
 def test_fine_tuning_resumed_equals_unbroken_and_deploys_a_plain_network(files, trained, tmp_path):
-    config, stops = replace(CONFIG, iterations=5), iter([False, False, True])
-    run(stage(files, **TURNS), tmp_path / "whole", config, init=trained)
-    stopping = {"init": trained, "should_stop": lambda: next(stops)}
-    with pytest.raises(Interrupted):
-        run(stage(files, **TURNS), tmp_path / "parts", config, **stopping)
-    run(stage(files, **TURNS), tmp_path / "parts", config, resume=True)
-    assert_same_state(tmp_path / "whole", tmp_path / "parts")
-    merged, card = load_model(tmp_path / "whole" / "last.safetensors")
+    whole = assert_resumes(lambda: stage(files, **TURNS), tmp_path, replace(QUICK, iterations=5), init=trained)
+    merged, card = load_model(whole / "last.safetensors")
     assert isinstance(merged, SSDiff) and card.architecture == "ssdiff"
     before = load_file(trained)
     changed = [k for k, v in merged.state_dict().items() if not torch.equal(v, before[k])]

@@ -119,9 +119,6 @@ def equal_files(a, b):
         np.testing.assert_array_equal(here[name], there[name], err_msg=name)
 
 
-# ------------------------------------------------------------------------------------- asking
-
-
 @pytest.mark.parametrize("carried", [False, True])
 def test_an_answer_is_what_the_teacher_samples(model, make_teacher, data, carried):
     asked = make_teacher(steps=2, seed=5, self_conditioning=carried)
@@ -187,9 +184,6 @@ def test_patches_that_it_cannot_take(frozen, data, make_teacher):
     other = make_teacher(ratios=[2, 3])
     with pytest.raises(ModelMismatch, match="ratio 2, 3, but the data's is 4"):
         other.check_serves(data.header)
-
-
-# ------------------------------------------------------------------------------------- writing
 
 
 def test_a_cache_holds_the_answers(frozen, data, cache):
@@ -332,9 +326,6 @@ def test_features_beyond_float16(frozen, data, tmp_path, monkeypatch):
     factor = float("nan")
     with pytest.raises(DataError, match="is not finite in float32; train it anew"):
         write_cache(frozen, data, 2047.0, out, dtype="float32")
-
-
-# ------------------------------------------------------------------------------------- reading
 
 
 def test_samples_come_in_the_order_asked_for(frozen, data, cache):

@@ -60,24 +60,6 @@ def _of_the_prior(name):
     return name.startswith("prior.") or (".inject." in name and ".inject.out." not in name)
 
 
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [
-        (TeacherConfig(8, highpass_pan=True), 25_491_576),
-        (TeacherConfig(4, highpass_pan=True), 25_461_136),
-        # Raw PAN: one more channel into the first 3 x 3 convolution of width 32.
-        (TeacherConfig(8), 25_491_576 + 9 * 32),
-        # No slot: 8 channels fewer.
-        (TeacherConfig(8, highpass_pan=True, self_conditioning=False), 25_491_576 - 8 * 9 * 32),
-        (TeacherConfig(4, width=8, blocks=1, heads=4, patch=2), 883_428),
-    ],
-)
-def test_parameter_counts(config, count):
-    with torch.device("meta"):
-        teacher = FSATeacher(config)
-    assert sum(p.numel() for p in teacher.parameters()) == count
-
-
 @pytest.mark.parametrize("case", ["published", "folded"])
 def test_forward_equals_golden(case, monkeypatch):
     monkeypatch.syspath_prepend(GOLDEN)
@@ -168,16 +150,6 @@ def test_variance_is_positive_and_finite(amp, raw):
     assert all(p.grad.isfinite().all() for p in teacher.parameters())
 
 
-def test_bfloat16_says_much_the_same():
-    teacher, inputs = _teacher(), _inputs()
-    with torch.no_grad():
-        exact = _answer(teacher, *inputs)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = _answer(teacher, *inputs)
-    # Phases that jump from pi to -pi make it a tenth; the student is ten times closer.
-    assert (rough.x0 - exact.x0).abs().mean() < 0.3 * exact.x0.abs().mean()
-
-
 def test_variance_floor():
     teacher = _teacher(replace(SMALL, variance_floor=0.25))
     with torch.no_grad():
@@ -224,12 +196,7 @@ def test_images_of_a_batch_do_not_mix():
 
 
 @pytest.mark.parametrize(
-    ("size", "alone"),
-    [
-        ((4, 6), {(0, 0), (2, 0), (0, 3), (2, 3)}),
-        ((5, 4), {(0, 0), (0, 2)}),
-        ((3, 7), {(0, 0)}),
-    ],
+    ("size", "alone"), [((4, 6), {(0, 0), (2, 0), (0, 3), (2, 3)}), ((5, 4), {(0, 0), (0, 2)}), ((3, 7), {(0, 0)})]
 )
 def test_bins_that_mirror_themselves_have_a_definite_phase(size, alone):
     """Otherwise a negative mean is pi with one FFT library and -pi with another."""
