@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from patch_files import story
 from running import MakePair, Run
 from safetensors.torch import load_file
 from test_sharpen import observed, read, textured
@@ -77,7 +78,7 @@ def trained(folder: Path, uknowpan: Run) -> Trained:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_run_folder(trained: Trained, name: str) -> None:
     out = trained[name]
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    log = story(out)
     assert [entry["step"] for entry in log] == [3, 6, 9, 12]
     first, last = (sum(entry[part] for part in LOSSES[name]) for entry in (log[0], log[-1]))
     assert last < 0.98 * first

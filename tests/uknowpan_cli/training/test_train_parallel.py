@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from patch_files import story
 from running import Outcome, Run
 
 from uknowpan.models.checkpoints import read_card
@@ -104,10 +105,6 @@ def torchrun(*words: object, term_when: Path | None = None) -> Outcome:
     finally:
         started.kill()
     return Outcome(started.returncode, out, err)
-
-
-def story(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def same_story(one: Path, other: Path, later: float) -> None:
