@@ -22,7 +22,7 @@ from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
 from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.training.bounds import count, share
-from uknowpan.models.training.loop import Examples
+from uknowpan.models.training.loop import Examples, Stage
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.stages import noised
 from uknowpan.models.types import Condition, Denoised
@@ -142,10 +142,9 @@ def spread(total: int, most: int) -> list[int]:
     return [i * total // most for i in range(most)]
 
 
-class PatchStage:
+class PatchStage(Stage):
     """The common part of the stages on PanCollection files: batches, validation, cards."""
 
-    name = ""
     architecture = ""
 
     def __init__(self, network: Any, data: PatchData, options: Any):
@@ -175,17 +174,8 @@ class PatchStage:
     def data_identity(self) -> dict[str, Any]:
         return self.data.identity()
 
-    def build(self) -> nn.Module:
-        raise NotImplementedError
-
     def batches(self, start: int, stop: int) -> Generator[Any]:
         yield from self.data.batches(start, stop)
-
-    def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def deployed(self, model: nn.Module) -> nn.Module:
-        return model
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
         """Results (B, C, H, W) and their 1-sigma, in the units of lms; the first patch's number fixes the noise."""

@@ -110,12 +110,14 @@ class Stage(Protocol):
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """The part of the network that a checkpoint holds."""
+        return model
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Scores of a deployed network on the validation split; a lower "score" is better."""
 
     def examples(self, model: nn.Module) -> Examples | None:
         """A few validation patches, or None."""
+        return None
 
     def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         """The card of a checkpoint after `step` steps."""

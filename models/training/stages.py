@@ -13,7 +13,7 @@ from uknowpan.models.checkpoints import Card
 from uknowpan.models.diffusion import NoiseSchedule, add_noise
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.training.bounds import share
-from uknowpan.models.training.loop import Examples
+from uknowpan.models.training.loop import Stage
 from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.scenes import GenericBatches, TrainBatch
@@ -62,7 +62,7 @@ def noised(
     return add_noise(schedule, x0, t, noise), t
 
 
-class GenericStudentStage:
+class GenericStudentStage(Stage):
     """Stage `fsa-s` of the `lite` form on whole scenes; the truth is the only target.
 
     Validation takes one sampling step, as sharpening does by default.
@@ -109,12 +109,6 @@ class GenericStudentStage:
     def batches(self, start: int, stop: int) -> Generator[TrainBatch]:
         for step in range(start, stop):
             yield self.batch(step)
-
-    def deployed(self, model: nn.Module) -> nn.Module:
-        return model
-
-    def examples(self, model: nn.Module) -> Examples | None:
-        return None
 
     def losses(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         options = self.options

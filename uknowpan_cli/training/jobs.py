@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import h5py
 
 from uknowpan import __version__
 from uknowpan.errors import InputError, UsageError
+from uknowpan.models.architectures import architecture_of
+from uknowpan.models.architectures import resolve as imported
+from uknowpan.models.checkpoints import read_card
+from uknowpan.models.network import LiteConfig
+from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
+from uknowpan.models.published.stages import PatchData
+from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
+from uknowpan.models.published.uknow.distillation import FrozenTeacher
+from uknowpan.models.training.loop import Stage, TrainConfig
+from uknowpan.models.training.parallel import current_world
+from uknowpan.models.training.presets import Settings, preset
+from uknowpan.models.training.run_folder import resolved_config
+from uknowpan.models.training.scenes import GenericBatches, Scene, VariantShares, read_scenes
+from uknowpan.models.training.stages import GenericOptions, GenericStudentStage
 from uknowpan.training.settings import overridden
-
-if TYPE_CHECKING:
-    from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
-    from uknowpan.models.published.stages import PatchData
-    from uknowpan.models.published.uknow.distillation import FrozenTeacher
-    from uknowpan.models.training.loop import Stage
-    from uknowpan.models.training.presets import Settings
-    from uknowpan.models.training.scenes import Scene
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,8 @@ class TrainRequest:
         for name, stage in (("prior", "fsa-t"), ("teacher", "fsa-s"), ("cache", "fsa-s")):
             if getattr(self, name) and self.stage != stage:
                 raise UsageError(f"--{name} is of the stage {stage}, not of {self.stage}.")
-        if self.max_value is not None:
-            from uknowpan.models.pancollection.file import is_full_scale
-
-            if not is_full_scale(self.max_value):
-                raise UsageError(f"--max-value: {self.max_value:g} is no full scale (1e-9 to 1e12).")
+        if self.max_value is not None and not is_full_scale(self.max_value):
+            raise UsageError(f"--max-value: {self.max_value:g} is no full scale (1e-9 to 1e12).")
         if self.teacher is not None and self.cache:
             raise UsageError("Give --teacher or --cache, not both.")
         for name in ("valid", "cache"):
@@ -63,8 +69,6 @@ class TrainRequest:
 
 def is_scenes_file(path: Path) -> bool:
     """Whether a file is one of `uknowpan pack`, which holds groups, not PanCollection's arrays."""
-    import h5py
-
     try:
         with h5py.File(path, "r") as file:
             return bool(len(file)) and all(isinstance(v, h5py.Group) for v in file.values())
@@ -74,11 +78,6 @@ def is_scenes_file(path: Path) -> bool:
 
 def resolve(request: TrainRequest) -> Settings:
     """Preset and TOML as settings; looks at the header of the training files only."""
-    from uknowpan.models.network import LiteConfig
-    from uknowpan.models.training.loop import TrainConfig
-    from uknowpan.models.training.presets import Settings, preset
-    from uknowpan.models.training.stages import GenericOptions
-
     if is_scenes_file(request.data[0]):
         others = (request.teacher, request.cache, request.valid, request.max_value)
         alone = len(request.data) == 1 and not any(others) and request.preset == "lite"
@@ -87,9 +86,8 @@ def resolve(request: TrainRequest) -> Settings:
                 "A scenes file of `uknowpan pack` trains the lite form of the stage fsa-s, alone "
                 "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`)."
             )
-        plain = Settings(TrainConfig(), LiteConfig(), GenericOptions())
-        return overridden(plain, request.config)
-    bands = _files(request.data[:1])[0].header.bands
+        return overridden(Settings(TrainConfig(), LiteConfig(), GenericOptions()), request.config)
+    bands = PanCollectionFile(request.data[0], needs_gt=True).header.bands
     return overridden(preset(request.preset, request.stage, bands), request.config)
 
 
@@ -97,16 +95,19 @@ def make_job(request: TrainRequest, settings: Settings) -> Stage:
     """The stage, with its data opened."""
     if is_scenes_file(request.data[0]):
         return _scenes_job(request, settings)
-    return _patches_job(request, settings)
-
-
-# ------------------------------------------------------------------------------ scenes files
+    data = _patch_data(request, settings)
+    source: list[Any] = [] if request.prior is None else [request.prior]
+    if request.teacher is not None:
+        teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
+        teacher.check_serves(data.dataset.files[0].header)
+        source = (teacher,)
+    stage: Stage = imported(architecture_of(settings.network).trainer)(
+        settings.network, data, settings.options, *source
+    )
+    return stage
 
 
 def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan.models.training.scenes import GenericBatches, VariantShares, read_scenes
-    from uknowpan.models.training.stages import GenericStudentStage
-
     config, options = settings.train, settings.options
     batches = GenericBatches(
         read_scenes(request.data[0], "train"),
@@ -125,74 +126,27 @@ def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
 
 def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
     """Licence -> names of the scenes under it."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for scene in scenes:
-        found.setdefault(scene.licence, []).append(scene.name)
-    return found
-
-
-# ------------------------------------------------------------------------ PanCollection files
-
-
-def _patches_job(request: TrainRequest, settings: Settings) -> Stage:
-    from uknowpan.models.architectures import architecture_of, resolve
-
-    data = _patch_data(request, settings)
-    source = {"fsa-t": request.prior, "fsa-s": _teacher(request, data)}.get(request.stage)
-    sources = () if source is None else (source,)
-    stage: Stage = resolve(architecture_of(settings.network).trainer)(
-        settings.network, data, settings.options, *sources
-    )
-    return stage
-
-
-def _teacher(request: TrainRequest, data: PatchData) -> FrozenTeacher | None:
-    from uknowpan.models.published.uknow.distillation import FrozenTeacher
-
-    if request.teacher is None:
-        return None
-    teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
-    teacher.check_serves(data.dataset.files[0].header)
-    return teacher
-
-
-def _files(paths: Sequence[Path]) -> list[Any]:
-    from uknowpan.models.pancollection.file import PanCollectionFile
-
-    return [PanCollectionFile(path, needs_gt=True) for path in paths]
+        names.setdefault(scene.licence, []).append(scene.name)
+    return names
 
 
 def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
-    from uknowpan.models.pancollection.dataset import PanCollectionDataset
-    from uknowpan.models.published.stages import PatchData
-
-    valid_paths = list(request.valid) or [_beside(path) for path in request.data]
-    train = PanCollectionDataset(_files(request.data), max_value=request.max_value)
-    valid = PanCollectionDataset(_files(valid_paths), max_value=request.max_value)
-    _check_alike(train, valid)
-    notes = {
-        **_notes(request, settings),
-        "files": [path.name for path in request.data],
-        "validation_files": [path.name for path in valid_paths],
-        "patches": len(train),
-        "validation_patches": len(valid),
-    }
-    return PatchData(
-        train=_batches(request, settings, train),
-        valid=valid,
-        validation_samples=settings.train.validation_samples,
-        workers=settings.train.workers,
-        device=request.device,
-        notes=notes,
-    )
-
-
-def _batches(request: TrainRequest, settings: Settings, train: PanCollectionDataset) -> PatchBatches:
-    from uknowpan.models.pancollection.dataset import PatchBatches, PatchSampler
-    from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
-    from uknowpan.models.training.parallel import current_world
-
+    """The PanCollection files of a request, and how they are drawn."""
     world, config = current_world(), settings.train
+    valid_paths = list(request.valid) or [_beside(path) for path in request.data]
+    train, valid = (
+        PanCollectionDataset([PanCollectionFile(p, needs_gt=True) for p in paths], max_value=request.max_value)
+        for paths in (request.data, valid_paths)
+    )
+    for name in ("bands", "ratio"):
+        ours, theirs = (getattr(d.files[0].header, name) for d in (train, valid))
+        if ours != theirs:
+            raise InputError(
+                f"The {name} of {train.files[0].path} is {ours}, that of {valid.files[0].path} is "
+                f"{theirs}; validate on data of the same kind."
+            )
     sampler = PatchSampler(
         len(train),
         batch_size=world.share(config.batch_size),
@@ -202,32 +156,33 @@ def _batches(request: TrainRequest, settings: Settings, train: PanCollectionData
         world=world.size,
     )
     caches = [CacheFile(path) for path in request.cache]
-    return PatchBatches(CachedDataset(train, caches) if caches else train, sampler)
+    notes = {
+        **_notes(request, settings),
+        "files": [path.name for path in request.data],
+        "validation_files": [path.name for path in valid_paths],
+        "patches": len(train),
+        "validation_patches": len(valid),
+    }
+    return PatchData(
+        train=PatchBatches(CachedDataset(train, caches) if caches else train, sampler),
+        valid=valid,
+        validation_samples=config.validation_samples,
+        workers=config.workers,
+        device=request.device,
+        notes=notes,
+    )
 
 
 def _beside(path: Path) -> Path:
     """The validation file that belongs to a training file."""
-    head, found, tail = path.name.rpartition("train")
-    if not found:
+    head, train, tail = path.name.rpartition("train")
+    if not train:
         raise UsageError(f"--valid is missing: {path.name} has no `train` in its name to find the validation file by.")
     return path.with_name(f"{head}valid{tail}")
 
 
-def _check_alike(train: PanCollectionDataset, valid: PanCollectionDataset) -> None:
-    for name in ("bands", "ratio"):
-        ours, theirs = (getattr(d.files[0].header, name) for d in (train, valid))
-        if ours != theirs:
-            raise InputError(
-                f"The {name} of {train.files[0].path} is {ours}, that of {valid.files[0].path} is "
-                f"{theirs}; validate on data of the same kind."
-            )
-
-
 def _notes(request: TrainRequest, settings: Settings) -> dict[str, Any]:
-    """For the card: what was done by whom."""
-    from uknowpan.models.checkpoints import read_card
-    from uknowpan.models.training.run_folder import resolved_config
-
+    """For the card: code, command, configuration and origin of the weights."""
     return {
         "code_version": __version__,
         "command": request.command,

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed
 
 from uknowpan.console import stop_requests
 from uknowpan.errors import OutOfMemory, OutputExists, UsageError, is_out_of_memory
+from uknowpan.models.checkpoints import network_of
+from uknowpan.models.devices import tune_cpu, usable_cores
+from uknowpan.models.training.loop import train
+from uknowpan.models.training.presets import Settings
+from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
+from uknowpan.training.jobs import TrainRequest, make_job
 from uknowpan.training.show import TrainShow
-
-if TYPE_CHECKING:
-    from uknowpan.models.training.presets import Settings
-    from uknowpan.training.jobs import TrainRequest
 
 
 def described(stage: str, settings: Settings) -> dict[str, Any]:
     """The configuration of a run as config.json holds it, and the count of trained parameters."""
-    import torch
-
-    from uknowpan.models.checkpoints import network_of
-    from uknowpan.models.training.run_folder import resolved_config
-
     try:
         with torch.device("meta"):
             network = network_of(settings.network)
@@ -37,11 +38,6 @@ def run(
     request: TrainRequest, settings: Settings, out: Path, *, resume: bool, quiet: bool, num_threads: int | None
 ) -> Path | None:
     """Train; returns the path of the best checkpoint, in the first process only."""
-    from uknowpan.models.devices import tune_cpu
-    from uknowpan.models.training.loop import train
-    from uknowpan.models.training.run_folder import ConfigMismatch
-    from uknowpan.training.jobs import make_job
-
     if not resume and (out / "state.pt").exists():
         raise OutputExists(f"{out} holds a run already; --resume goes on with it, or choose another folder.")
     tune_cpu(num_threads or _threads_of_one())
@@ -88,8 +84,6 @@ def own_device(device: str) -> str:
 
 def _threads_of_one() -> int | None:
     """Threads of each process of a machine, which share its cores."""
-    from uknowpan.models.devices import usable_cores
-
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return None if processes == 1 else max(1, usable_cores() // processes)
 
@@ -100,10 +94,6 @@ def _processes(device: str) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    from datetime import timedelta
-
-    import torch.distributed
-
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)

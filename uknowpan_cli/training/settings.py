@@ -6,13 +6,11 @@ import math
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uknowpan.errors import UsageError
-
-if TYPE_CHECKING:
-    from uknowpan.models.training.presets import Settings
-
+from uknowpan.models.training.bounds import check_bounds
+from uknowpan.models.training.presets import Settings
 
 TABLES = ("train", "network", "options")
 LARGEST = 2**31 - 1
@@ -44,8 +42,6 @@ def overridden(settings: Settings, config: dict[str, Any]) -> Settings:
 
 def _replaced(there: Any, values: Any, table: str) -> Any:
     """A dataclass with the fields of a table."""
-    from uknowpan.models.training.bounds import check_bounds
-
     if not isinstance(values, dict):
         raise UsageError(f"[{table}] is a table, not {values!r}.")
     valid = [f.name for f in fields(there)]

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: lines, a bar, pictures, TensorBoard."""
+"""A training run on the terminal and on disk: lines, a bar, pictures, TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from tqdm import tqdm
 
-    from uknowpan.models.training.loop import Examples
-
+from uknowpan.models.training.loop import Examples
+from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from, write_png
 
 log = logging.getLogger("uknowpan")
 
@@ -28,8 +28,6 @@ class TrainShow:
         self._writes = writes
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
             self._bar = tqdm(total=iterations, unit="step", file=sys.stderr, dynamic_ncols=True)
 
     @cached_property
@@ -61,8 +59,6 @@ class TrainShow:
 
     def examples(self, step: int, shown: Examples) -> None:
         """After every validation."""
-        from uknowpan.pictures import write_png
-
         sheet = example_sheet(shown)
         folder = self.out / "pictures"
         try:
@@ -90,12 +86,7 @@ def _tensorboard(out: Path) -> Any:
 
 
 def example_sheet(shown: Examples) -> np.ndarray:
-    """uint8 (3, H, W): a row for each patch of PAN, LMS, result, truth and error (and 1-sigma, at
-    the error's scale, where the network says one)."""
-    import numpy as np
-
-    from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from
-
+    """uint8 (3, H, W): a row for each patch of PAN, LMS, result, truth, error and, where predicted, 1-sigma."""
     rows = []
     for i in range(len(shown.pan)):
         pan, lms, hrms, gt = (x[i].float().cpu().numpy() for x in (shown.pan, shown.lms, shown.hrms, shown.gt))
