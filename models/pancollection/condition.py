@@ -139,14 +139,7 @@ class PatchConditioner:
         self.statistics = scenes_of(dataset)
 
     def condition(self, batch: PatchBatch) -> tuple[Condition, Tensor]:
-        """The condition of a batch.
-
-        Args:
-            batch: drawn from the dataset.
-
-        Returns:
-            The `Condition` of whole patches, and the scale (B, C, 1, 1) of their residuals:
-            x0 = (gt - condition.lms) / scale.
+        """The condition of a batch, and the scale (B, C, 1, 1): x0 = (gt - condition.lms) / scale.
 
         Raises:
             ValueError: the batch was drawn from no dataset, or from another.

@@ -77,11 +77,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
         return int(self.starts[-1])
 
     def place(self, sample: int) -> tuple[int, int]:
-        """(number of the file that holds a sample, number of the sample there).
-
-        Raises:
-            IndexError: no such sample.
-        """
+        """(number of the file that holds a sample, number of the sample there)."""
         if not 0 <= sample < len(self):
             raise IndexError(f"there are samples 0 to {len(self) - 1}, not {sample}")
         file = int(np.searchsorted(self.starts, sample, side="right")) - 1

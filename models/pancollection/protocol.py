@@ -30,15 +30,9 @@ def wald_margin(ratio: int) -> int:
 
 
 def wald_ms(gt: Tensor, gains: Sequence[float], ratio: int) -> Tensor:
-    """The reduced MS of a truth: blurred by the sensor's MTF and sampled.
+    """The reduced MS of a truth (C, H, W): blurred by the sensor's MTF and sampled, float64.
 
-    Args:
-        gt: (C, H, W), H and W multiples of the ratio.
-        gains: MTF gain at the MS Nyquist frequency, one per band.
-        ratio: PAN pixels per MS pixel; `registration_of` gives the registration.
-
-    Returns:
-        (C, H / ratio, W / ratio) float64.
+    `gains` are those at the MS Nyquist frequency, one per band; `registration_of` gives the registration.
     """
     if registration_of(ratio) == "area":
         return degrade_truth(gt.double(), Degradation(ratio, "gaussian", tuple(gains)))
@@ -49,14 +43,8 @@ def wald_ms(gt: Tensor, gains: Sequence[float], ratio: int) -> Tensor:
 def wald_lms(ms: Tensor, ratio: int) -> Tensor:
     """The reduced MS enlarged again: by `interp23tap` for powers of two, else by cubic convolution.
 
-    The toolbox's interpolator wraps around at the borders of a scene; here they are mirrored.
-
-    Args:
-        ms: (C, h, w).
-        ratio: PAN pixels per MS pixel.
-
-    Returns:
-        (C, ratio * h, ratio * w) float64.
+    (C, h, w) to (C, ratio * h, ratio * w) float64. The toolbox's interpolator wraps around at the
+    borders of a scene; here they are mirrored.
     """
     if registration_of(ratio) == "area":
         return upsample(ms.double()[None], ratio)[0]

@@ -52,16 +52,7 @@ def _kernel(degradation: Degradation, band: int) -> tuple[Kernel, int]:
 
 
 def degrade_truth(gt: Tensor, degradation: Degradation, generator: torch.Generator | None = None) -> Tensor:
-    """The low-resolution MS of a truth.
-
-    Args:
-        gt: (C, H, W), H and W multiples of the ratio.
-        degradation: blur, sampling and noise.
-        generator: source of the noise; None adds no noise.
-
-    Returns:
-        (C, H / ratio, W / ratio).
-    """
+    """The low-resolution MS (C, H / ratio, W / ratio) of a truth (C, H, W); without a generator no noise is added."""
     bands = []
     for index, band in enumerate(gt):
         kernel, reach = _kernel(degradation, index)
@@ -88,14 +79,9 @@ def random_degradation(
 
 
 def synthetic_pan(gt: Tensor, rng: np.random.Generator) -> Tensor:
-    """A PAN from the bands of a scene that has none: a random spectral response.
+    """A PAN (1, H, W) of a random spectral response from the bands (C, H, W) of a scene that has none.
 
-    Args:
-        gt: (C, H, W).
-        rng: draws the weights.
-
-    Returns:
-        (1, H, W) with noise of a few percent of its detail contrast.
+    It has noise of a few percent of its detail contrast.
     """
     weights = rng.dirichlet(np.full(len(gt), 1.5))
     mean = gt.mean((1, 2)).clamp_min(1e-6)

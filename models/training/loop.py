@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,11 +168,7 @@ class _Run:
         self._began = time.monotonic()
 
     def restore(self) -> None:
-        """Take up the saved state.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """Take up the saved state."""
         with self.folder.saved_state(self.device) as state:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
@@ -192,11 +188,7 @@ class _Run:
         self.forward = forward
 
     def take(self, batch: Any) -> dict[str, Tensor]:
-        """Take one step; return its losses.
-
-        Raises:
-            Diverged: they or their gradient are not finite.
-        """
+        """Take one step; return its losses."""
         config, step = self.config, self.step
         seed = config.seed * 1_000_003 + step
         torch.manual_seed(seed + 7919 * self.world.rank)  # dropout
@@ -220,14 +212,11 @@ class _Run:
             self.ema.n_averaged.zero_()  # the next update copies
         self.ema.update_parameters(self.model)
         self.step += 1
-        self._remember({**parts, "gradient_norm": norm})
-        return parts
-
-    def _remember(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
+        for name, value in {**parts, "gradient_norm": norm}.items():
             value = value.detach().double()
             self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
         self._window_steps += 1
+        return parts
 
     def _shared_window(self) -> dict[str, Tensor]:
         """The sums for the next line of the log, as means over all processes."""
@@ -259,12 +248,26 @@ class _Run:
             save_checkpoint(out / "best.safetensors", averaged, card)
         return scores
 
-    def save_state(self) -> None:
-        """Write what resuming needs; the first process does.
+    def report(
+        self,
+        scored: bool,
+        on_log: Callable[[dict[str, Any]], None],
+        on_examples: Callable[[int, Examples], None] | None,
+    ) -> None:
+        """Log the steps since the last line; the first process validates and writes."""
+        entry = self.entry()
+        if self.world.rank:
+            return
+        if scored:
+            entry |= self.validate()
+            shown = self.stage.examples(self.stage.deployed(self.ema.module))
+            if shown is not None and on_examples is not None:
+                on_examples(self.step, shown)
+        self.folder.append(entry)
+        on_log(entry)
 
-        Raises:
-            DataError: it cannot be written; the old state stays.
-        """
+    def save_state(self) -> None:
+        """Write what resuming needs; the first process does."""
         window = self._shared_window()
         if self.world.rank == 0:
             state = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
@@ -336,7 +339,7 @@ def train(
                     on_step(run.step, {k: float(v.detach()) for k, v in parts.items()})
                 scored = run.step % config.validate_every == 0 or last
                 if scored or run.step % config.log_every == 0:
-                    _report(run, scored, on_log, on_examples)
+                    run.report(scored, on_log, on_examples)
                 if run.step % config.checkpoint_every == 0 or last:
                     run.save_state()
                 if not last and run.world.any(should_stop(), device):
@@ -344,22 +347,3 @@ def train(
                     raise Interrupted(f"stopped after step {run.step}; --resume goes on from there")
         run.world.barrier()
     return out / ("best.safetensors" if run.best < math.inf else "last.safetensors")
-
-
-def _report(
-    run: _Run,
-    scored: bool,
-    on_log: Callable[[dict[str, Any]], None],
-    on_examples: Callable[[int, Examples], None] | None,
-) -> None:
-    """Log the steps since the last line; the first process validates and writes."""
-    entry = run.entry()
-    if run.world.rank:
-        return
-    if scored:
-        entry |= run.validate()
-        shown = run.stage.examples(run.stage.deployed(run.ema.module))
-        if shown is not None and on_examples is not None:
-            on_examples(run.step, shown)
-    run.folder.append(entry)
-    on_log(entry)

@@ -28,8 +28,6 @@ except ImportError:  # not a POSIX system: runs in one folder are not kept apart
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """Errors of a file system without locks."""
-_LONGEST_VALUE = 80
-"""Characters of a differing value in a message."""
 
 
 class ConfigMismatch(ModelError):
@@ -61,7 +59,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ..."
+    return text if len(text) <= 80 else f"{text[:80]} ..."
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -82,12 +80,7 @@ class RunFolder:
         self._config, self._log = path / "config.json", path / "log.jsonl"
 
     def check_config(self, resolved: dict[str, Any]) -> None:
-        """Compare the stored configuration with that of a run to resume.
-
-        Raises:
-            CheckpointError: the file cannot be read or lacks tables.
-            ConfigMismatch: the configurations differ.
-        """
+        """Refuse to resume a run that was begun with another configuration."""
         try:
             stored = json.loads(self._config.read_text())
             if missing := sorted(resolved.keys() - stored.keys()):
@@ -121,11 +114,7 @@ class RunFolder:
             log.write(json.dumps(entry) + "\n")
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write state.pt, beside the old one first.
-
-        Raises:
-            DataError: it cannot be written; the old state stays.
-        """
+        """Write state.pt, beside the old one first: that stays if the new one cannot be written."""
         temporary = self.path / ".state.tmp"
         try:
             torch.save(state, temporary)
@@ -139,11 +128,7 @@ class RunFolder:
 
     @contextmanager
     def saved_state(self, device: torch.device) -> Iterator[dict[str, Any]]:
-        """The content of state.pt, for the body that restores it.
-
-        Raises:
-            CheckpointError: the file cannot be read, or the body could not restore it.
-        """
+        """The content of state.pt; any failure of the body that restores it is a `CheckpointError`."""
         try:
             yield torch.load(self.state, map_location=device, weights_only=True)
         except torch.OutOfMemoryError:  # a RuntimeError, but not the file's fault
@@ -159,22 +144,17 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder if need be, and keep other runs out of it.
-
-        Raises:
-            DataError: another run is in it.
-        """
+        """Make the folder if need be, and keep other runs out of it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
             yield
             return
         path = self.path / ".lock"
-        lock = _locked(path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # still locked: nobody else's
-            lock.close()
+        with _locked(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # still locked: nobody else's
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -119,10 +119,10 @@ class GenericBatches:
         seed: of everything random.
         batch_size: patches per batch.
         patch: side of a patch in PAN pixels.
-        variants: degradations of each scene.
+        variants: degradations of each scene, of which `cache` stay in memory.
         patches_per_variant: patches cut from a variant that was drawn.
         shares: of the variants whose truth is changed.
-        cache: variants kept in memory.
+        cache: variants kept.
     """
 
     def __init__(

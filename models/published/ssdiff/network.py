@@ -101,19 +101,13 @@ class SSDiffConfig:
 
 
 def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
-    """The contribution of the 2 x 2 lowest frequencies of FreeU (Si et al. 2024) to an image.
+    """The 2 x 2 lowest frequencies of FreeU (Si et al. 2024) of an image (B, C, H, W), float32.
 
     In each window those are the mean and, at half of their strength, the waves (0, 1), (1, 0) and
     (1, 1) in periods per window: of the frequencies -1 and 0 along both axes the real part is
     taken, and the other half belongs to frequency 1. Windows lie half a side apart and are blended
-    by triangles, so that an image of several has no seams; one window is the published form.
-
-    Args:
-        x: (B, C, H, W).
-        window: side in pixels; 0 or more than H or W: the whole image.
-
-    Returns:
-        (B, C, H, W) float32.
+    by triangles, so that an image of several has no seams. One window, `window` 0 or more than H
+    or W, is the published form.
     """
     axes = []
     for length in x.shape[-2:]:

@@ -199,10 +199,10 @@ def _unfinished(part: Path, resume: bool) -> Any:
 
 
 def _begun(part: Path, layout: Layout, count: int, attributes: dict[str, Any]) -> Any:
-    """An empty cache for `count` samples.
+    """An empty cache for `count` samples, which can be opened even if it is killed at any moment.
 
     The place of every chunk is fixed and on disk before the first sample comes, and this version
-    of the format marks no file as being written: killed at any moment, it can be opened.
+    of the format marks no file as being written.
     """
     import h5py
 
@@ -287,22 +287,13 @@ class CacheFile(HDF5Reader):
         return self.shapes["sr"][0]
 
     def read(self, indices: Sequence[int]) -> TeacherAnswer:
-        """Answers in float32, in the order of `indices`.
-
-        Raises:
-            DataError: a sample is damaged or holds values that are not finite.
-            IndexError: no such sample.
-        """
+        """Answers in float32, in the order of `indices`; DataError where a sample is damaged or not finite."""
         stacks = self._samples(NAMES, indices, len(self), "write the cache anew").values()
         sr, variance, *features = (torch.from_numpy(v.astype(np.float32)) for v in stacks)
         return TeacherAnswer(sr, variance, tuple(features))
 
     def check_matches(self, file: PanCollectionFile) -> None:
-        """Refuse data that the cache was not made from.
-
-        Raises:
-            DataError: the data differ.
-        """
+        """Refuse data that the cache was not made from."""
         here, made_from = _fingerprint(file), self.attributes.get("data")
         file.close()
         shape = (file.header.count, file.header.bands, file.header.height, file.header.width)

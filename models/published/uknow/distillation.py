@@ -63,8 +63,7 @@ class TeacherAnswer:
 class FrozenTeacher:
     """A trained teacher that answers and does not learn.
 
-    Every patch starts from the same noise, a function of the seed. So its answer is the same at
-    any step, in any batch and from a cache.
+    Every patch starts from the noise of the seed: its answer is the same in any batch and from a cache.
 
     Args:
         path: its checkpoint.
@@ -102,11 +101,8 @@ class FrozenTeacher:
     def answer(self, batch: PatchBatch, noise: Tensor | None = None) -> TeacherAnswer:
         """Answers to patches divided by full scale, on the teacher's device.
 
-        In float32 even under autocast: the phases of the Fourier transforms jump at pi.
-
-        Args:
-            batch: B patches; only pan and lms are used.
-            noise: (B, C, H, W) standard normal, in place of the seed's.
+        In float32 even under autocast: the phases of the Fourier transforms jump at pi. A `noise`
+        (B, C, H, W) takes the place of the seed's.
 
         Raises:
             ModelMismatch: patches of other bands, or of a size that does not divide.

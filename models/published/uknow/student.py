@@ -120,9 +120,8 @@ class FSAStudent(nn.Module):
                 `self_cond` its slot holds x_t.
 
         Returns:
-            x0 (B, C, H, W) and, in training and evaluation alike, the features that distillation
-            compares: inputs of each Down, then of each Up. With four levels they have
-            (1, 2, 2, 4, 2, 2) * width channels on 1, 1/2, 1/4, 1/8, 1/4 and 1/2 of H and W.
+            x0 (B, C, H, W) and the features that distillation compares, see `UNet.forward`. With four levels
+            they have (1, 2, 2, 4, 2, 2) * width channels on 1, 1/2, 1/4, 1/8, 1/4 and 1/2 of H and W.
 
         Raises:
             ValueError: shapes that do not fit the configuration or each other.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,15 +75,14 @@ class FSATeacher(nn.Module):
             config.multipliers,
             config.blocks,
             encoder=lambda a, b, level: EncoderBlock(config, a, b, level),
-            decoder=self._decoder_block,
+            decoder=lambda d, b, level: (
+                resnet_stack(config, [d, b, b], level)
+                if level == config.attention_level
+                else DecoderBlock(config, d, b, level)
+            ),
             middle=[resnet_stack(config, [deepest] * 2, level) for level in (config.attention_level, None)],
         )
         self.head = output_head(config.width, 2 * config.bands * pixels)
-
-    def _decoder_block(self, d: int, b: int, level: int) -> nn.Module:
-        if level == self.config.attention_level:
-            return resnet_stack(self.config, [d, b, b], level)
-        return DecoderBlock(self.config, d, b, level)
 
     def encode_prior(self, mean: Tensor, variance: Tensor) -> Tensor:
         """PriorNet's mean and variance, (B, C, H, W) each, to a vector (B, 4 * width), the same at each timestep."""
@@ -104,8 +102,7 @@ class FSATeacher(nn.Module):
             wavelets: (B, C + 3, H, W) from `teacher_wavelets`; None computes them.
 
         Returns:
-            x0 and log_sigma (B, C, H, W), and the six features that distillation compares; with
-            `patch` 1 they have the shapes of the student's.
+            x0 and log_sigma (B, C, H, W), and six features; with `patch` 1 of the shapes of the student's.
 
         Raises:
             ValueError: shapes that do not fit the configuration or each other.
@@ -114,7 +111,9 @@ class FSATeacher(nn.Module):
         if wavelets is None:
             wavelets = teacher_wavelets(condition.lms, condition.pan)
         h = self._fold(inputs)
-        levels = _pyramid(wavelets, h.shape[-2:], len(self.config.multipliers))
+        # Each level's wavelets are resized from the whole ones, not from the level before.
+        sizes = [[n >> level for n in h.shape[-2:]] for level in range(len(self.config.multipliers))]
+        levels = [F.interpolate(wavelets, size, mode="bilinear") for size in sizes]
         h, features = self.unet(h, self.time(t), prior, *levels)
         # Back to the precision of x_t: autocast's bfloat16 has 8 bits for x0 and variance.
         answer = F.pixel_shuffle(self.head(h), self.config.patch).to(x_t.dtype)
@@ -122,12 +121,6 @@ class FSATeacher(nn.Module):
         variance = F.softplus(raw) + self.config.variance_floor
         tiny = torch.finfo(variance.dtype).tiny  # without a floor softplus may underflow
         return Denoised(x0=x0, log_sigma=0.5 * torch.log(variance + tiny), features=features)
-
-
-def _pyramid(x: Tensor, size: Sequence[int], levels: int) -> list[Tensor]:
-    """x resized to the height and width of `size`, to half of these and so on, each from x itself."""
-    sizes = [(size[0] >> level, size[1] >> level) for level in range(levels)]
-    return [F.interpolate(x, size, mode="bilinear") for size in sizes]
 
 
 class PriorEncoder(nn.Module):
