@@ -100,10 +100,9 @@ def make_job(request: TrainRequest, settings: Settings) -> Stage:
     if request.teacher is not None:
         teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
         teacher.check_serves(data.dataset.files[0].header)
-        source = (teacher,)
-    stage: Stage = imported(architecture_of(settings.network).trainer)(
-        settings.network, data, settings.options, *source
-    )
+        source = [teacher]
+    trainer = imported(architecture_of(settings.network).trainer)
+    stage: Stage = trainer(settings.network, data, settings.options, *source)
     return stage
 
 

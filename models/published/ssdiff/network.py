@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -296,7 +297,7 @@ class StreamTime(TimeEmbedding):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
 
-def _weighted(*modules: nn.Module) -> list[nn.Module]:
+def _weighted(*modules: Any) -> list[nn.Module]:
     return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
