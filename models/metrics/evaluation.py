@@ -16,7 +16,8 @@ from torch import Tensor
 
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.full_resolution import full_resolution
-from uknowpan.models.metrics.indices import BLOCK, crop_border, reduced_resolution
+from uknowpan.models.metrics.indices import crop_border, reduced_resolution
+from uknowpan.models.metrics.regions import BLOCK
 from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.pancollection.protocol import registration_of

@@ -89,7 +89,7 @@ def clean(mask: Tensor, before: int, after: int) -> Tensor:
 
     The mask has as many pixels more on these sides.
     """
-    return clean_windows(~mask, before + after + 1, 1, required=False)
+    return clean_windows(~mask, before + after + 1, 1)
 
 
 def mtf_kernel(gain: float, ratio: int) -> Tensor:

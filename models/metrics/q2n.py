@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uknowpan.models.metrics.toolbox import mirror_index
+from uknowpan.models.resample import reflect
 
 
 def q2n_tiles(fused: Tensor, gt: Tensor, block: int) -> Tensor:
@@ -48,10 +48,8 @@ def _tiles(x: Tensor, block: int) -> Tensor:
 
 def fill_tiles(x: Tensor, block: int) -> Tensor:
     """Mirror the bottom and the right until whole tiles cover all of (..., H, W)."""
-    height, width = x.shape[-2:]
-    rows = mirror_index(height, 0, -height % block).to(x.device)
-    cols = mirror_index(width, 0, -width % block).to(x.device)
-    return x[..., rows, :][..., cols]
+    height, width = (-(-n // block) * block for n in x.shape[-2:])
+    return reflect(x, 0, height, width)
 
 
 def _normalise(a: Tensor, b: Tensor, least_deviation: float) -> tuple[Tensor, Tensor]:

@@ -36,9 +36,8 @@ from uknowpan.models.metrics.images import (
     read_region,
     sample,
 )
-from uknowpan.models.metrics.indices import BLOCK
 from uknowpan.models.metrics.q2n import tile_quality
-from uknowpan.models.metrics.regions import TILE, Mean, Region, circular_pieces, regions
+from uknowpan.models.metrics.regions import BLOCK, TILE, Mean, Region, circular_pieces, regions
 from uknowpan.models.metrics.toolbox import (
     INTERP23TAP_REACH,
     interp23tap,
@@ -387,7 +386,7 @@ class _Sums:
         if self.published and not whole:
             x, m = x.trunc(), m.trunc()
         filled = F.pad(keep[None].double(), pads, mode="reflect")[0] > 0
-        self._q2n.add(tile_quality(x, m, BLOCK, LEAST_STD)[0], clean_windows(filled, BLOCK, BLOCK, required=False))
+        self._q2n.add(tile_quality(x, m, BLOCK, LEAST_STD)[0], clean_windows(filled, BLOCK, BLOCK))
 
     def _add_windows(self, x: Tensor, m: Tensor, keep: Tensor, outer: Region) -> None:
         """Add the windows that begin in the region; the published tool has one more than fits at the far edges."""
@@ -396,7 +395,7 @@ class _Sums:
             more = [int(end == size) for end, size in zip(ends, self.images.shape, strict=True)]
             x, m, edge = (F.pad(y, (0, more[1], 0, more[0]), mode="replicate") for y in (x, m, keep[None].double()))
             keep = edge[0] > 0
-        clean = clean_windows(keep, BLOCK, 1, required=False)
+        clean = clean_windows(keep, BLOCK, 1)
         self._q.add(window_quality(x[None], m[None], BLOCK, 1)[0], clean)
 
     def _add_correlations(self, core: Region) -> None:

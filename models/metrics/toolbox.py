@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uknowpan.models.resample import _cubic
+from uknowpan.models.resample import _cubic, mirrored
 
 MTF_REACH = 20
 """Reach of `mtf_filter` in pixels: the kernels are 41 x 41."""
@@ -149,12 +149,5 @@ def _shrink(x: Tensor, ratio: int) -> Tensor:
     offsets = torch.arange(-reach, reach + ratio, dtype=x.dtype, device=x.device)
     taps = _cubic((offsets - (ratio - 1) / 2) / ratio)
     taps = taps / taps.sum()
-    index = mirror_index(x.shape[-1], reach, reach).to(x.device)
-    mirrored = x[..., index].reshape(-1, 1, len(index))
-    return F.conv1d(mirrored, taps[None, None], stride=ratio).reshape(*x.shape[:-1], -1)
-
-
-def mirror_index(length: int, before: int, after: int) -> Tensor:
-    """Indices that extend an axis by mirroring, the edge itself repeated: 1 0 | 0 1 2 | 2 1."""
-    place = torch.arange(-before, length + after) % (2 * length)
-    return torch.minimum(place, 2 * length - 1 - place)
+    index = mirrored(-reach, x.shape[-1] + 2 * reach, x.shape[-1]).to(x.device)
+    return F.conv1d(x[..., index].reshape(-1, 1, len(index)), taps[None, None], stride=ratio).reshape(*x.shape[:-1], -1)

@@ -37,22 +37,11 @@ def prepare(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, 
             f" {str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}"
         )
     keep = ~mask.to(x.device)
-    require_some(keep, "pixels")
-    return torch.where(keep, x, 0.0), torch.where(keep, y, 0.0), keep
-
-
-def require_some(keep: Tensor, what: str) -> None:
-    """Raise ValueError unless something is kept."""
     if not bool(keep.any()):
         raise ValueError(
-            f"all {keep.numel()} {what} are masked or touch masked pixels, so there is nothing to"
-            " measure; check the nodata value or take a larger image"
+            f"all {keep.numel()} pixels are masked, so there is nothing to measure; check the nodata value"
         )
-
-
-def mean_over(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of (..., H, W) over the places where `keep` (H, W) is True."""
-    return values[..., keep].mean(-1)
+    return torch.where(keep, x, 0.0), torch.where(keep, y, 0.0), keep
 
 
 def require_window(shape: tuple[int, int], window: int) -> None:
@@ -63,17 +52,14 @@ def require_window(shape: tuple[int, int], window: int) -> None:
         )
 
 
-def clean_windows(keep: Tensor, window: int, stride: int, required: bool = True) -> Tensor:
-    """(rows, cols) True where a whole window of (H, W) is kept; ValueError if one is `required` and there is none."""
+def clean_windows(keep: Tensor, window: int, stride: int) -> Tensor:
+    """(rows, cols) True where a whole window of (H, W) is kept; ValueError if the image is smaller than one."""
     height, width = keep.shape
     require_window((height, width), window)
     if bool(keep.all()):
         return keep.new_ones((height - window) // stride + 1, (width - window) // stride + 1)
     holes = F.max_pool2d((~keep).float()[None, None], (window, 1), (stride, 1))
-    clean = F.max_pool2d(holes, (1, window), (1, stride))[0, 0] == 0
-    if required:
-        require_some(clean, "windows")
-    return clean
+    return F.max_pool2d(holes, (1, window), (1, stride))[0, 0] == 0
 
 
 def dilate(mask: Tensor, reach: int, circular: bool = False) -> Tensor:

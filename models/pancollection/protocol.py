@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uknowpan.models.metrics.toolbox import MTF_REACH, interp23tap, mirror_index, mtf_filter
-from uknowpan.models.resample import upsample
+from uknowpan.models.metrics.toolbox import MTF_REACH, interp23tap, mtf_filter
+from uknowpan.models.resample import crop, reflect, upsample
 from uknowpan.models.training.degradations import Degradation, degrade_truth
 
 LMS_REACH = 10
@@ -48,8 +48,6 @@ def wald_lms(ms: Tensor, ratio: int) -> Tensor:
     """
     if registration_of(ratio) == "area":
         return upsample(ms.double()[None], ratio)[0]
-    rows, columns = (mirror_index(n, LMS_REACH, LMS_REACH) for n in ms.shape[-2:])
     # Band by band: the convolutions of all at once took a gigabyte for 8 x 640 x 640.
-    wide = torch.stack([interp23tap(band[rows][:, columns], ratio) for band in ms])
-    inner = slice(LMS_REACH * ratio, -LMS_REACH * ratio)
-    return wide[..., inner, inner]
+    wide = torch.stack([interp23tap(reflect(band, LMS_REACH), ratio) for band in ms])
+    return crop(wide, LMS_REACH * ratio)

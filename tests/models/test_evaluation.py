@@ -155,7 +155,7 @@ def test_what_cannot_be_scored(path, tmp_path):
     zero = write_images(tmp_path / "zero.h5", count=2)
     with h5py.File(zero, "a") as file:
         file["gt"][1] = 0
-    with pytest.raises(DataError, match=r"zero\.h5, image 1, EXP: SAM needs at least one pixel"):
+    with pytest.raises(DataError, match=r"zero\.h5, image 1, EXP: no pixel of non-zero spectra"):
         score(zero)
 
 

@@ -26,15 +26,9 @@ from uknowpan.evaluation.reading import (
 from uknowpan.evaluation.report import Report
 from uknowpan.evaluation.reprojection import SecondJudge, second_judge
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
-from uknowpan.models.metrics.regions import (
-    ROWS,
-    AgainstReference,
-    Enlargement,
-    Region,
-    WithoutReference,
-    regions,
-    whole_tiles,
-)
+from uknowpan.models.metrics.full_resolution import Enlargement, WithoutReference
+from uknowpan.models.metrics.indices import AgainstReference
+from uknowpan.models.metrics.regions import ROWS, Region, regions, whole_tiles
 from uknowpan.models.metrics.sensors import SENSORS, Sensor
 from uknowpan.options import band_numbers
 from uknowpan.surveying import FEW_LEVELS

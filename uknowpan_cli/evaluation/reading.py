@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.metrics.images import Images
-from uknowpan.models.metrics.regions import (
-    COLS,
-    REDUCE_MARGIN,
-    ROWS,
-    Coarse,
-    Enlargement,
-    Region,
-    circular_pieces,
-    reduce_pan,
-)
+from uknowpan.models.metrics.full_resolution import REDUCE_MARGIN, Coarse, Enlargement, reduce_pan
+from uknowpan.models.metrics.regions import COLS, ROWS, Region, circular_pieces
 from uknowpan.models.resample import crop
 from uknowpan.surveying import FEW_LEVELS
 from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window

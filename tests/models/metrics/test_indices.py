@@ -7,6 +7,7 @@ from scipy.ndimage import binary_dilation, correlate
 
 from uknowpan.models.metrics import full_resolution as fr
 from uknowpan.models.metrics import indices as m
+from uknowpan.models.metrics.q2n import q2n_tiles
 from uknowpan.models.metrics.sensors import SENSORS
 from uknowpan.models.metrics.toolbox import imresize, interp23tap, mtf_filter, mtf_kernel
 
@@ -43,9 +44,8 @@ REDUCED = {
     "ssim": lambda f, g, **k: m.ssim(f, g, 2047, **k),
 }
 FULL = {
-    "d_lambda_k": lambda f, lms, pan, **k: fr.d_lambda_khan(f, lms, [0.3], **k),
-    "d_lambda": lambda f, lms, pan, **k: fr.d_lambda(f, lms, **k),
-    "d_s": lambda f, lms, pan, **k: fr.d_s(f, lms, pan, **k),
+    index: lambda f, lms, pan, index=index, **k: getattr(fr.full_resolution(f, lms, pan, [0.3], **k), index)
+    for index in ("d_lambda_k", "d_lambda", "d_s")
 }
 
 
@@ -61,7 +61,7 @@ def test_reduced_resolution_equals_toolbox(name):
     for index in REDUCED:
         expected = pytest.approx(float(data[f"expected_{index}"]), rel=RTOL)
         assert float(getattr(scores, index)) == expected, index
-    tiles = m.q2n_map(fused, gt)
+    tiles = q2n_tiles(fused[None], gt[None], 32)[0]
     np.testing.assert_allclose(tiles.numpy(), data["expected_q2n_map"], rtol=RTOL, atol=1e-12)
 
 
@@ -165,8 +165,8 @@ def test_flat_images_are_equal(value):
     x = torch.full((4, 64, 64), value, dtype=torch.float64)
     assert float(m.q2n(x, x)) == float(m.scc(x, x)) == 1
     assert float(m.q_index(x, x)) == pytest.approx(1, abs=1e-12)
-    assert float(fr.d_lambda(x, x)) == 0
-    assert float(fr.d_s(x, x, x[:1])) == pytest.approx(0, abs=1e-12)
+    assert float(FULL["d_lambda"](x, x, x[:1])) == 0
+    assert float(FULL["d_s"](x, x, x[:1])) == pytest.approx(0, abs=1e-12)
 
 
 def test_flat_images_compare_their_means_and_resemble_no_texture():
@@ -182,10 +182,11 @@ def test_flat_images_compare_their_means_and_resemble_no_texture():
 
 
 def test_d_lambda_of_one_band_and_of_incomplete_tiles():
-    assert fr.d_lambda(_image(2, 1, 64, 64), _image(2, 1, 64, 64, seed=1)).tolist() == [0, 0]
-    fused, lms = _pair(3, 64, 96)
-    wide = [torch.nn.functional.pad(x, (0, 8, 0, 12), value=9.0) for x in (fused, lms)]
-    assert fr.d_lambda(*wide) == fr.d_lambda(fused, lms)
+    one = _image(2, 1, 64, 64)
+    assert FULL["d_lambda"](one, _image(2, 1, 64, 64, seed=1), one).tolist() == [0, 0]
+    images = *_pair(3, 64, 96), _image(1, 64, 96)
+    wide = [torch.nn.functional.pad(x, (0, 8, 0, 12), value=9.0) for x in images]
+    assert FULL["d_lambda"](*wide) == FULL["d_lambda"](*images)
 
 
 # --------------------------------------------------------------------------- batches and masks
@@ -204,7 +205,6 @@ def test_batch_is_its_images_one_by_one():
         both = index(fused, gt, pan)
         alone = [float(index(*images)) for images in zip(fused, gt, pan, strict=True)]
         assert both.tolist() == pytest.approx(alone, rel=1e-9), name
-    assert m.q2n_map(fused, gt).shape == (2, 2, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.float32])
@@ -233,13 +233,13 @@ def test_masked_pixels_do_not_count(name, hole):
 
 
 def test_khan_counts_tiles_that_the_blur_kept_clean():
-    fused, lms = _pair(3, 96, 96)
-    mask = torch.zeros(96, 96, dtype=torch.bool)
+    fused, lms = _pair(3, 192, 192)
+    mask = torch.zeros(192, 192, dtype=torch.bool)
     mask[20:28, :12] = True
     # The blur carries nodata over 20 pixels: rows 0..47, columns 0..31.
-    tiles = m.q2n_map(mtf_filter(fused, [0.3]), lms)
-    expected = 1 - torch.cat([tiles[2], tiles[:2, 1:].flatten()]).mean()
-    result = fr.d_lambda_khan(fused, lms, [0.3], mask=mask)
+    tiles = q2n_tiles(mtf_filter(fused, [0.3])[None], lms[None], 32)[0]
+    expected = 1 - torch.cat([tiles[2:].flatten(), tiles[:2, 1:].flatten()]).mean()
+    result = FULL["d_lambda_k"](fused, lms, fused[:1], mask=mask)
     assert float(result) == pytest.approx(float(expected), rel=1e-9)
 
 
@@ -278,7 +278,7 @@ def test_d_s_counts_tiles_that_the_low_pass_of_pan_kept_clean():
 
     bands = zip(fused.split(1), lms.split(1), strict=True)
     expected = sum((likeness(f, pan) - likeness(ms, low)).abs() for f, ms in bands) / 3
-    assert float(fr.d_s(fused, lms, pan, mask=mask)) == pytest.approx(float(expected), rel=1e-12)
+    assert float(FULL["d_s"](fused, lms, pan, mask=mask)) == pytest.approx(float(expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["q2n", "q", "sam", "ergas", "psnr", "ssim"])
@@ -355,14 +355,14 @@ def test_nothing_left_to_measure(name):
         (lambda: m.ergas(X[0], X[0]), r"\(C, H, W\) or \(B, C, H, W\)"),
         (lambda: m.q2n(X, X, mask=ALL[:60]), r"bool \(64, 64\) .* bool \(60, 64\)"),
         (lambda: m.psnr(X, X, 1, mask=ALL.int()), "not int32"),
-        (lambda: m.sam(0 * X, X), "one pixel whose spectra are not zero"),
+        (lambda: m.sam(0 * X, X), "no pixel of non-zero spectra"),
         (lambda: m.q_index(X[:, :31], X[:, :31]), "31 x 64 .* one window of 32 x 32"),
         (lambda: m.scc(X[:, :2], X[:, :2]), "3 x 3 pixels at least, not 2 x 64"),
-        (lambda: m.q2n(X, X, mask=ONE_PER_TILE), "all 4 windows are masked"),
+        (lambda: m.q2n(X, X, mask=ONE_PER_TILE), "no window of 32 x 32 pixels without nodata"),
         (lambda: m.crop_border(X, 33), "border of 33 leaves nothing of 64 x 64"),
         (lambda: m.crop_border(X, -1), "border of -1"),
-        (lambda: fr.d_s(X, X, X), r"PAN of one band .* \(2, 64, 64\)"),
-        (lambda: fr.d_s(X, X, X[:1], ratio=3), "cannot be reduced by 3; crop to 63 x 63"),
+        (lambda: fr.full_resolution(X, X, X, [0.3]), r"PAN of one band .* \(2, 64, 64\)"),
+        (lambda: fr.full_resolution(X, X, X[:1], [0.3], ratio=3), "cannot be reduced by 3; crop to 63 x 63"),
         (lambda: interp23tap(X, 3), "powers of two, not by 3"),
         (lambda: mtf_filter(X, [0.3] * 3), "3 MTF gains for an image of 2 bands"),
         (lambda: mtf_kernel(1.0), "between 0 and 1, not at 1.0"),

@@ -192,10 +192,10 @@ def test_a_scene_is_measured_where_its_ms_lies(tmp_path, messages, offset, aroun
         window_quality(a[None], b[None].expand_as(a[None]), 32, 32).mean((0, 2, 3))
         for a, b in ((x["result"], x["pan"]), (lms, low))
     )
-    khan = float(fr.d_lambda_khan(x["result"], lms, GAINS))
-    assert _value(results, "d_lambda_k") == pytest.approx(khan, rel=1e-9)
+    whole = fr.full_resolution(x["result"], lms, x["pan"], GAINS)
+    assert _value(results, "d_lambda_k") == pytest.approx(float(whole.d_lambda_k), rel=1e-9)
     assert _value(results, "d_s") == pytest.approx(float((to_pan - to_low).abs().mean()), rel=1e-9)
-    assert _value(results, "d_lambda") == pytest.approx(float(fr.d_lambda(x["result"], lms)), rel=1e-9)
+    assert _value(results, "d_lambda") == pytest.approx(float(whole.d_lambda), rel=1e-9)
     assert "20 of 20 tiles hold data" in messages.text
 
 
@@ -227,9 +227,9 @@ def test_sizes_that_are_no_multiple_of_a_tile(tmp_path, messages):
     results = _without(paths)
     assert "the last 12 rows and 4 columns of the scene fill none and are left out" in messages.text
     lms = upsample(x["ms"][None], 4)[0]
-    cropped = [y[:, :128, :160] for y in (x["result"], lms)]
+    cropped = [y[:, :128, :160] for y in (x["result"], lms, x["pan"])]
     # Tiles at the right see no reflection here, so the whole image serves.
-    assert _value(results, "d_lambda") == pytest.approx(float(fr.d_lambda(*cropped)), abs=1e-5)
+    assert _value(results, "d_lambda") == pytest.approx(float(fr.full_resolution(*cropped, GAINS).d_lambda), abs=1e-5)
 
 
 def test_reflectances_without_a_reference(tmp_path, messages):
