@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from uknowpan.models.metrics.images import Images
 from uknowpan.models.metrics.full_resolution import REDUCE_MARGIN, Coarse, Enlargement, reduce_pan
+from uknowpan.models.metrics.images import Images
 from uknowpan.models.metrics.regions import COLS, ROWS, Region, circular_pieces
 from uknowpan.models.resample import crop
 from uknowpan.surveying import FEW_LEVELS
