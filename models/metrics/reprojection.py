@@ -315,17 +315,17 @@ class Registered:
 
 def measure(
     images: Images,
-    mode: Published | Registered,
+    modes: Sequence[Published | Registered],
     *,
     rows: int = ROWS,
     cols: int = COLS,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Reprojection:
-    """All scores of a result in one of the modes.
+) -> list[Reprojection]:
+    """All scores of a result, in each of the modes.
 
     Args:
         images: result, PAN and MS.
-        mode: the way in which the three are brought together.
+        modes: the ways in which the three are brought together.
         rows, cols: size of a region in MS pixels, multiples of 32.
         on_progress: called with (regions done, regions).
 
@@ -333,17 +333,59 @@ def measure(
         ValueError: an MS smaller than one window of 32 x 32 pixels, or nothing left to measure.
     """
     require_window(images.shape, BLOCK)
-    sums = _Sums(images, mode)
+    shared = _SharedSums(images)
+    sums = [_Sums(images, mode) for mode in modes]
     todo = list(regions(images.shape, images.bands, rows=rows, cols=cols))
     for done, region in enumerate(todo, 1):
-        sums.add(region)
+        correlation = shared.add(region.scaled(images.ratio))
+        for own in sums:
+            own.add(region, *correlation)
         if on_progress is not None:
             on_progress(done, len(todo))
-    return sums.scores()
+    return [own.scores(shared) for own in sums]
+
+
+class _SharedSums:
+    """Sums over regions of the scores that are the same in all modes."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.d_rho, self.moments, self.grain = Mean("window"), Mean("pixel"), Mean("pixel")
+
+    def add(self, core: Region) -> tuple[Tensor, Tensor]:
+        """Add a region of PAN pixels; its correlation with the PAN (C, H, W), and where it is free of nodata."""
+        images, half = self.images, math.ceil(self.images.ratio / 2)
+        reach = max(GRAIN_REACH, *_margins(half))
+        outer = core.padded(reach, reach)
+        (f, f_mask), (p, p_mask) = (
+            read_region(read, outer, images.large, "replicate") for read in (images.fused, images.pan)
+        )
+        self._add_grain(f, f_mask, core, outer)
+        here = core.within(outer)
+        valid = ~(f_mask | p_mask)[here]
+        rows = torch.cat([f[..., *here], p[..., *here], torch.ones_like(p[..., *here])])[:, valid]
+        self.moments.add_sum(rows @ rows.T, int(valid.sum()))
+        before, after = _margins(half)
+        part = core.padded(before, after).within(outer)
+        inside = inside_of(core.padded(before, after), images.large)
+        f, p = (torch.where(inside, image[..., *part], 0.0) for image in (f, p))
+        rho = local_correlation(f, p, inside, half)
+        keep = clean((f_mask | p_mask)[part], before, after)
+        self.d_rho.add(1 - rho.clamp(-1.0, 1.0), keep)
+        return rho, keep
+
+    def _add_grain(self, f: Tensor, mask: Tensor, core: Region, outer: Region) -> None:
+        """Add the powers of the bands' own and of their common fine detail."""
+        part = core.padded(GRAIN_REACH, GRAIN_REACH).within(outer)
+        smooth = separable(f[..., *part], gaussian_taps(GRAIN_SIGMA, GRAIN_REACH))
+        keep = clean(mask[part], GRAIN_REACH, GRAIN_REACH) & (smooth > 0).all(0)
+        detail = f[..., *core.within(outer)] / torch.where(smooth > 0, smooth, 1.0) - 1
+        common = detail.mean(0)
+        self.grain.add(torch.stack([(detail - common).square().mean(0), common.square()]), keep)
 
 
 class _Sums:
-    """Sums over regions of all scores."""
+    """Sums over regions of the scores of one mode."""
 
     def __init__(self, images: Images, mode: Published | Registered) -> None:
         self.images, self.mode = images, mode
@@ -351,11 +393,10 @@ class _Sums:
         self.has_threshold = not self.published or images.ratio & (images.ratio - 1) == 0
         self._mse, self._level, self._angle = Mean("pixel"), Mean("pixel"), Mean("pixel of non-zero spectra and")
         self._q, self._q2n = Mean(TILE), Mean(TILE)
-        self._d_rho, self._d_rho_thr, self._excess = Mean("window"), Mean("window"), Mean("window")
-        self._moments, self._grain = Mean("pixel"), Mean("pixel")
+        self._d_rho_thr, self._excess = Mean("window"), Mean("window")
 
-    def add(self, region: Region) -> None:
-        """Add a region of MS pixels and the PAN pixels in it."""
+    def add(self, region: Region, rho: Tensor, clear: Tensor) -> None:
+        """Add a region of MS pixels and the PAN pixels in it, whose correlation with the PAN is `rho`."""
         outer = region.grown(0, BLOCK - 1, self.images.shape)
         x, x_mask = self.mode.reprojected(self.images, outer)
         m, m_mask = self.images.ms(outer)
@@ -366,8 +407,8 @@ class _Sums:
         self._add_tiles(x[here], m[here], keep[here])
         self._add_windows(x, m, keep, outer)
         core = region.scaled(self.images.ratio)
-        self._add_correlations(core)
-        self._add_grain(core)
+        if self.has_threshold:
+            self._add_threshold(core, rho, clear)
         if isinstance(self.mode, Registered):
             self._excess.add(*self.mode.excess(self.images, core))
 
@@ -398,56 +439,30 @@ class _Sums:
         clean = clean_windows(keep, BLOCK, 1)
         self._q.add(window_quality(x[None], m[None], BLOCK, 1)[0], clean)
 
-    def _add_correlations(self, core: Region) -> None:
-        """Add D_rho, the thresholded D_rho, and the moments of bands and PAN for D_sR."""
-        images, half = self.images, math.ceil(self.images.ratio / 2)
-        before, after = _margins(half)
-        outer = core.padded(before, after)
-        (f, f_mask), (p, p_mask) = (read_region(read, outer, images.large) for read in (images.fused, images.pan))
-        rho = local_correlation(f, p, inside_of(outer, images.large), half)
-        keep = clean(f_mask | p_mask, before, after)
-        self._d_rho.add(1 - rho.clamp(-1.0, 1.0), keep)
-        if self.has_threshold:
-            distance, limit, clear = 1 - rho.clamp_min(-1.0), *self._threshold(core)
-            if not self.published:
-                distance, limit = 1 - rho.clamp(-1.0, 1.0), limit.clamp(0.0, 2.0)
-            self._d_rho_thr.add(torch.where(distance > limit, distance, 0.0), keep & clear)
-        here = core.within(outer)
-        valid = ~(f_mask | p_mask)[here]
-        rows = torch.cat([f[..., *here], p[..., *here], torch.ones_like(p[..., *here])])[:, valid]
-        self._moments.add_sum(rows @ rows.T, int(valid.sum()))
-
-    def _threshold(self, core: Region) -> tuple[Tensor, Tensor]:
-        """1 - rho of low-pass PAN and enlarged MS (C, H, W), and where it is free of nodata."""
+    def _add_threshold(self, core: Region, rho: Tensor, clear: Tensor) -> None:
+        """Add 1 - rho where it exceeds that of the low-pass PAN and the enlarged MS."""
         large, (before, after) = self.images.large, _margins(THRESHOLD_WINDOW)
         outer = core.padded(before, after)
         inner = outer.clipped(large)
         pan, ms, mask = (fill(x, inner, outer) for x in self.mode.at_low_resolution(self.images, inner))
-        rho = local_correlation(ms, pan, inside_of(outer, large), THRESHOLD_WINDOW)
-        return 1 - rho, clean(mask, before, after)
+        low = local_correlation(ms, pan, inside_of(outer, large), THRESHOLD_WINDOW)
+        distance, limit = 1 - rho.clamp_min(-1.0), 1 - low
+        if not self.published:
+            distance, limit = distance.clamp_min(0.0), limit.clamp(0.0, 2.0)
+        self._d_rho_thr.add(torch.where(distance > limit, distance, 0.0), clear & clean(mask, before, after))
 
-    def _add_grain(self, core: Region) -> None:
-        """Add the powers of the bands' own and of their common fine detail."""
-        outer = core.padded(GRAIN_REACH, GRAIN_REACH)
-        f, mask = read_region(self.images.fused, outer, self.images.large, "replicate")
-        smooth = separable(f, gaussian_taps(GRAIN_SIGMA, GRAIN_REACH))
-        keep = clean(mask, GRAIN_REACH, GRAIN_REACH) & (smooth > 0).all(0)
-        detail = f[..., *core.within(outer)] / torch.where(smooth > 0, smooth, 1.0) - 1
-        common = detail.mean(0)
-        self._grain.add(torch.stack([(detail - common).square().mean(0), common.square()]), keep)
-
-    def scores(self) -> Reprojection:
+    def scores(self, shared: _SharedSums) -> Reprojection:
         """Scores of all regions added; ValueError if nothing is left to measure."""
         mse, level = self._mse.value(), self._level.value()
         relative = torch.where(mse > 0, mse / level**2, 0.0)
-        moments = self._moments.value()
-        own, common = self._grain.value()
+        moments = shared.moments.value()
+        own, common = shared.grain.value()
         return Reprojection(
             r_q2n=float(self._q2n.value()),
             r_q=float(self._q.value().mean()),
             r_sam=float(self._angle.value()),
             r_ergas=100.0 / self.images.ratio * float(relative.mean().sqrt()),
-            d_rho=float(self._d_rho.value().mean()),
+            d_rho=float(shared.d_rho.value().mean()),
             d_rho_thr=float(self._d_rho_thr.value().mean()) if self.has_threshold else math.nan,
             d_sr=_unexplained(moments, constant=False),
             d_sr_intercept=_unexplained(moments, constant=True),

@@ -57,19 +57,18 @@ def second_judge(
         fused: the result, on the PAN's grid.
         gains: MTF gain of each band.
         d_lambda_k: Khan's D_lambda of the result, for RQNR.
-        on_progress: called with (regions done, regions) in all four passes together.
+        on_progress: called with (regions done, regions) in both passes together.
 
     Raises:
         ValueError: an MS of fewer than 32 x 32 pixels, or nothing left to measure.
     """
     images, ratio = scene.images(fused), scene.pair.ratio
     measured = survey(scene.pair).measured
-    passes = 3 if measured is None else 4
 
     def stage(number: int) -> Progress:
         def show(done: int, total: int) -> None:
             if on_progress is not None:
-                on_progress(number * total + done, passes * total)
+                on_progress(number * total + done, 2 * total)
 
         return show
 
@@ -81,8 +80,7 @@ def second_judge(
         ways["registered"] = Registered([gaussian_kernel(measured.sigma)] * len(gains), field)
     ways["registered_nominal"] = Registered(nominal, field)
     scores = {}
-    for number, (name, way) in enumerate(ways.items(), 1):
-        result = measure(images, way, on_progress=stage(number))
+    for name, result in zip(ways, measure(images, list(ways.values()), on_progress=stage(1)), strict=True):
         values = asdict(result) | {"rqnr": result.rqnr(d_lambda_k), "rqnr_align": result.rqnr_align}
         del values["phases"]
         scores[name] = {index: value for index, value in values.items() if not math.isnan(value)}

@@ -1,6 +1,6 @@
 """Indices by reprojection: the published tool's values, regions, nodata, displacements, and known answers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, map_coordinates, uniform_filter
 
 from uknowpan.models.metrics.images import gaussian_kernel, images_of, mtf_kernel, sample
-from uknowpan.models.metrics.reprojection import Published, Registered, find_phases, local_correlation, measure, pearson
+from uknowpan.models.metrics.reprojection import (
+    Published,
+    Registered,
+    find_phases,
+    local_correlation,
+    pearson,
+)
+from uknowpan.models.metrics.reprojection import measure as measure_modes
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "fullres"
@@ -18,6 +25,11 @@ UNPUBLISHED = ROOT.parent / "shared" / "golden" / "fullres"
 SYNTHETIC = ["synth_4band", "synth_8band", "synth_4band_shift", "synth_odd"]
 REAL = ["real_spot6", "real_wv3"]  # imagery without a clear licence
 RATIO, SMALL = 4, {"rows": 32, "cols": 32}
+
+
+def measure(images, mode, **size):
+    """Scores in one mode."""
+    return measure_modes(images, [mode], **size)[0]
 
 
 def load(name):
@@ -105,6 +117,20 @@ def test_regions_equal_the_whole_image(mode):
     same(measure(images, MODES[mode], rows=96, cols=128), measure(images, MODES[mode], **SMALL))
 
 
+def test_what_is_read_at_once_does_not_grow_with_the_image():
+    arrays, sizes = scene(height=160, width=192), []
+
+    def recorded(read):
+        return lambda region: sizes.append(region.height * region.width) or read(region)
+
+    images = images_of(*arrays)
+    images = replace(images, **{name: recorded(getattr(images, name)) for name in ("fused", "pan", "ms")})
+    find_phases(images, 0.3, **SMALL)
+    measure_modes(images, list(MODES.values()), **SMALL)
+    # 32 MS pixels and the windows that begin in them, the filter, and the displacement; the image has 491,520 pixels.
+    assert max(sizes) < (4 * (32 + 31) + 2 * 20 + 10) ** 2
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_nodata_does_not_count(mode):
     arrays, mask = scene(), torch.zeros(384, 512, dtype=torch.bool)
@@ -146,10 +172,10 @@ def test_a_result_that_was_moved_onto_the_pan_is_judged_there():
         return torch.tensor([2.0, -1.0]).double()[None, :, None, None].expand(1, 2, len(rows), len(cols))
 
     kernels = [gaussian_kernel(1.9)] * 3
-    told, untold = (measure(images, Registered(kernels, field)) for field in (constant, None))
-    assert told.r_ergas < 0.2 * untold.r_ergas
-    assert told.r_q2n > 0.99 > untold.r_q2n
-    assert told.d_rho == untold.d_rho and told.d_rho_excess != untold.d_rho_excess
+    registered, plain = measure_modes(images, [Registered(kernels, field) for field in (constant, None)])
+    assert registered.r_ergas < 0.2 * plain.r_ergas
+    assert registered.r_q2n > 0.99 > plain.r_q2n
+    assert registered.d_rho == plain.d_rho and registered.d_rho_excess != plain.d_rho_excess
 
 
 def test_sampling_is_exact_at_pixels_and_near_a_spline_between_them():

@@ -287,22 +287,24 @@ def test_a_scene_by_reprojection_equals_its_arrays(tmp_path, around):
     results, judge = _judge(paths)
     ms = x["ms"][:, around : around + 64, around : around + 64]
     images = images_of(x["result"], x["pan"], ms)
-    published = measure(images, Published(GAINS, [tuple(phase) for phase in judge.phases]))
     assert judge.phases == [list(phase) for phase in find_phases(images, GAINS[0])[0]]
     dy, dx = judge.shift
 
     def field(rows, cols):
         return torch.tensor([dy, dx]).double()[None, :, None, None].expand(1, 2, len(rows), len(cols))
 
-    own = measure(images, Registered([gaussian_kernel(judge.sigma)] * 4, field))
-    nominal = measure(images, Registered([mtf_kernel(gain, 4) for gain in GAINS], field))
-    expected = {"published": published, "registered": own, "registered_nominal": nominal}
+    ways = {
+        "published": Published(GAINS, [tuple(phase) for phase in judge.phases]),
+        "registered": Registered([gaussian_kernel(judge.sigma)] * 4, field),
+        "registered_nominal": Registered([mtf_kernel(gain, 4) for gain in GAINS], field),
+    }
+    expected = dict(zip(ways, measure(images, list(ways.values())), strict=True))
     assert list(judge.scores) == list(expected)
     for way, scores in judge.scores.items():
         for index in ("r_q2n", "r_sam", "r_ergas", "d_rho", "d_rho_thr", "d_sr", "colour_grain", "rqnr_align"):
             assert scores[index] == pytest.approx(getattr(expected[way], index), rel=1e-9), (way, index)
         assert scores["rqnr"] == pytest.approx(expected[way].rqnr(_value(results, "d_lambda_k")), rel=1e-9)
-    assert judge.scores["registered"]["d_rho_excess"] == pytest.approx(own.d_rho_excess, rel=1e-9)
+    assert judge.scores["registered"]["d_rho_excess"] == pytest.approx(expected["registered"].d_rho_excess, rel=1e-9)
     assert "d_rho_excess" not in judge.scores["published"]
 
 
