@@ -40,7 +40,7 @@ MODELS = list(NETWORK)
 
 
 class Trained:
-    """What `train --model NAME` left, for each name that a test asked for."""
+    """The run folders of `train --model NAME`, made when a test first needs one."""
 
     def __init__(self, folder: Path, uknowpan: Run):
         self.folder, self.uknowpan = folder, uknowpan
@@ -48,7 +48,7 @@ class Trained:
             assert uknowpan("simulate", "--sample", "-o", folder / "data").code == 0
 
     def arguments(self, name: str) -> list[object]:
-        """Of `train`, but for --out."""
+        """Arguments of `train` without --out."""
         config = self.folder / f"{name}.toml"
         config.write_text(TRAIN + NETWORK[name])
         return [

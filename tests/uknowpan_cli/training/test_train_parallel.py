@@ -67,17 +67,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def arguments(folder: Path, stage: str, told: Path, **changes: str) -> list[str]:
-    """Of `train`, but for --out; `told` is where prior and teacher are taken from."""
+def arguments(folder: Path, stage: str, sources: Path, **changes: str) -> list[str]:
+    """Arguments of `train` without --out; prior and teacher lie in `sources`."""
     text = (folder / f"{stage}.toml").read_text()
     for name, value in changes.items():
         text = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
-    config = told / f"{stage}.toml"
-    told.mkdir(exist_ok=True)
+    config = sources / f"{stage}.toml"
+    sources.mkdir(exist_ok=True)
     config.write_text(text)
     more = {
-        "fsa-t": ["--prior", told / "prior" / "last.safetensors"],
-        "fsa-s": ["--teacher", told / "fsa-t" / "last.safetensors"],
+        "fsa-t": ["--prior", sources / "prior" / "last.safetensors"],
+        "fsa-s": ["--teacher", sources / "fsa-t" / "last.safetensors"],
     }.get(stage, [])
     words = ["train", "--stage", stage, "--data", folder / "train.h5", "--config", config, *more]
     return [str(word) for word in (*words, "--device", "cpu", "-j", 1, "-q")]
@@ -140,7 +140,7 @@ leave()
 
 
 def test_two_processes_learn_what_one_does(folder: Path, uknowpan: Run, tmp_path: Path) -> None:
-    """Prior, teacher, and the lite student with its adapters, told by the same checkpoints."""
+    """Prior, teacher, and the lite student with its adapters, sources by the same checkpoints."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     commands = {}
     for stage in CONFIGS:

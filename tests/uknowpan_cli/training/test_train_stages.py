@@ -55,7 +55,7 @@ STAGE_OF = {"paper": "fsa-s", "cached": "fsa-s"}
 
 @dataclass(frozen=True)
 class Chain:
-    """What the chain left."""
+    """The files of the chain."""
 
     folder: Path
     stdout: dict[str, str]
@@ -64,7 +64,7 @@ class Chain:
         return self.folder / name
 
     def arguments(self, name: str) -> list[object]:
-        """Of `train`, but for --out."""
+        """Arguments of `train` without --out."""
         stage, data = STAGE_OF.get(name, name), self / "data" / "train.h5"
         config = self / f"{'fsa-s' if name == 'cached' else name}.toml"
         told = {

@@ -126,8 +126,8 @@ def test_attention_of_the_whole_image_is_the_formula(window):
     block = stirred(Apfm(8, 4, window), 0.3)
     x, y = streams((6, 6))
     with torch.no_grad():
-        found = tokens(block(x, y)).numpy()
-    np.testing.assert_allclose(found, hand_apfm(block, tokens(x), tokens(y)), atol=1e-4)
+        result = tokens(block(x, y)).numpy()
+    np.testing.assert_allclose(result, hand_apfm(block, tokens(x), tokens(y)), atol=1e-4)
 
 
 def test_attention_in_windows_is_the_formula_in_each_also_in_the_smaller_last_ones():
@@ -136,17 +136,17 @@ def test_attention_in_windows_is_the_formula_in_each_also_in_the_smaller_last_on
     x, y = (v.expand(2, -1, -1, -1) * torch.tensor([1.0, -2]).view(2, 1, 1, 1)
             for v in streams((6, 11)))  # fmt: skip
     with torch.no_grad():
-        found = block(x, y)
+        result = block(x, y)
     for i in range(2):
         for top in range(0, 6, 4):
             for left in range(0, 11, 4):
                 cut = (slice(i, i + 1), slice(None), slice(top, top + 4), slice(left, left + 4))
                 by_hand = hand_apfm(block, tokens(x[cut]), tokens(y[cut]))
-                np.testing.assert_allclose(tokens(found[cut]).numpy(), by_hand, atol=1e-4)
+                np.testing.assert_allclose(tokens(result[cut]).numpy(), by_hand, atol=1e-4)
 
 
 def by_fft(x):
-    """What of an image the 2 x 2 places in the middle of its shifted spectrum are."""
+    """The part of an image in the 2 x 2 middle places of its shifted spectrum."""
     height, width = x.shape[-2:]
     spectrum = np.fft.fftshift(np.fft.fft2(x), axes=(-2, -1))
     mask = np.zeros((height, width))
@@ -231,7 +231,7 @@ def test_each_setting_changes_the_answer(change):
 
 def test_the_answer_depends_on_everything_it_is_told():
     model, (x_t, t, condition) = network(), inputs()
-    said = answer(model, x_t, t, condition)
+    output = answer(model, x_t, t, condition)
     others = [
         (x_t + 1, t, condition),
         (x_t, 999 - t, condition),
@@ -239,13 +239,13 @@ def test_the_answer_depends_on_everything_it_is_told():
         (x_t, t, replace(condition, pan=condition.pan * 0.5)),
     ]
     for given in others:
-        assert (answer(model, *given) - said).abs().max() > 1e-5
+        assert (answer(model, *given) - output).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("size", [(8, 8), (24, 40), (72, 136)])
 def test_tiles_of_any_size(size):
-    said = answer(network(), *inputs(size=size))
-    assert said.shape == (1, 4, *size) and bool(said.isfinite().all())
+    output = answer(network(), *inputs(size=size))
+    assert output.shape == (1, 4, *size) and bool(output.isfinite().all())
 
 
 def test_far_away_nothing_changes():
@@ -312,7 +312,7 @@ def trained(files, tmp_path_factory):
 def test_the_loss_is_the_mean_distance_from_the_residual(files):
     made = stage(files, terminal_share=0.5)
     model, batch = network(), next(made.batches(0, 1))
-    found = made.losses(model, batch, torch.Generator().manual_seed(5))
+    result = made.losses(model, batch, torch.Generator().manual_seed(5))
     patches, generator = batch.patches, torch.Generator().manual_seed(5)
     x0 = (patches.gt - patches.lms) / made.residual_std.view(1, -1, 1, 1)
     t = torch.randint(0, 1000, (4,), generator=generator)
@@ -320,9 +320,9 @@ def test_the_loss_is_the_mean_distance_from_the_residual(files):
     noise = torch.randn(x0.shape, generator=generator)
     left = NoiseSchedule.cosine(1000).alphas_cumprod[t].view(-1, 1, 1, 1)
     x_t = (left.sqrt() * x0 + (1 - left).sqrt() * noise).float()
-    said = answer(model, x_t, t, Condition(patches.lms, patches.pan))
-    assert list(found) == ["l1"]
-    assert float(found["l1"].detach()) == pytest.approx(float((said - x0).abs().mean()), rel=1e-4)
+    output = answer(model, x_t, t, Condition(patches.lms, patches.pan))
+    assert list(result) == ["l1"]
+    assert float(result["l1"].detach()) == pytest.approx(float((output - x0).abs().mean()), rel=1e-4)
 
 
 def test_a_few_steps_learn(files, tmp_path):
@@ -365,11 +365,11 @@ def test_the_published_clamp_goes_on_from_the_image(files):
         rest = (noise - schedule.signal(t[0]) * image) / schedule.noise(t[0])
         x_t = schedule.signal(t[1]) * image + schedule.noise(t[1]) * rest
         expected = (condition.lms + answer(model, x_t, t[1], condition)).clamp(0, 1)
-        said = made.sample(model, noise, condition).x0
-        torch.testing.assert_close(condition.lms + said, expected)
+        output = made.sample(model, noise, condition).x0
+        torch.testing.assert_close(condition.lms + output, expected)
         usual = plain.sample(model, noise, condition).x0
         torch.testing.assert_close(usual, ddim_sample(model, noise, steps, schedule, condition).x0)
-    assert (usual - said).abs().max() > 1e-3
+    assert (usual - output).abs().max() > 1e-3
 
 
 def test_the_published_time_index_changes_validation(files):
@@ -447,8 +447,8 @@ def stopped_after(steps, files, init, out):
 def test_branches_take_turns_while_the_base_stands_still(files, trained, tmp_path):
     base = load_file(trained)
     states = [stopped_after(n, files, trained, tmp_path / str(n)) for n in (1, 2, 4, 5)]
-    for found in states:
-        assert all(torch.equal(found[f"base.{name}"], weight) for name, weight in base.items())
+    for result in states:
+        assert all(torch.equal(result[f"base.{name}"], weight) for name, weight in base.items())
     places = LowRankBranches(SSDiff(TINY), 2).places
     turns = ("spectral", "spatial", "spectral")
     for before, after, branch in zip(states, states[1:], turns, strict=False):
@@ -479,6 +479,6 @@ def test_options_that_make_no_sense_are_refused():
 
 @pytest.mark.parametrize("case", make_golden.CASES)
 def test_forward_equals_golden(case):
-    found = make_golden.answer(make_golden.CASES[case]).x0[:, :, ::4, ::4].numpy()
+    result = make_golden.answer(make_golden.CASES[case]).x0[:, :, ::4, ::4].numpy()
     golden = np.load(GOLDEN / "ssdiff.npz")[case]
-    np.testing.assert_allclose(found, golden, rtol=1e-4, atol=1e-5 * golden.std())
+    np.testing.assert_allclose(result, golden, rtol=1e-4, atol=1e-5 * golden.std())

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 from dataclasses import asdict, replace
-from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -16,7 +15,7 @@ from patch_files import guided_config, stirred
 from uknowpan.models.checkpoints import Card, save_checkpoint
 from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
-from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset, PatchBatches, PatchSampler
+from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
 from uknowpan.models.published.uknow import cache as cache_module
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile, bytes_per_sample, part_of, write_cache
@@ -113,8 +112,8 @@ def read(path):
 
 
 def equal_files(a, b):
-    (there, about), (here, said) = read(a), read(b)
-    assert about == said
+    (there, about), (here, output) = read(a), read(b)
+    assert about == output
     for name in KEYS:
         np.testing.assert_array_equal(here[name], there[name], err_msg=name)
 
@@ -127,14 +126,14 @@ def test_an_answer_is_what_the_teacher_samples(model, make_teacher, data, carrie
     noise = position_noise(5, 0, 0, 16, 16, 4).expand(2, -1, -1, -1)
     schedule, condition = NoiseSchedule.cosine(), Condition(patches.lms, patches.pan)
     with torch.no_grad():
-        said = ddim_sample(
+        output = ddim_sample(
             model, noise, schedule.respace(2), schedule, condition, self_conditioning=carried
         )  # fmt: skip
     unit = torch.tensor(CARD.residual_std).view(4, 1, 1)
-    torch.testing.assert_close(answer.sr, patches.lms + unit * said.x0)
-    torch.testing.assert_close(answer.variance, unit**2 * (2 * said.log_sigma).exp())
+    torch.testing.assert_close(answer.sr, patches.lms + unit * output.x0)
+    torch.testing.assert_close(answer.variance, unit**2 * (2 * output.log_sigma).exp())
     assert len(answer) == 2 and not answer.sr.requires_grad
-    torch.testing.assert_close(answer.features, said.features)
+    torch.testing.assert_close(answer.features, output.features)
     assert same(answer, asked.answer(patches, noise))
     assert not same(answer, asked.answer(patches, torch.zeros_like(noise)))
 
@@ -315,8 +314,8 @@ def test_features_beyond_float16(frozen, data, tmp_path, monkeypatch):
     out, answer, factor = tmp_path / "cache.h5", frozen.answer, 1e6
 
     def large(patches):
-        said = answer(patches)
-        return replace(said, features=(said.features[0] * factor, *said.features[1:]))
+        output = answer(patches)
+        return replace(output, features=(output.features[0] * factor, *output.features[1:]))
 
     monkeypatch.setattr(frozen, "answer", large)
     with pytest.raises(DataError, match=r"dist_feat0 of samples 0 to 6 .* use --dtype float32"):
@@ -430,15 +429,3 @@ def test_a_sample_and_its_answer_are_turned_alike(two, frozen):
         torch.testing.assert_close(answer.sr, expected.sr, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(patch.gt, dataset[sample].gt.flip(axes))
     assert same(cached[8][1], caches[1].read([1]))
-
-
-def test_workers_read_the_same_batches(two):
-    cached = CachedDataset(*two)
-    batches = PatchBatches(cached, PatchSampler(len(cached), batch_size=4, seed=3, flips=True))
-    expected = [batches(step) for step in range(3)]
-    assert not any(same(a[1], b[1]) for a, b in pairwise(expected))
-    streamed = list(batches.stream(0, 3, workers=2))
-    assert len(streamed) == 3
-    for (patches, answer), (there, said) in zip(streamed, expected, strict=True):
-        assert same(answer, said) and torch.equal(patches.gt, there.gt)
-        assert len(patches) == len(answer) == 4

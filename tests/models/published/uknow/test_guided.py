@@ -87,17 +87,17 @@ def test_what_the_teacher_is_shown_of_the_prior(raw):
     vector = model.teacher.encode_prior(mean, variance)
     torch.testing.assert_close(model.encode_prior(known), vector)
     expected = model.teacher(x_t, t, known, vector)
-    said = model(x_t, t, known)
-    torch.testing.assert_close(said.x0, expected.x0)
-    assert same(said, model(x_t, t, known, model.encode_prior(known)))
-    assert not same(said, model(x_t, t, known, torch.zeros_like(vector)))
+    output = model(x_t, t, known)
+    torch.testing.assert_close(output.x0, expected.x0)
+    assert same(output, model(x_t, t, known, model.encode_prior(known)))
+    assert not same(output, model(x_t, t, known, torch.zeros_like(vector)))
 
 
 def test_the_teacher_learns_to_read_a_prior_that_does_not_change():
     model = guided().train()
     assert model.training and model.teacher.training and not model.prior_net.training
-    said = model(*inputs())
-    (said.x0.square().mean() + said.log_sigma.square().mean()).backward()
+    output = model(*inputs())
+    (output.x0.square().mean() + output.log_sigma.square().mean()).backward()
     for name, parameter in model.named_parameters():
         if name.startswith("prior_net."):
             assert parameter.grad is None, name
@@ -106,12 +106,12 @@ def test_the_teacher_learns_to_read_a_prior_that_does_not_change():
 
 
 def test_under_autocast_the_prior_keeps_its_precision():
-    model, heard = guided(), []
-    model.prior_net.register_forward_hook(lambda net, args, said: heard.append(said))
+    model, outputs = guided(), []
+    model.prior_net.register_forward_hook(lambda net, args, output: outputs.append(output))
     model(*inputs())
     with torch.autocast("cpu", torch.bfloat16):
         model(*inputs())
-    assert all(torch.equal(a, b) for a, b in zip(*heard, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
 def test_a_variance_of_zero_has_a_logarithm():

@@ -32,7 +32,6 @@ GUIDED = guided_config()
 DROPPING = GuidedTeacherConfig(replace(GUIDED.teacher, dropout=0.2, drop_path=0.3), PriorConfig(4, width=4, blocks=1))
 RUNS = {
     "prior": lambda f: prior_stage(f),
-    "prior, workers": lambda f: prior_stage(f, workers=2),
     "teacher, dropout": lambda f: teacher_stage(f, config=DROPPING),
     "paper, teacher, dropout": lambda f: student_stage(
         f, StudentOptions(flips=True), replace(PAPER, dropout=0.2), f.teacher, flips=True
@@ -53,7 +52,7 @@ def test_resumed_equals_unbroken(files, small, tmp_path, name):
 
 def test_workers_read_the_same(small, tmp_path):
     alone = run(RUNS["prior"](small), tmp_path / "alone")
-    assert run(RUNS["prior, workers"](small), tmp_path / "helped") == alone
+    assert run(prior_stage(small, workers=2), tmp_path / "helped") == alone
     assert_same_state(tmp_path / "alone", tmp_path / "helped")
 
 
@@ -74,7 +73,7 @@ def test_a_finished_run_is_left_as_it_is(small, tmp_path):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
-def test_a_log_tells_every_step_once(small, tmp_path):
+def test_a_log_has_every_step_once(small, tmp_path):
     """A run that dies between two states does some steps again."""
     config, out = replace(QUICK, iterations=6, checkpoint_every=3, log_every=1), tmp_path / "run"
 
@@ -90,6 +89,7 @@ def test_a_log_tells_every_step_once(small, tmp_path):
     run(prior_stage(small), out, config, resume=True)
     run(prior_stage(small), tmp_path / "whole", config)
     assert story(out) == story(tmp_path / "whole")
+    assert_same_state(out, tmp_path / "whole")
     assert [entry["step"] for entry in story(out)] == [1, 2, 3, 4, 5, 6]
 
 

@@ -71,8 +71,8 @@ def test_nothing_but_zeros_has_no_score(small, tmp_path):
     stage = PriorStage(GUIDED.prior, patch_data(small.train, paths), PriorOptions())
     best = train(stage, QUICK, tmp_path / "run")
     assert best.name == "last.safetensors"
-    found = story(tmp_path / "run")[-1]
-    assert math.isnan(found["score"]) and math.isnan(found["sam"])
+    value = story(tmp_path / "run")[-1]
+    assert math.isnan(value["score"]) and math.isnan(value["sam"])
 
 
 def test_a_result_that_is_no_number_is_not_left_out(small):
@@ -98,12 +98,12 @@ def test_a_run_goes_on_only_on_its_data(small, tmp_path, change):
     size = {"count": 32}.get(change, 16)
     write_patches(path, size=size, full_scale=1023.0 if change == "full scale" else 2047.0)
     stage = PriorStage(GUIDED.prior, patch_data([path], small.valid), PriorOptions())
-    said = {
+    difference = {
         "name": r"files \['train\.h5'\] \(here \['other\.h5'\]\)",
         "count": r"samples \[36\] \(here \[9\]\)",
         "full scale": r"full_scales \[2047\.0\] \(here \[1023\.0\]\)",
     }[change]
-    with pytest.raises(ConfigMismatch, match=rf"was begun with data\.train\.{said}; --resume"):
+    with pytest.raises(ConfigMismatch, match=rf"was begun with data\.train\.{difference}; --resume"):
         train(stage, QUICK, out, resume=True)
     assert str(small.folder) not in (out / "config.json").read_text()
 
@@ -140,9 +140,9 @@ def test_coverage_counts_errors_below_the_sigma(files):
     stage.predict = lambda model, p, place: (p.lms, torch.full_like(p.lms, 0.02))
     with h5py.File(files.valid[0]) as file:
         miss = np.abs(file["gt"][()].astype("f8") - file["lms"][()]) / 2047
-    found = stage.validate(stage.build())["coverage_1_sigma"]
-    assert found == pytest.approx((miss < 0.02).mean(), abs=1e-3)
-    assert 0.1 < found < 0.99
+    value = stage.validate(stage.build())["coverage_1_sigma"]
+    assert value == pytest.approx((miss < 0.02).mean(), abs=1e-3)
+    assert 0.1 < value < 0.99
 
 
 @pytest.mark.parametrize("samples", [1, 5, 99])

@@ -46,7 +46,7 @@ def seeded(seed=5):
 
 
 class Drawn:
-    """What a stage draws for a batch: the same calls, written out."""
+    """A stage's draws for a batch: the same calls, written out."""
 
     def __init__(self, x0, share=0.0, seed=5):
         generator, count = seeded(seed), len(x0)
@@ -59,16 +59,16 @@ class Drawn:
         self.x_t = (left.sqrt() * x0 + (1 - left).sqrt() * noise).float()
 
 
-def told(model, drawn, condition, slot=True):
-    """What the network says of a batch."""
+def predicted(model, drawn, condition, slot=True):
+    """The network's prediction for a batch."""
     with torch.no_grad():
         if slot and drawn.again:
             condition = replace(condition, self_cond=model(drawn.x_t, drawn.t, condition).x0)
         return model(drawn.x_t, drawn.t, condition)
 
 
-def close(found, expected):
-    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
+def close(parts, expected):
+    assert float(parts.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
@@ -78,9 +78,9 @@ def test_the_prior_learns_by_its_likelihood(either, beta):
     mean, variance = (x.detach().double() for x in model(batch.lms, batch.pan))
     miss = (mean - batch.gt) ** 2
     expected = (variance**beta * 0.5 * (miss / variance + variance.log())).mean()
-    found = stage.losses(model, batch, seeded())
-    assert list(found) == ["nll"]
-    close(found["nll"], expected)
+    parts = stage.losses(model, batch, seeded())
+    assert list(parts) == ["nll"]
+    close(parts["nll"], expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
@@ -97,9 +97,9 @@ def test_the_teacher_learns_by_its_beta_likelihood(either, share):
         other += 1
     for seed in (0, other):  # self-conditioned and not
         drawn = Drawn(x0, share, seed)
-        said = told(model, drawn, condition)
-        variance = (2 * said.log_sigma).exp()
-        miss = (said.x0 - x0) ** 2
+        output = predicted(model, drawn, condition)
+        variance = (2 * output.log_sigma).exp()
+        miss = (output.x0 - x0) ** 2
         expected = (variance.sqrt() * 0.5 * (miss / variance + variance.log())).mean()
         close(stage.losses(model, batch, seeded(seed))["nll"], expected)
 
@@ -126,14 +126,14 @@ def test_the_published_student_learns_from_truth_and_teacher(either, raw):
     patches, scale = batch.patches, stage.residual_std.view(1, -1, 1, 1)
     answer = stage.teacher.answer(patches)
     x0 = (patches.gt - patches.lms) / scale
-    said = told(model, Drawn(x0), stage.view(patches)[0])
+    output = predicted(model, Drawn(x0), stage.view(patches)[0])
     theta = hand_theta(stage, answer.variance, raw)
     wanted = (answer.sr - patches.lms) / scale
-    found = stage.losses(model, batch, seeded())
-    assert list(found) == ["hard", "soft", "features"]
-    close(found["hard"], ((1 + theta) * (x0 - said.x0).abs()).mean())
-    close(found["soft"], 0.1 * ((1 - theta) * (wanted - said.x0).abs()).mean())
-    close(found["features"], 0.001 * feature_sum(said.features, answer.features))
+    parts = stage.losses(model, batch, seeded())
+    assert list(parts) == ["hard", "soft", "features"]
+    close(parts["hard"], ((1 + theta) * (x0 - output.x0).abs()).mean())
+    close(parts["soft"], 0.1 * ((1 - theta) * (wanted - output.x0).abs()).mean())
+    close(parts["features"], 0.001 * feature_sum(output.features, answer.features))
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -147,26 +147,26 @@ def test_the_lite_student_leaves_the_border_out(either, raw):
     lms = condition.lms
     assert not torch.equal(lms, patches.lms)  # laid on the truth by its own interpolation
     x0 = (patches.gt - lms) / scale
-    said = told(matcher, Drawn(x0), condition, slot=False)
+    output = predicted(matcher, Drawn(x0), condition, slot=False)
     answer = stage.teacher.answer(patches)
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     theta = hand_theta(stage, answer.variance, raw)[inner]
-    soft = ((answer.sr - lms) / scale - said.x0)[inner].abs()
-    miss = (said.x0 - x0)[inner]
-    variance = (2 * said.log_sigma[inner]).exp()
+    soft = ((answer.sr - lms) / scale - output.x0)[inner].abs()
+    miss = (output.x0 - x0)[inner]
+    variance = (2 * output.log_sigma[inner]).exp()
     nll = variance.sqrt() * 0.5 * (miss**2 / variance + variance.log())
-    found = stage.losses(matcher, batch, seeded())
-    close(found["hard"], ((1 + theta) * miss.abs()).mean())
-    close(found["soft"], 0.1 * ((1 - theta) * soft).mean())
-    close(found["features"], 0.001 * feature_sum(said.features, answer.features))
-    close(found["variance"], 0.1 * nll.mean())
+    parts = stage.losses(matcher, batch, seeded())
+    close(parts["hard"], ((1 + theta) * miss.abs()).mean())
+    close(parts["soft"], 0.1 * ((1 - theta) * soft).mean())
+    close(parts["features"], 0.001 * feature_sum(output.features, answer.features))
+    close(parts["variance"], 0.1 * nll.mean())
     # What lies in the border changes nothing.
     moved = patches.gt.clone()
     moved[..., :BORDER, :] += 0.5
     x_t_kept = replace(patches, gt=moved)
-    stage.denoise = lambda model, *rest: said
+    stage.denoise = lambda model, *rest: output
     again = stage.losses(matcher, StudentBatch(x_t_kept), seeded())
-    close(again["hard"], float(found["hard"].detach()))
+    close(again["hard"], float(parts["hard"].detach()))
 
 
 def test_without_a_teacher_the_truth_alone(files):
@@ -176,9 +176,9 @@ def test_without_a_teacher_the_truth_alone(files):
         assert list(stage.losses(model, batch, seeded())) == names
     x0 = (batch.patches.gt - batch.patches.lms) / paper.residual_std.view(1, -1, 1, 1)
     model = stirred(paper.build(), 0.05)
-    said = told(model, Drawn(x0), paper.view(batch.patches)[0])
-    found = paper.losses(model, batch, seeded())["hard"]
-    close(found, (said.x0 - x0).abs().mean())
+    output = predicted(model, Drawn(x0), paper.view(batch.patches)[0])
+    parts = paper.losses(model, batch, seeded())["hard"]
+    close(parts, (output.x0 - x0).abs().mean())
 
 
 def test_the_median_of_the_variance_makes_half_a_weight(files):
@@ -233,7 +233,7 @@ class Heard:
     def __init__(self, model):
         self.calls, self.answers = [], []
         model.register_forward_pre_hook(lambda module, given: self.calls.append(given))
-        model.register_forward_hook(lambda module, given, said: self.answers.append(said.x0))
+        model.register_forward_hook(lambda module, given, output: self.answers.append(output.x0))
 
     @property
     def timesteps(self):
@@ -253,7 +253,7 @@ STAGES = {
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("respaced", [False, True])
-def test_timesteps_that_the_network_is_told(files, name, respaced):
+def test_timesteps_that_the_network_gets(files, name, respaced):
     stage = STAGES[name](files, steps=4, respaced_time_index=respaced)
     model = stirred(stage.build())
     heard = Heard(model)
@@ -273,8 +273,8 @@ def test_self_conditioning_at_sampling(files, name, carried):
         stage.predict(model, stage.data.valid[0], 0)
     first, *later = heard.slots
     assert first is None and len(later) == 2
-    for slot, said in zip(later, heard.answers, strict=False):
-        assert torch.equal(slot, said) if carried else slot is None
+    for slot, output in zip(later, heard.answers, strict=False):
+        assert torch.equal(slot, output) if carried else slot is None
 
 
 @pytest.mark.parametrize("name", ["teacher", "paper"])
@@ -419,6 +419,6 @@ def test_a_teacher_of_coarser_features_teaches_the_published_student(files):
     answer = stage.teacher.answer(batch.patches)
     assert answer.features[0].shape[-1] == 16
     x0 = (batch.patches.gt - batch.patches.lms) / stage.residual_std.view(1, -1, 1, 1)
-    said = told(model, Drawn(x0), stage.view(batch.patches)[0])
-    found = stage.losses(model, batch, seeded())["features"]
-    close(found, 0.001 * feature_sum(said.features, answer.features))
+    output = predicted(model, Drawn(x0), stage.view(batch.patches)[0])
+    parts = stage.losses(model, batch, seeded())["features"]
+    close(parts, 0.001 * feature_sum(output.features, answer.features))

@@ -41,8 +41,8 @@ def _answer(teacher, x_t, t, condition, prior, **options):
     return teacher(x_t, t, condition, teacher.encode_prior(*prior), **options)
 
 
-def _loss(said):
-    return said.x0.square().mean() + (said.log_sigma - said.x0.detach()).square().mean()
+def _loss(output):
+    return output.x0.square().mean() + (output.log_sigma - output.x0.detach()).square().mean()
 
 
 def _train(teacher, steps):
@@ -73,13 +73,13 @@ def test_forward_equals_golden(case, monkeypatch):
     x_t = inputs.pop("x_t")
     with torch.no_grad():
         prior = (inputs.pop("prior_mean"), inputs.pop("prior_variance"))
-        said = _answer(teacher, x_t, torch.tensor(script.TIMESTEPS), Condition(**inputs), prior)
+        output = _answer(teacher, x_t, torch.tensor(script.TIMESTEPS), Condition(**inputs), prior)
     # Only the time embedding is float32. All of it would do on most machines, but rounding may
     # carry a phase from pi to -pi, and the published attention jumps there.
     assert np.abs(golden[f"{case}_x0"]).mean() > 0.1
-    np.testing.assert_allclose(said.x0.numpy(), golden[f"{case}_x0"], atol=1e-5)
-    np.testing.assert_allclose(said.log_sigma.numpy(), golden[f"{case}_log_sigma"], atol=1e-5)
-    rms = [float(f.square().mean().sqrt()) for f in said.features]
+    np.testing.assert_allclose(output.x0.numpy(), golden[f"{case}_x0"], atol=1e-5)
+    np.testing.assert_allclose(output.log_sigma.numpy(), golden[f"{case}_log_sigma"], atol=1e-5)
+    rms = [float(f.square().mean().sqrt()) for f in output.features]
     np.testing.assert_allclose(rms, golden[f"{case}_features"], rtol=1e-5)
 
 
@@ -126,12 +126,12 @@ def test_gradient_reaches_every_parameter(patch):
 @pytest.mark.parametrize("train", [True, False])
 def test_features_have_the_shapes_of_the_students(train):
     inputs = _inputs(size=(32, 16))
-    said = _answer(_teacher(train=train), *inputs)
+    output = _answer(_teacher(train=train), *inputs)
     student = FSAStudent(StudentConfig(bands=2, width=8, heads=4)).eval()
     expected = [f.shape for f in student(*inputs[:3]).features]
-    assert [f.shape for f in said.features] == expected
+    assert [f.shape for f in output.features] == expected
     assert len(expected) == 6
-    assert said.x0.shape == said.log_sigma.shape == inputs[0].shape
+    assert output.x0.shape == output.log_sigma.shape == inputs[0].shape
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -141,11 +141,11 @@ def test_variance_is_positive_and_finite(amp, raw):
     with torch.no_grad():
         teacher.head[2].bias[2:] += raw
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        said = _answer(teacher, *_inputs())
-        loss = _loss(said)
+        output = _answer(teacher, *_inputs())
+        loss = _loss(output)
     loss.backward()
-    assert said.x0.dtype == said.log_sigma.dtype == torch.float32
-    variance = torch.exp(2 * said.log_sigma)
+    assert output.x0.dtype == output.log_sigma.dtype == torch.float32
+    variance = torch.exp(2 * output.log_sigma)
     assert variance.isfinite().all() and (variance > 0).all()
     assert all(p.grad.isfinite().all() for p in teacher.parameters())
 
@@ -180,8 +180,8 @@ def test_slot_and_pan():
     brighter = replace(c, pan=c.pan + 1)
     assert not torch.allclose(_answer(teacher, x_t, t, brighter, prior).x0, empty)
     released = _teacher(replace(SMALL, highpass_pan=True)).double()
-    said = [_answer(released, x_t.double(), t, k.to(torch.float64), prior.double()).x0 for k in (c, brighter)]
-    torch.testing.assert_close(*said)
+    output = [_answer(released, x_t.double(), t, k.to(torch.float64), prior.double()).x0 for k in (c, brighter)]
+    torch.testing.assert_close(*output)
 
 
 def test_images_of_a_batch_do_not_mix():
