@@ -27,59 +27,29 @@ class FeatureDtype(StrEnum):
 
 def distill_cache(
     teacher: Annotated[
-        str,
-        typer.Option(
-            "--teacher", metavar="FILE", help="Checkpoint of a trained teacher (fsa-t).", rich_help_panel=MODEL
-        ),
+        str, opt.grouped(MODEL, "--teacher", help="Checkpoint of a trained teacher (fsa-t).", metavar="FILE")
     ],
-    data: Annotated[
-        Path,
-        typer.Option("--data", metavar="FILE", help="Training file in PanCollection's layout.", rich_help_panel=INPUT),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.", rich_help_panel=RESULT
-        ),
-    ],
+    data: Annotated[Path, opt.grouped(INPUT, "--data", help="Training file in PanCollection's layout.")],
+    output: Annotated[Path, opt.grouped(RESULT, "--output", "-o", "--out", help="The cache to write, an h5 file.")],
     steps: Annotated[
-        int,
-        typer.Option(
-            "--steps", min=1, max=TIMESTEPS, metavar="N", help="Network evaluations per answer.", rich_help_panel=MODEL
-        ),
+        int, opt.grouped(MODEL, "--steps", help="Network evaluations per answer.", min=1, max=TIMESTEPS)
     ] = 1,
     seed: Annotated[
-        int,
-        typer.Option(
-            "--seed",
-            min=0,
-            max=2**63 - 1,
-            metavar="N",
-            help="Seed of the noise that answers start from.",
-            rich_help_panel=MODEL,
-        ),
+        int, opt.grouped(MODEL, "--seed", help="Seed of the noise that answers start from.", min=0, max=2**63 - 1)
     ] = 0,
     max_value: Annotated[
         float | None,
-        typer.Option(
-            "--max-value",
-            metavar="VALUE",
-            help="Full scale in DN, if the file does not declare it; default: the teacher's.",
-            rich_help_panel=INPUT,
+        opt.grouped(
+            INPUT, "--max-value", help="Full scale in DN, if the file does not declare it; default: the teacher's."
         ),
     ] = None,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", min=1, metavar="N", help="Samples at once, which memory depends on.", rich_help_panel=TILING
-        ),
+        int, opt.grouped(TILING, "--batch-size", help="Samples at once, which memory depends on.", min=1)
     ] = 16,
     dtype: Annotated[
-        FeatureDtype, typer.Option("--dtype", help="Type of the features; images are float32.", rich_help_panel=RESULT)
+        FeatureDtype, opt.grouped(RESULT, "--dtype", help="Type of the features; images are float32.")
     ] = FeatureDtype.float16,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a cache that was interrupted.", rich_help_panel=RUN)
-    ] = False,
+    resume: Annotated[bool, opt.grouped(RUN, "--resume", help="Go on with a cache that was interrupted.")] = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,

@@ -35,6 +35,11 @@ def typed(name: str, kind: type = SharpenOptions) -> Any:
     )
 
 
+def grouped(group: str, *flags: str, **more: Any) -> Any:
+    """A Typer option of a group of the help."""
+    return typer.Option(*flags, rich_help_panel=group, **more)
+
+
 ModelOption = Annotated[str | None, typed("model")]
 DeviceOption = Annotated[str, typed("device")]
 ThreadsOption = Annotated[int | None, typed("num_threads")]

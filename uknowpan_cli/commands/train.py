@@ -30,82 +30,72 @@ class PresetName(StrEnum):
     paper = "paper"
 
 
-def _option(flag: str, group: str, text: str, metavar: str | None = None, **more: Any) -> Any:
-    return typer.Option(flag, help=text, rich_help_panel=group, metavar=metavar, **more)
-
-
 def train(
     data: Annotated[
         list[Path],
-        _option(
-            "--data",
+        opt.grouped(
             INPUT,
-            "PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
-            "FILE",
+            "--data",
+            help="PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            "--out",
-            metavar="FOLDER",
-            help="Run folder; its name becomes the model's.",
-            rich_help_panel=RESULT,
+        opt.grouped(
+            RESULT, "--output", "-o", "--out", help="Run folder; its name becomes the model's.", metavar="FOLDER"
         ),
     ],
     stage: Annotated[
-        StageName | None, _option("--stage", TRAINING, "What to train of U-Know-DiffPAN; default: fsa-s.")
+        StageName | None, opt.grouped(TRAINING, "--stage", help="What to train of U-Know-DiffPAN; default: fsa-s.")
     ] = None,
     model: Annotated[
-        ModelName | None, _option("--model", TRAINING, "Another model to train instead, in one stage.")
+        ModelName | None, opt.grouped(TRAINING, "--model", help="Another model to train instead, in one stage.")
     ] = None,
     valid: Annotated[
         list[Path] | None,
-        _option(
-            "--valid",
+        opt.grouped(
             INPUT,
-            "PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
-            "FILE",
+            "--valid",
+            help="PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
         ),
     ] = None,
     prior: Annotated[
-        Path | None, _option("--prior", TEACHER, "PriorNet checkpoint, for the stage fsa-t.", "FILE")
+        Path | None, opt.grouped(TEACHER, "--prior", help="PriorNet checkpoint, for the stage fsa-t.")
     ] = None,
     teacher: Annotated[
         Path | None,
-        _option("--teacher", TEACHER, "Teacher checkpoint that the stage fsa-s asks about every batch.", "FILE"),
+        opt.grouped(TEACHER, "--teacher", help="Teacher checkpoint that the stage fsa-s asks about every batch."),
     ] = None,
     cache: Annotated[
         list[Path] | None,
-        _option("--cache", TEACHER, "Its answers from `uknowpan distill-cache`, one for each --data.", "FILE"),
+        opt.grouped(TEACHER, "--cache", help="Its answers from `uknowpan distill-cache`, one for each --data."),
     ] = None,
     teacher_steps: Annotated[
-        int, _option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", min=1, max=TIMESTEPS)
+        int, opt.grouped(TEACHER, "--teacher-steps", help="Evaluations of --teacher per answer.", min=1, max=TIMESTEPS)
     ] = 1,
     preset: Annotated[
-        PresetName | None, _option("--preset", TRAINING, "Settings to begin with: lite (default) or paper.")
+        PresetName | None, opt.grouped(TRAINING, "--preset", help="Settings to begin with: lite (default) or paper.")
     ] = None,
     config: Annotated[
         Path | None,
-        _option("--config", TRAINING, "TOML file: preset, and the tables train, network and options.", "FILE"),
+        opt.grouped(TRAINING, "--config", help="TOML file: preset, and the tables train, network and options."),
     ] = None,
     max_value: Annotated[
         float | None,
-        _option(
-            "--max-value",
+        opt.grouped(
             INPUT,
-            "Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
-            "VALUE",
+            "--max-value",
+            help="Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
             min=1,
         ),
     ] = None,
-    resume: Annotated[bool, _option("--resume", RUN, "Go on from the run folder.")] = False,
+    resume: Annotated[bool, opt.grouped(RUN, "--resume", help="Go on from the run folder.")] = False,
     init: Annotated[
-        Path | None, _option("--init", TRAINING, "Checkpoint whose weights a new run starts from.", "FILE")
+        Path | None, opt.grouped(TRAINING, "--init", help="Checkpoint whose weights a new run starts from.")
     ] = None,
-    dry_run: Annotated[bool, _option("--dry-run", RUN, "Print configuration and parameters, and stop.")] = False,
+    dry_run: Annotated[
+        bool, opt.grouped(RUN, "--dry-run", help="Print configuration and parameters, and stop.")
+    ] = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
     quiet: opt.QuietOption = False,
