@@ -27,24 +27,35 @@ class FeatureDtype(StrEnum):
 
 def distill_cache(
     teacher: Annotated[
-        str, opt.grouped(MODEL, "--teacher", help="Checkpoint of a trained teacher (fsa-t).", metavar="FILE")
+        str,
+        opt.grouped(MODEL, "--teacher", metavar="FILE", help="Checkpoint of a trained teacher (fsa-t)."),
     ],
-    data: Annotated[Path, opt.grouped(INPUT, "--data", help="Training file in PanCollection's layout.")],
-    output: Annotated[Path, opt.grouped(RESULT, "--output", "-o", "--out", help="The cache to write, an h5 file.")],
+    data: Annotated[
+        Path, opt.grouped(INPUT, "--data", metavar="FILE", help="Training file in PanCollection's layout.")
+    ],
+    output: Annotated[
+        Path, opt.grouped(RESULT, "--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.")
+    ],
     steps: Annotated[
-        int, opt.grouped(MODEL, "--steps", help="Network evaluations per answer.", min=1, max=TIMESTEPS)
+        int, opt.grouped(MODEL, "--steps", metavar="N", help="Network evaluations per answer.", min=1, max=TIMESTEPS)
     ] = 1,
     seed: Annotated[
-        int, opt.grouped(MODEL, "--seed", help="Seed of the noise that answers start from.", min=0, max=2**63 - 1)
+        int,
+        opt.grouped(
+            MODEL, "--seed", metavar="N", help="Seed of the noise that answers start from.", min=0, max=2**63 - 1
+        ),
     ] = 0,
     max_value: Annotated[
         float | None,
         opt.grouped(
-            INPUT, "--max-value", help="Full scale in DN, if the file does not declare it; default: the teacher's."
+            INPUT,
+            "--max-value",
+            metavar="VALUE",
+            help="Full scale in DN, if the file does not declare it; default: the teacher's.",
         ),
     ] = None,
     batch_size: Annotated[
-        int, opt.grouped(TILING, "--batch-size", help="Samples at once, which memory depends on.", min=1)
+        int, opt.grouped(TILING, "--batch-size", metavar="N", help="Samples at once, which memory depends on.", min=1)
     ] = 16,
     dtype: Annotated[
         FeatureDtype, opt.grouped(RESULT, "--dtype", help="Type of the features; images are float32.")

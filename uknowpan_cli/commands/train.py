@@ -36,6 +36,7 @@ def train(
         opt.grouped(
             INPUT,
             "--data",
+            metavar="FILE",
             help="PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
         ),
     ],
@@ -56,42 +57,54 @@ def train(
         opt.grouped(
             INPUT,
             "--valid",
+            metavar="FILE",
             help="PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
         ),
     ] = None,
     prior: Annotated[
-        Path | None, opt.grouped(TEACHER, "--prior", help="PriorNet checkpoint, for the stage fsa-t.")
+        Path | None, opt.grouped(TEACHER, "--prior", metavar="FILE", help="PriorNet checkpoint, for the stage fsa-t.")
     ] = None,
     teacher: Annotated[
         Path | None,
-        opt.grouped(TEACHER, "--teacher", help="Teacher checkpoint that the stage fsa-s asks about every batch."),
+        opt.grouped(
+            TEACHER, "--teacher", metavar="FILE", help="Teacher checkpoint that the stage fsa-s asks about every batch."
+        ),
     ] = None,
     cache: Annotated[
         list[Path] | None,
-        opt.grouped(TEACHER, "--cache", help="Its answers from `uknowpan distill-cache`, one for each --data."),
+        opt.grouped(
+            TEACHER, "--cache", metavar="FILE", help="Its answers from `uknowpan distill-cache`, one for each --data."
+        ),
     ] = None,
     teacher_steps: Annotated[
-        int, opt.grouped(TEACHER, "--teacher-steps", help="Evaluations of --teacher per answer.", min=1, max=TIMESTEPS)
+        int,
+        opt.grouped(
+            TEACHER, "--teacher-steps", metavar="N", help="Evaluations of --teacher per answer.", min=1, max=TIMESTEPS
+        ),
     ] = 1,
     preset: Annotated[
         PresetName | None, opt.grouped(TRAINING, "--preset", help="Settings to begin with: lite (default) or paper.")
     ] = None,
     config: Annotated[
         Path | None,
-        opt.grouped(TRAINING, "--config", help="TOML file: preset, and the tables train, network and options."),
+        opt.grouped(
+            TRAINING, "--config", metavar="FILE", help="TOML file: preset, and the tables train, network and options."
+        ),
     ] = None,
     max_value: Annotated[
         float | None,
         opt.grouped(
             INPUT,
             "--max-value",
+            metavar="VALUE",
             help="Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
             min=1,
         ),
     ] = None,
     resume: Annotated[bool, opt.grouped(RUN, "--resume", help="Go on from the run folder.")] = False,
     init: Annotated[
-        Path | None, opt.grouped(TRAINING, "--init", help="Checkpoint whose weights a new run starts from.")
+        Path | None,
+        opt.grouped(TRAINING, "--init", metavar="FILE", help="Checkpoint whose weights a new run starts from."),
     ] = None,
     dry_run: Annotated[
         bool, opt.grouped(RUN, "--dry-run", help="Print configuration and parameters, and stop.")
