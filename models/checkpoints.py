@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
+from uknowpan.durable import Scratch
 from uknowpan.models.architectures import ARCHITECTURES, TIMESTEPS, architecture_of, resolve
 from uknowpan.models.errors import CheckpointError
 
@@ -131,15 +131,11 @@ def build_network(card: Card) -> nn.Module:
 
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
     """Write weights and card to a temporary file beside the target, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
-    try:
-        temporary.write_bytes(_serialised(weights, metadata))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with Scratch(path) as scratch:
+        scratch.path.write_bytes(_serialised(weights, metadata))
+        scratch.publish()
 
 
 def _serialised(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -68,7 +68,7 @@ def test_libraries_keep_to_their_side(folder, foreign, own):
     assert not offenders(sources(folder), *foreign)
     for path in sources(folder):
         ours = imports(path, "uknowpan")
-        allowed = (own, "uknowpan.errors", "uknowpan.__version__")
+        allowed = (own, "uknowpan.errors", "uknowpan.durable", "uknowpan.__version__")
         assert all(name == "uknowpan" or any(inside(name, other) for other in allowed) for name in ours), short(path)
 
 
@@ -82,9 +82,11 @@ def test_only_the_commands_import_typer():
     assert not offenders([p for p in PRODUCT if commands not in p.parents], "typer", "click")
 
 
-def test_the_errors_import_nothing():
-    """`uknowpan.errors` serves all folders."""
+def test_what_all_folders_share_imports_nothing_of_ours():
+    """`uknowpan.errors` and `uknowpan.durable` serve all folders."""
     assert imported(ROOT / "uknowpan_cli" / "errors.py") <= {"__future__", "__future__.annotations"}
+    shared = {name.split(".")[0] for name in imported(ROOT / "uknowpan_cli" / "durable.py")}
+    assert shared <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("folder", ["tiling", "models"])

@@ -3,6 +3,7 @@
 from uknowpan.tiling.errors import (
     IncompatiblePair,
     InputUnreadable,
+    OutputBusy,
     OutputError,
     OutputExists,
     ResumeMismatch,
@@ -17,19 +18,18 @@ from uknowpan.tiling.output import (
     check_output,
     encode,
     output_encoding,
-    sweep_temporary,
 )
 from uknowpan.tiling.pair import ScenePair, open_pair, sample_windows
 from uknowpan.tiling.raster import parse_band_spec
-from uknowpan.tiling.strips import StripStore
+from uknowpan.tiling.strips import StripStore, placed_by_interrupted, sweep_strips
 from uknowpan.tiling.tiles import StripBlender, Tile, feather, plan_tiles, strip_rows, tile_rows_needed
 from uknowpan.tiling.window import Frame, Grid, Window
 
 # fmt: off
 __all__ = [
-    "FILL_REACH", "Encoding", "Frame", "Grid", "IncompatiblePair", "InputUnreadable", "MsMeta", "OutputError",
-    "OutputExists", "OutputOptions", "PanMeta", "ResumeMismatch", "ScenePair", "SceneWriter", "StripBlender",
-    "StripStore", "Tile", "TileArrays", "TilingError", "Window", "check_output", "encode", "feather", "open_pair",
-    "output_encoding", "output_valid", "parse_band_spec", "plan_tiles", "sample_windows", "strip_rows",
-    "sweep_temporary", "tile_rows_needed", "uncertainty_meta",
+    "FILL_REACH", "Encoding", "Frame", "Grid", "IncompatiblePair", "InputUnreadable", "MsMeta", "OutputBusy",
+    "OutputError", "OutputExists", "OutputOptions", "PanMeta", "ResumeMismatch", "ScenePair", "SceneWriter",
+    "StripBlender", "StripStore", "Tile", "TileArrays", "TilingError", "Window", "check_output", "encode",
+    "feather", "open_pair", "output_encoding", "output_valid", "parse_band_spec", "placed_by_interrupted",
+    "plan_tiles", "sample_windows", "strip_rows", "sweep_strips", "tile_rows_needed", "uncertainty_meta",
 ]

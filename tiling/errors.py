@@ -24,5 +24,9 @@ class InvalidResult(OutputError):
     """A valid pixel of the result is NaN or infinite."""
 
 
+class OutputBusy(OutputError):
+    """Another run is writing the output."""
+
+
 class ResumeMismatch(TilingError):
     """Finished strips on disk were made from other inputs or parameters."""

@@ -1,10 +1,8 @@
 """Writing the result: metadata, rounding, nodata, and files that exist only when complete."""
 
-import glob
 import os
 import re
 import shutil
-import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,6 +17,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.shutil import copy as raster_copy
 from rasterio.windows import Window as GdalWindow
 
+from uknowpan.durable import Scratch
 from uknowpan.tiling.errors import InvalidResult, OutputError, OutputExists, TilingError
 from uknowpan.tiling.fill import AnyArray, BoolArray
 from uknowpan.tiling.metadata import MsMeta
@@ -157,7 +156,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     Use as a context manager: an exception removes everything, the end of the block completes the file. Before the
     rename the file is read back and compared with what was written, as GDAL does not report a disk that fills up while
-    it closes. Memory: one row of blocks.
+    it closes. Its content is on the disk before its name is. Memory: one row of blocks.
 
     Raises OutputError, OutputExists.
     """
@@ -182,13 +181,13 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         self._grid = grid
         self._options = options
         self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
-        # A link stays one: what it points to is replaced.
-        self._target = Path(path).resolve()
-        self._temp, self._temp_cog = _temp_paths(self._target)
         self._next = 0
         self._pending: list[AnyArray] = []
         self._sums: list[tuple[int, int, int]] = []
         self._dataset: rasterio.io.DatasetWriter | None = None
+        with self._explained():
+            self.scratch = Scratch(path)
+        self._temp, self._temp_cog = self.scratch.folder / "new.tif", self.scratch.folder / "cog.tif"
         try:
             with self._explained():
                 self._dataset = self._create(meta)
@@ -273,26 +272,40 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
                 self._dataset.write(part, window=window)
             self._sums.append((first + top, part.shape[1], zlib.crc32(part.data)))
 
+    def finish(self) -> Scratch:
+        """Complete the file under its temporary name; `place` renames it."""
+        if self._next != self._grid.height:
+            raise ValueError(f"{self._next} of {self._grid.height} rows written: {self.path}")
+        assert self._dataset is not None
+        with self._explained():
+            self._dataset.close()
+            self._dataset = None
+            final = self._temp
+            if self._options.format == "cog":
+                self._verify(self._temp, exactly=True)
+                self._copy_to_cog()
+                final = self._temp_cog
+            elif self._options.overviews:
+                self._build_overviews()
+            self._verify(final, self._is_lossless())
+            self.scratch.seal(final)
+        return self.scratch
+
+    def place(self) -> None:
+        """Give the finished file its name, and remove what belongs to the file that it replaces."""
+        with self._explained():
+            self.scratch.place()
+        # Statistics, overviews and mask of the file that was overwritten.
+        for end in _SIDECARS:
+            for path in (self.scratch.target, self.path):
+                with suppress(OSError):
+                    os.remove(f"{path}{end}")
+
     def close(self) -> None:
         """Complete the file and give it its final name."""
         try:
-            if self._next != self._grid.height:
-                raise ValueError(f"{self._next} of {self._grid.height} rows written: {self.path}")
-            assert self._dataset is not None
-            with self._explained():
-                self._dataset.close()
-                self._dataset = None
-                final = self._temp
-                if self._options.format == "cog":
-                    self._verify(self._temp, exactly=True)
-                    self._copy_to_cog()
-                    final = self._temp_cog
-                elif self._options.overviews:
-                    self._build_overviews()
-                self._verify(final, self._is_lossless())
-                os.replace(final, self._target)
-                # Statistics, overviews and mask of the file that was overwritten.
-                _remove([f"{p}{end}" for p in (self._target, self.path) for end in _SIDECARS])
+            self.finish()
+            self.place()
         finally:
             self.abort()
 
@@ -360,7 +373,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
                 self._dataset.close()
             self._dataset = None
         self._pending = []
-        _remove_temps([self._temp, self._temp_cog])
+        self.scratch.discard()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -369,7 +382,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         except TilingError:
             raise
         except GDAL_ERRORS as error:
-            free = shutil.disk_usage(self._target.parent).free / 2**20
+            free = shutil.disk_usage(Path(self.path).resolve().parent).free / 2**20
             raise OutputError(
                 f"{self.path} cannot be written ({reason(error)}); "
                 f"{free:.0f} MiB are free there, check space and creation options."
@@ -391,46 +404,3 @@ def _predict(creation: dict[str, str], predictor: str) -> None:
     """Set a default PREDICTOR where the compression has one."""
     if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
         creation.setdefault("PREDICTOR", predictor)
-
-
-def sweep_temporary(target: Path) -> None:
-    """Remove what killed runs on this machine left of a file that they were writing."""
-    stem = _temp_stem(target)
-    for old in target.parent.glob(f"{glob.escape(stem)}*.tmp.tif"):
-        pid = old.name[len(stem) :].split(".")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
-            _remove_temps([old])
-
-
-def _temp_stem(target: Path) -> str:
-    host = re.sub(r"\W", "-", socket.gethostname())
-    return f".{target.name}.{host}."
-
-
-def _temp_paths(target: Path) -> tuple[Path, Path]:
-    """Names beside the target."""
-    sweep_temporary(target)
-    stem = f"{_temp_stem(target)}{os.getpid()}"
-    temp, cog = target.with_name(f"{stem}.tmp.tif"), target.with_name(f"{stem}.cog.tmp.tif")
-    _remove_temps([temp, cog])
-    return temp, cog
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _remove_temps(paths: Sequence[Path]) -> None:
-    _remove([f"{path}{end}" for path in paths for end in ("", *_SIDECARS)])
-
-
-def _remove(paths: Sequence[str]) -> None:
-    for path in paths:
-        with suppress(OSError):
-            os.remove(path)

@@ -15,6 +15,7 @@ from rasterio.io import DatasetReader
 
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
 from uknowpan.tiling.fill import FILL_REACH, AnyArray, BoolArray, FloatArray, TileArrays, fill_invalid, output_valid
+from uknowpan.tiling.identity import files_behind, stamp
 from uknowpan.tiling.metadata import MsMeta, PanMeta, ms_meta, pan_meta
 from uknowpan.tiling.placing import (
     MAX_RATIO,
@@ -78,7 +79,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         self.may_have_invalid = any(source.may_have_holes for source in self._sources) or self._extrapolates()
         """whether an output pixel can come out invalid, as far as headers and geometry tell"""
         self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
-        self._stamps = [_stamp(path) for path in self.inputs]
+        self._stamps = [stamp(path) for path in dict.fromkeys([*self.inputs, *files_behind(self.inputs)])]
         self._lock = threading.RLock()
 
     def _extrapolates(self) -> bool:
@@ -233,6 +234,12 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             "pan_nodata": None if self.pan_meta.nodata is None else repr(self.pan_meta.nodata),
         }
 
+    def check_unchanged(self) -> None:
+        """Raise InputUnreadable where an input is no longer the file that was opened."""
+        for before in self._stamps:
+            if stamp(str(before[0])) != before:
+                raise InputUnreadable(f"{before[0]} changed while it was read; run again once it is complete.")
+
     def close(self) -> None:
         """Close the rasters, after a read that is under way in another thread."""
         with self._lock:
@@ -240,14 +247,6 @@ class ScenePair(AbstractContextManager["ScenePair"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _stamp(path: str) -> list[object]:
-    try:
-        stat = os.stat(path)
-    except OSError:  # /vsi paths and URLs
-        return [path, None, None]
-    return [path, stat.st_size, stat.st_mtime_ns]
 
 
 def open_pair(

@@ -1,9 +1,15 @@
 """Finished strips on disk, so that a killed run can go on where it was."""
 
 import errno
+import glob
 import json
 import os
+import re
 import shutil
+import stat
+import tempfile
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from uknowpan.tiling.errors import OutputError, ResumeMismatch
+from uknowpan.durable import Scratch, sync_file, sync_folder, write_text
+from uknowpan.tiling.errors import OutputBusy, OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.output import SceneWriter
 
@@ -22,8 +29,14 @@ except ImportError:  # not a POSIX system: runs on one output are not kept apart
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 """a file system without locks"""
-_STATE = "state.json"
+_STATE, _COMMIT = "state.json", "commit.json"
+_OURS = re.compile(r"(state|survey|commit)\.json|.+-\d{6}\.(npy|tmp)|\..+\.tmp")
+"""names of the files in a folder of strips"""
+_SEAL = b"crc32"
+"""begins what follows the array in the file of a strip"""
 _KIND = "uknowpan strips 1"
+OLD = 5.0
+"""seconds after which a folder of strips without its final name belongs to no run"""
 _LOOK = 1 << 16
 """values that are compared at once"""
 
@@ -44,6 +57,27 @@ def _unpacked(kept: AnyArray) -> AnyArray:
     return np.broadcast_to(kept["value"][0], tuple(kept["shape"][0]))
 
 
+def _checksum(kept: AnyArray) -> bytes:
+    """The last bytes of a strip's file: a sum over dtype, shape and values."""
+    head = repr((kept.dtype.descr, kept.shape)).encode()
+    data = np.ascontiguousarray(kept).view(np.uint8) if kept.size else b""
+    return _SEAL + zlib.crc32(data, zlib.crc32(head)).to_bytes(4, "little")
+
+
+def _load(path: Path) -> AnyArray:
+    """The strip in a file. Raises OSError, and ValueError where the file is torn or damaged."""
+    with open(path, "rb") as file:
+        try:
+            kept = np.load(file)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header can be taken for anything
+            raise ValueError(f"{path} is damaged") from error
+        if file.read() != _checksum(kept):
+            raise ValueError(f"{path} is damaged")
+    return _unpacked(kept)
+
+
 def _is_constant(rows: AnyArray) -> bool:
     """Whether all values have the same bits, those of NaN too; stops near the first that differs."""
     if rows.size < 2:
@@ -58,8 +92,8 @@ class StripStore:
     """`OUT.part/`: one .npy for each layer and strip, in the file's dtype, and `state.json`.
 
     Strip i is what tile row i completes; the strips of a layer, one below the other, are the output. Each file is
-    renamed into place when complete, so what is there is finished. A strip of one single value, as an empty part of a
-    scene gives, is kept as that value and a shape.
+    renamed into place when complete and on the disk, and ends with a checksum. A strip of one single value, as an
+    empty part of a scene gives, is kept as that value and a shape. Only the folder's owner can look into it.
     """
 
     def __init__(
@@ -78,6 +112,7 @@ class StripStore:
         self._lock: IO[str] | None = None
         fields = {"kind": _KIND, "fingerprint": dict(fingerprint), "layers": list(layers), "count": count}
         state = json.loads(json.dumps(fields))
+        sweep_strips(output)
         # Another run may begin or end between the two looks at the folder; then look again.
         while not (self._take_over(state, resume) or self._begin(state)):
             pass
@@ -98,9 +133,10 @@ class StripStore:
                 return
             self.release()
             if isinstance(error, BlockingIOError):
-                text = f"Another run is writing {self.folder}; wait for it"
-            else:
-                text = f"{self.folder} cannot be locked ({error.strerror}); try again"
+                raise OutputBusy(
+                    f"Another run is writing {self.folder}; wait for it, or name another output."
+                ) from error
+            text = f"{self.folder} cannot be locked ({error.strerror}); try again"
             raise OutputError(f"{text}, or name another output.") from error
 
     def release(self) -> None:
@@ -111,24 +147,28 @@ class StripStore:
 
     def _take_over(self, state: dict[str, Any], resume: bool) -> bool:
         """Continue in the folder of an earlier run; False if there is none, or none any more."""
+        earlier: Any = None
         try:
+            ours = _is_own(self.folder)
             self._claim(self.folder)
             assert self._lock is not None
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / _STATE)):
                 return False  # removed, and made anew by another run, before we had the lock
-            earlier = json.load(self._lock)
-            ours = earlier["kind"] == _KIND
+            earlier = _parsed(self._lock.read())
+            ours &= earlier["kind"] == _KIND if earlier is not None else self._holds_strips_alone()
         except FileNotFoundError:
-            if self._is_gone():
+            if self._is_gone() or self._clear_stateless():
                 return False
             ours = False
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError):
             ours = False
         if not ours:
             self.release()
             raise OutputError(
                 f"{self.folder} is in the way and does not come from an interrupted run; move it or remove it."
             )
+        if earlier is None:  # a power cut took the state: whose strips they are is not known
+            resume = False
         if not resume:
             self._drop_all()
             return False
@@ -150,6 +190,33 @@ class StripStore:
         except FileNotFoundError:
             return True
 
+    def _holds_strips_alone(self) -> bool:
+        return all(_OURS.fullmatch(name) for name in os.listdir(self.folder))
+
+    def _clear_stateless(self) -> bool:
+        """Empty a folder whose state a power cut took; False where it holds other files too.
+
+        A run that takes the place of the folder meanwhile has another one, which this handle does not reach.
+        """
+        try:
+            handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            names = os.listdir(handle)
+            if _STATE in names or not all(_OURS.fullmatch(name) for name in names):
+                return _STATE in names  # it has just been made: look again
+            for name in names:
+                if name.startswith("."):
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=handle)
+                else:
+                    os.unlink(name, dir_fd=handle)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+
     def _drop_all(self) -> None:
         self.dropped = len({path.stem.split("-")[-1] for path in self.folder.glob("*-*.npy")})
         try:
@@ -159,47 +226,53 @@ class StripStore:
             raise OutputError(f"{self.folder} cannot be removed ({error.strerror}); remove it yourself.") from error
 
     def _delete(self) -> None:
-        """Under the lock, and the state last: without it the folder would be refused."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != _STATE:
-                path.unlink()
-        (self.folder / _STATE).unlink()
-        # Empty, anyone may have it; NFS removes a folder only once no file in it is open.
+        """Rename the folder, so that it is gone at once, then remove it."""
+        gone = self._beside(".old")
+        os.rename(self.folder, gone)
+        sync_folder(self.folder.parent)
+        # NFS removes a folder only once no file in it is open.
         self.release()
-        with suppress(OSError):
-            self.folder.rmdir()
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _beside(self, suffix: str) -> Path:
+        """A free name beside the folder, which only its owner can write to."""
+        return Path(tempfile.mkdtemp(suffix, f".{self.folder.name}.", self.folder.parent))
 
     def _begin(self, state: dict[str, Any]) -> bool:
         """Make the folder, with its state and locked from the start; False if another run was faster."""
-        temp = self.folder.with_name(f".{self.folder.name}.{os.urandom(4).hex()}.new")
+        temp = None
         try:
-            temp.mkdir()
+            temp = self._beside(".new")
             (temp / _STATE).write_text(json.dumps(state, indent=1))
+            sync_file(temp / _STATE)
+            sync_folder(temp)
             self._claim(temp)
             os.replace(temp, self.folder)
+            sync_folder(self.folder.parent)
         except OSError as error:
             self.release()
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 return False
             raise OutputError(f"{self.folder} cannot be made ({error.strerror}); is the folder writable?") from error
         finally:
-            shutil.rmtree(temp, ignore_errors=True)
+            if temp is not None:
+                shutil.rmtree(temp, ignore_errors=True)
         return True
 
     def _drop_torn(self) -> None:
-        """A power cut can leave a renamed file without its contents."""
+        """Remove strips that a power cut tore or a disk damaged: they are made again."""
         for index in range(self.count):
             for layer in self.layers:
-                path = self._path(layer, index)
-                try:
-                    np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
-                except FileNotFoundError:
-                    continue
-                except (OSError, ValueError, EOFError):
-                    with suppress(OSError):
-                        path.unlink()
+                with suppress(FileNotFoundError):
+                    try:
+                        _load(self._path(layer, index))
+                    except (OSError, ValueError):
+                        self._path(layer, index).unlink()
+
+    def drop_strips(self) -> None:
+        """Remove all strips, where what they were made with is lost."""
+        for path in self.folder.glob("*-*.npy"):
+            path.unlink()
 
     def _path(self, layer: str, index: int) -> Path:
         return self.folder / f"{layer}-{index:06d}.npy"
@@ -220,8 +293,12 @@ class StripStore:
             path = self._path(layer, index)
             temp = path.with_suffix(".tmp")
             try:
+                kept = _packed(rows[layer])
                 with open(temp, "wb") as file:
-                    np.save(file, _packed(rows[layer]), allow_pickle=False)
+                    np.save(file, kept, allow_pickle=False)
+                    file.write(_checksum(kept))
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.replace(temp, path)
             except OSError as error:
                 with suppress(OSError):
@@ -239,14 +316,66 @@ class StripStore:
             for index in range(self.count):
                 path = self._path(layer, index)
                 try:
-                    rows = _unpacked(np.load(path))
-                except (OSError, ValueError, EOFError) as error:
+                    rows = _load(path)
+                except (OSError, ValueError) as error:
                     raise OutputError(f"{path} is missing or damaged; resume the run.") from error
                 writers[layer].write_encoded(row, rows)
                 row += rows.shape[1]
+
+    def commit(self, files: Mapping[str, Scratch]) -> None:
+        """Note that complete files are about to get their names, so that a resumed run may replace them."""
+        stamps = {str(file.target): _stamp(file.path) for file in files.values()}
+        write_text(self.folder / _COMMIT, json.dumps(stamps))
 
     def remove(self) -> None:
         """Remove the folder, once the output has its final name."""
         with suppress(OSError):
             self._delete()
         self.release()
+
+
+def _parsed(text: str) -> Any:
+    """JSON; None where there is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether this user made a folder, and no link stands in its place. Raises OSError."""
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode):
+        return False
+    if not hasattr(os, "geteuid") or status.st_uid == os.geteuid():
+        return True
+    probe = tempfile.mkdtemp(dir=folder.parent)  # file systems may give users other numbers
+    try:
+        return os.lstat(probe).st_uid == status.st_uid
+    finally:
+        os.rmdir(probe)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = os.stat(path)
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def sweep_strips(output: str) -> None:
+    """Remove folders that killed runs were about to make or to remove."""
+    part = Path(f"{output}.part")
+    for folder in part.parent.glob(f".{glob.escape(part.name)}.*"):
+        with suppress(OSError):
+            made = folder.suffix == ".new" and time.time() - folder.stat().st_mtime > OLD
+            if made or folder.suffix == ".old":
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def placed_by_interrupted(output: str, paths: Sequence[str]) -> bool:
+    """Whether a run that was killed while it named its outputs has put all files there that exist at `paths`."""
+    try:
+        stamps = json.loads((Path(f"{output}.part") / _COMMIT).read_text())
+        existing = [Path(os.path.realpath(path)) for path in paths if os.path.exists(path)]
+        return bool(existing) and all(stamps.get(str(path)) == _stamp(path) for path in existing)
+    except (OSError, ValueError, AttributeError):
+        return False

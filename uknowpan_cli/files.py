@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from uknowpan.durable import sweep
 from uknowpan.errors import UsageError
 
 _SIDE = 1024
@@ -16,7 +15,8 @@ _SIDE = 1024
 
 def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool) -> None:
     """Refuse outputs (option -> path) that are inputs, exist, cannot be made or share one name."""
-    from uknowpan.tiling import check_output
+    from uknowpan.tiling import check_output, sweep_strips
+    from uknowpan.tiling.identity import files_behind
 
     inputs = [*inputs, *files_behind(inputs)]
     seen: dict[Path, str] = {}
@@ -24,28 +24,11 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
         if path is None:
             continue
         check_output(path, inputs, overwrite)
+        sweep(path)
+        sweep_strips(path)
         other = seen.setdefault(Path(path).resolve(), option)
         if other != option:
             raise UsageError(f"{other} and {option} name the same file {path}.")
-
-
-def files_behind(inputs: Sequence[str]) -> list[str]:
-    """The local files that rasters are read from: sources of a VRT, the archive of a /vsizip/."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    files: list[str] = []
-    for name in inputs:
-        if Path(name).suffix.lower() != ".vrt" and not name.startswith("/vsi"):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(name) as dataset:
-                parts = list(dataset.files)
-        for file in (name, *parts):
-            path = Path(re.sub(r"^(/vsi[a-z0-9]+/)+", "", file))
-            files += [str(p) for p in (path, *path.parents) if p.is_file()]
-    return files
 
 
 class _Messages(logging.Handler):

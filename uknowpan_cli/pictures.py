@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from uknowpan.durable import Scratch
 
 BACKGROUND = (24, 26, 30)
 """Colour between panels."""
@@ -241,13 +241,9 @@ def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
         raise ValueError(
             f"a PNG needs uint8 of shape (1, 3 or 4, H, W), got {rgb.dtype} {rgb.shape}; Stretch.apply makes one."
         )
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        _image(rgb).save(beside, "PNG", optimize=True)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with Scratch(path) as scratch:
+        _image(rgb).save(scratch.path, "PNG", optimize=True)
+        scratch.publish()
 
 
 def _image(rgb: np.ndarray) -> Image.Image:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uknowpan.errors import UsageError
@@ -16,7 +16,7 @@ from uknowpan.loading import tiles_at_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warning, coregistered, no_progress
-from uknowpan.tiling import ScenePair, Tile, open_pair, plan_tiles
+from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, plan_tiles
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
@@ -136,6 +136,8 @@ def prepared(
             named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
             paths = {flag: None if path is None else str(path) for flag, path in named.items()}
+            if options.resume and placed_by_interrupted(output, [path for path in paths.values() if path]):
+                options = replace(options, overwrite=True)
             check_outputs(paths, inputs, options.overwrite or dry_run)
             try_creation(creation_of(options), options.format, options.output_dtype or pair.meta.dtype)
         sharpener = load()

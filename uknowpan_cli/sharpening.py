@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +16,16 @@ import numpy.typing as npt
 import torch
 
 from uknowpan import __version__
+from uknowpan.durable import Scratch
 from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
 from uknowpan.files import check_outputs
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.sharpeners import Sharpened
 from uknowpan.scenes import Scene, creation_of, plan_scene
-from uknowpan.surveying import Progress, SceneScale, no_progress, remembered
+from uknowpan.surveying import Progress, SceneScale, no_progress, remember, remembered
 from uknowpan.tiling import (
     Grid,
+    InputUnreadable,
     OutputOptions,
     SceneWriter,
     StripBlender,
@@ -310,12 +312,7 @@ def sharpen_scene(
     Raises:
         TilingError, ModelError, OutOfMemory, Interrupted: see their classes.
     """
-    report = with_back_off(scene, lambda smaller, first: _to_files(smaller, on_progress, tags or {}, first))
-    if scene.options.preview is not None:
-        from uknowpan.pictures import preview_png
-
-        preview_png(scene.output, Path(scene.options.preview))
-    return report
+    return with_back_off(scene, lambda smaller, first: _to_files(smaller, on_progress, tags or {}, first))
 
 
 def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], first: bool) -> SharpenReport:
@@ -346,10 +343,21 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         store.put(index, {name: encode(values, valid, encodings[name]) for name, values in strip.items()})
 
     with _ends_in_order(store), bounded_gdal_cache(scene.bytes_across):
-        scene = replace(scene, survey=remembered(scene.survey, store.folder / "survey.json"))
+        scene = _with_survey_of(store, scene)
         skipped = sharpen_strips(scene, set(store.missing()), keep, on_progress)
         _assemble(scene, store, tags)
     return _report(scene, skipped)
+
+
+def _with_survey_of(store: StripStore, scene: Scene) -> Scene:
+    """The scene with the survey that the strips were made with; strips go where it is lost."""
+    path = store.folder / "survey.json"
+    survey = remembered(path)
+    if survey is None:
+        store.drop_strips()
+        survey = scene.survey
+        remember(survey, path)
+    return replace(scene, survey=survey)
 
 
 def _report(scene: Scene, skipped: int) -> SharpenReport:
@@ -424,19 +432,32 @@ def layer_writer(
 
 
 def _assemble(scene: Scene, store: StripStore, tags: Mapping[str, str]) -> None:
-    """Strips to files; the files get their names when all of them are complete."""
+    """Strips to files; the files get their names when all of them are complete and on the disk."""
     named = {f"UKNOWPAN_{key}": value for key, value in (_tags(scene) | dict(tags)).items()}
-    pair = scene.pair
-    writers: dict[str, SceneWriter] = {}
-    try:
+    pair, preview = scene.pair, scene.options.preview
+    with ExitStack() as stack:
+        writers: dict[str, SceneWriter] = {}
         for name, path in scene.layers.items():
             writers[name] = layer_writer(scene, name, path, pair.grid, named, pair.inputs)
+            stack.callback(writers[name].abort)
         store.assemble(writers)
+        files = {name: writer.finish() for name, writer in writers.items()}
+        if preview is not None:
+            from uknowpan.pictures import preview_png
+
+            files["preview"] = stack.enter_context(Scratch(preview))
+            preview_png(files["image"].path, files["preview"].path)
+            files["preview"].seal()
+        try:
+            pair.check_unchanged()
+        except InputUnreadable:
+            store.drop_strips()
+            raise
+        store.commit(files)
+        if preview is not None:
+            files["preview"].place()
         for name in reversed(list(writers)):  # the image last: with it all is there
-            writers[name].close()
-    finally:
-        for writer in writers.values():
-            writer.abort()
+            writers[name].place()
     store.remove()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from uknowpan.durable import write_text
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
@@ -276,9 +277,9 @@ def clipping_warning(meta: MsMeta, high: float, dtype: str | None) -> str | None
     return f"the MS's values reach about {high:.4g}: {lost}; leave out --output-dtype"
 
 
-def remembered(current: Survey, path: Path) -> Survey:
-    """The survey of the run that is resumed, to the last bit; else the current one, kept in `path`."""
-    if path.exists():
+def remembered(path: Path) -> Survey | None:
+    """The survey that `remember` kept in a file, to the last bit; None where there is none, or it is torn."""
+    try:
         data = json.loads(path.read_text())
         psf = data["measured"]
         return Survey(
@@ -286,12 +287,15 @@ def remembered(current: Survey, path: Path) -> Survey:
             SceneStatistics.from_dict(data["statistics"]),
             None if psf is None else Psf(psf["sigma"], tuple(psf["shift"]), psf["correlation"]),
         )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(survey: Survey, path: Path) -> None:
+    """Keep a survey in a file. Raises OSError."""
     data = {
-        "scale": asdict(current.scale),
-        "statistics": current.statistics.as_dict(),
-        "measured": None if current.measured is None else asdict(current.measured),
+        "scale": asdict(survey.scale),
+        "statistics": survey.statistics.as_dict(),
+        "measured": None if survey.measured is None else asdict(survey.measured),
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data))
-    temporary.replace(path)
-    return current
+    write_text(path, json.dumps(data))

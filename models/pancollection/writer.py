@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from uknowpan.durable import Scratch
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.file import IMAGES, PatchBatch, reason_of
 
@@ -70,7 +71,7 @@ class PanCollectionWriter:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.count = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._scratch: Scratch | None = None
         self._disk: _Disk | None = None
         self._file: Any = None
 
@@ -89,7 +90,8 @@ class PanCollectionWriter:
         arrays["place"] = np.asarray(places, np.int32)
         with self._explained():
             if self._file is None:
-                self._disk = _Disk(self._temporary)
+                self._scratch = Scratch(self.path)
+                self._disk = _Disk(self._scratch.path)
                 self._file = h5py.File(self._disk, "w")
             for name, values in arrays.items():
                 self._extend(name, values)
@@ -110,11 +112,14 @@ class PanCollectionWriter:
         with self._explained():
             self._file.attrs.update(attributes)
             self._let_go()
+            assert self._scratch is not None
+            self._scratch.seal()
 
     def publish(self) -> None:
         """Put the finished file in place of the target."""
         with self._explained():
-            os.replace(self._temporary, self.path)
+            assert self._scratch is not None
+            self._scratch.place()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -137,4 +142,5 @@ class PanCollectionWriter:
     def __exit__(self, *error: object) -> None:
         with suppress(OSError, RuntimeError):  # the disk may be full
             self._let_go()
-        self._temporary.unlink(missing_ok=True)
+        if self._scratch is not None:
+            self._scratch.discard()

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import torch
 
+from uknowpan.durable import sync_file, sync_folder
 from uknowpan.errors import ModelError
 from uknowpan.models.errors import CheckpointError, DataError
 
@@ -118,6 +119,7 @@ class RunFolder:
         temporary = self.path / ".state.tmp"
         try:
             torch.save(state, temporary)
+            sync_file(temporary)
             os.replace(temporary, self.state)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
             temporary.unlink(missing_ok=True)
@@ -161,7 +163,9 @@ def _write_whole(path: Path, content: bytes) -> None:
     """Write beside the file first: a kill at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.stem}.tmp")
     temporary.write_bytes(content)
+    sync_file(temporary)
     os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def _step_of(line: bytes) -> float:

@@ -192,12 +192,17 @@ def test_outputs(tmp_path: Path) -> None:
         ([Entry("p", ("m",), "p", "a/b"), Entry("q", ("m",), "q", "a_b")], "", "share one output"),
         ([Entry("p", ("m",), "p"), Entry("q", ("m",), "q", None, "p_s.tif")], "_s", "one output"),
         ([Entry("p", ("m",), "p")], "_sigma", "share one output"),
+        ([Entry("p", ("m",), "p", None, "../../x.tif")], "", "leaves .*; give its full path"),
+        ([Entry("p", ("m",), "p", None, "link.tif"), Entry("victim", ("m",), "q")], "", "is the input .*victim"),
         ([Entry("p", ("OUT/q.tif,band=1",), "q")], "", "output of scene q is the input .*q.tif"),
     ],
 )
 def test_clashes(entries: list[Entry], suffix: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "link.tif").symlink_to("victim")
+    here = str(tmp_path)
     entries = [
-        Entry(e.pan, tuple(m.replace("OUT", str(tmp_path)) for m in e.ms), e.key, e.id, e.output) for e in entries
+        Entry(e.pan.replace("victim", f"{here}/victim"), (e.ms[0].replace("OUT", here),), e.key, e.id, e.output)
+        for e in entries
     ]
     with pytest.raises(UsageError) as failure:
         scenes_of(entries, tmp_path, suffix, uncertainty=True)
@@ -246,7 +251,9 @@ def test_every_scene_is_in_one_shard(ids: list[str], scheduler: str, count: int,
     else:
         shards = [choose_shard("auto", environment(scheduler, k, count, low, step)) for k in range(count)]
     assert [(shard.index, shard.count) for shard in shards] == [(k, count) for k in range(1, count + 1)]
-    assert [sum(shard.has(name) for shard in shards) for name in ids] == [1] * len(ids)
+    shares = [shard.share(ids) for shard in shards]
+    assert sorted(name for share in shares for name in share) == sorted(ids)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
     names = {shard.suffix for shard in shards}
     assert names == ({""} if count == 1 else {f"-{k}-of-{count}" for k in range(1, count + 1)})
 
@@ -254,10 +261,10 @@ def test_every_scene_is_in_one_shard(ids: list[str], scheduler: str, count: int,
 def test_shards_stay_what_they_are() -> None:
     """A shard that starts tomorrow, with another version, must agree with today's."""
     scenes = [f"scene{i}" for i in range(12)]
-    assert [[s for s in scenes if Shard(k, 3).has(s)] for k in (1, 2, 3)] == [
-        ["scene0", "scene2", "scene3", "scene11"],
-        ["scene1", "scene6", "scene7", "scene8", "scene9"],
-        ["scene4", "scene5", "scene10"],
+    assert [[s for s in scenes if s in Shard(k, 3).share(scenes)] for k in (1, 2, 3)] == [
+        ["scene1", "scene3", "scene5", "scene8"],
+        ["scene4", "scene6", "scene7", "scene11"],
+        ["scene0", "scene2", "scene9", "scene10"],
     ]
 
 

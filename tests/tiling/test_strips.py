@@ -188,7 +188,7 @@ def test_nobody_gets_a_folder_that_is_being_removed(tmp_path, monkeypatch, end):
     path = tmp_path / "a.tif"
     store = open_store(path)
     store.put(0, {"image": np.zeros((2, 16, 50), "uint16"), "sigma": np.zeros((2, 16, 50))})
-    with meanwhile(monkeypatch, os, "unlink", refused(path)):
+    with meanwhile(monkeypatch, os, "rename", refused(path)):
         if end == "remove":
             store.remove()
         else:

@@ -372,7 +372,7 @@ def test_temporary_files_of_dead_runs_are_removed(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
     for pid in (dead, "1"):
-        (tmp_path / temp.replace(f".{os.getpid()}.", f".{pid}.")).write_text("torn")
+        (tmp_path / temp.replace(f".{os.getpid()}.", f".{pid}.")).mkdir()
     write(tmp_path / "o.tif", image(), meta())
     assert leftovers(tmp_path) == [temp.replace(f".{os.getpid()}.", ".1."), "o.tif"]
 

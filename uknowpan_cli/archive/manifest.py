@@ -50,18 +50,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """Share `index` (from 1) of `count`: the scenes whose id hashes to it."""
+    """Share `index` (from 1) of `count`."""
 
     index: int = 1
     count: int = 1
     source: str = ""
     """Where it was read from."""
 
-    def has(self, scene_id: str) -> bool:
-        """Whether a scene is in it; so that shards agree whenever and wherever they start, this
-        is a function of its id and of `count` alone."""
-        digest = hashlib.sha256(scene_id.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
+    def share(self, ids: Sequence[str]) -> set[str]:
+        """The ids of its scenes, of all ids of a batch.
+
+        In the order of a hash each id goes to the next shard: shards differ by at most one scene. They agree whenever
+        and wherever they start, as long as the manifest is the same.
+        """
+        ordered = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
+        return set(ordered[self.index - 1 :: self.count])
 
     @property
     def suffix(self) -> str:
@@ -278,23 +281,25 @@ def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", un
     scenes = []
     for entry in entries:
         name = entry.id or entry.key
-        output = folder / (entry.output or f"{_safe(name)}{suffix}.tif")
+        output = Path(os.path.normpath(folder / (entry.output or f"{_safe(name)}{suffix}.tif")))
+        if not os.path.isabs(entry.output or "") and not output.is_relative_to(os.path.normpath(folder)):
+            raise UsageError(f"The output {entry.output} of scene {name} leaves {folder}; give its full path instead.")
         sigma = output.with_name(f"{_safe(name)}_sigma.tif")
         scenes.append(Scene(name, entry.pan, entry.ms, str(output), str(sigma)))
     _refuse_shared([(scene.id, scene) for scene in scenes], "id")
-    paths = [(os.path.abspath(scene.output), scene) for scene in scenes]
+    paths = [(os.path.realpath(scene.output), scene) for scene in scenes]
     if uncertainty:
-        paths += [(os.path.abspath(scene.sigma), scene) for scene in scenes]
+        paths += [(os.path.realpath(scene.sigma), scene) for scene in scenes]
     _refuse_shared(paths, "output")
     inputs = {
-        os.path.abspath(_without_band(path)): path
+        os.path.realpath(_without_band(path)): path
         for scene in scenes
         for path in (scene.pan, *scene.ms)
         if not ELSEWHERE.match(path)
     }
     for path, scene in paths:
         if path in inputs:
-            raise UsageError(f"The output of scene {scene.id} is the input {path}.")
+            raise UsageError(f"The output of scene {scene.id} is the input {inputs[path]}.")
     return scenes
 
 

@@ -60,12 +60,12 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        done = self.of("done")
-        seconds = sum(scene.get("seconds") or 0.0 for scene in done)
-        megapixels = sum(scene.get("megapixels") or 0.0 for scene in done)
+        measured = [s for s in self.scenes if s["status"] == "done" or s.get("megapixels_per_second") is not None]
+        seconds = sum(scene.get("seconds") or 0.0 for scene in measured)
+        megapixels = sum(scene.get("megapixels") or 0.0 for scene in measured)
         return {
             "scenes": len(self.scenes),
-            "done": len(done),
+            "done": len(self.of("done")),
             "skipped": len(self.of("skipped")),
             "failed": len(self.of("failed")),
             "seconds": round(seconds, 3),
@@ -105,7 +105,24 @@ def merged_report(folder: Path) -> Report:
     paths = sorted(folder.glob("report*.jsonl"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no report of a batch (report*.jsonl).")
-    lines = [line for path in paths for line in _lines(path)]
-    lines.sort(key=lambda line: str(line.get("finished", "")))  # stable: else as they stand
-    last = {line["id"]: line for line in lines}
+    last: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for name, line in _last_lines(path).items():
+            if name not in last or str(line.get("finished", "")) >= str(last[name].get("finished", "")):
+                last[name] = line
     return Report([last[name] for name in sorted(last)])
+
+
+FIGURES = ("seconds", "megapixels", "megapixels_per_second", "peak_mb", "device", "warnings")
+"""Keys that a scene that was skipped has from the run that made its output."""
+
+
+def _last_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Scene -> its last line in a report, whatever its clock shows; a skipped one keeps the figures of its making."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in _lines(path):
+        before = last.get(line["id"], {})
+        if line["status"] == "skipped" and before.get("status") in ("done", "skipped"):
+            line = line | {key: before[key] for key in FIGURES if key in before}
+        last[line["id"]] = line
+    return last

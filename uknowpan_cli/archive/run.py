@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -28,6 +26,7 @@ from uknowpan import __version__
 from uknowpan import errors as exits
 from uknowpan.archive.manifest import Scene
 from uknowpan.console import to_json
+from uknowpan.durable import sweep, write_text
 from uknowpan.errors import UsageError
 from uknowpan.loading import load_once
 from uknowpan.models.sharpeners import Sharpener
@@ -37,19 +36,21 @@ from uknowpan.sharpening import SharpenReport, sharpen_scene
 from uknowpan.surveying import Progress, no_progress
 from uknowpan.tiling import (
     InputUnreadable,
+    OutputBusy,
     OutputError,
     OutputExists,
     ResumeMismatch,
     ScenePair,
     StripStore,
-    sweep_temporary,
+    sweep_strips,
 )
+from uknowpan.tiling.identity import sampled_digest
 from uknowpan.tiling.raster import GDAL_ERRORS, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
 
-OLD = 5.0
-"""Seconds after which a folder of strips without its final name belongs to no run."""
+WAIT = 1.0
+"""Seconds between two looks at a scene that another run is at."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,32 @@ class SceneOutcome:
     finished: str = ""
     """UTC, ISO 8601"""
     version: str = __version__
+    warnings: tuple[str, ...] = ()
+    """Remarks on the scene; none where nothing was sharpened."""
     may_pass: bool = False
     """Whether another attempt may end otherwise; not in the report."""
+    busy: bool = False
+    """Whether another run is at the scene; not in the report."""
 
     def as_dict(self) -> dict[str, object]:
         """A line of the report."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "may_pass"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("may_pass", "busy")}
 
 
-def attempts(scene: Scene, settings: BatchSettings, on_progress: Progress = no_progress) -> Iterator[SceneOutcome]:
-    """Run a scene, again while it fails for what may pass, at most `retries` times more."""
+def attempts(
+    scene: Scene, settings: BatchSettings, on_progress: Progress = no_progress, wait: bool = True
+) -> Iterator[SceneOutcome]:
+    """Run a scene, again while it fails for what may pass, at most `retries` times more.
+
+    wait: where another run is at the scene, wait for its end; else yield nothing.
+    """
     for attempt in range(1, settings.retries + 2):
         outcome = run_scene(scene, settings, attempt, on_progress)
+        while outcome.busy and wait:
+            time.sleep(WAIT)
+            outcome = run_scene(scene, settings, attempt, on_progress)
+        if outcome.busy:
+            return
         yield outcome
         if not outcome.may_pass or attempt > settings.retries:
             return
@@ -139,7 +154,8 @@ def run_scene(
     seconds = time.monotonic() - began
     if error is not None:
         code, message = exits.exit_code(error), exits.sentence(error)
-        outcome = replace(started, code=code, message=message, may_pass=_may_pass(error, scene))
+        busy = isinstance(error, OutputBusy)
+        outcome = replace(started, code=code, message=message, may_pass=_may_pass(error, scene), busy=busy)
     elif outcome.status == "done" and outcome.megapixels is not None:
         speed = round(outcome.megapixels / max(seconds, 1e-9), 3)
         outcome = replace(outcome, megapixels_per_second=speed)
@@ -194,11 +210,13 @@ def _run(
         return replace(outcome, status="skipped", message="is there already")
     state.refuse_others(options.overwrite)
     folder = Path(scene.output).parent
-    if folder.is_relative_to(settings.folder):
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(settings.folder)):
         folder.mkdir(parents=True, exist_ok=True)
     options = replace(options, overwrite=bool(state.present) or options.overwrite)
     tags = {"IDENTITY": state.digest}
     with prepared(scene.pan, scene.ms, scene.output, options, lambda: sharpener) as ready:
+        if ready.pair.identity()["inputs"] != state.inputs:
+            raise InputUnreadable(f"The inputs of scene {scene.id} changed while they were read; run it again.")
         try:
             report = sharpen_scene(ready, on_progress, tags)
         except ResumeMismatch as error:
@@ -206,7 +224,7 @@ def _run(
             _drop_strips(scene.output)
             report = sharpen_scene(ready, on_progress, tags)
     _write_sidecar(scene, options, state, report)
-    return replace(outcome, status="done")
+    return replace(outcome, status="done", warnings=tuple(report.notes))
 
 
 def _options(scene: Scene, settings: BatchSettings) -> SharpenOptions:
@@ -234,9 +252,21 @@ class _State:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def inputs(self) -> object:
+        """Stamps of the files that the inputs are read from."""
+        pair: Any = self.facts["pair"]
+        return pair["inputs"]
+
+    @property
     def complete(self) -> bool:
-        """Whether all outputs are there, made from the same."""
-        return all(self.present.get(path) == self.digest for path in self.wanted)
+        """Whether all outputs are there, made from the same and whole."""
+        if not all(self.present.get(path) == self.digest for path in self.wanted):
+            return False
+        sidecar = _read_sidecar(self.wanted[0], self.digest) or {}
+        stamps = sidecar.get("files")
+        if isinstance(stamps, dict) and all(Path(path).name in stamps for path in self.wanted):
+            return all(stamps[Path(path).name] == _contents(path) for path in self.wanted)
+        return all(_is_readable(path) for path in self.wanted)
 
     def refuse_others(self, overwrite: bool) -> None:
         """Raises OutputExists for a file that was made from something else."""
@@ -287,6 +317,25 @@ def _identity_in(path: str) -> str | None:
     return None if identity is None else str(identity)
 
 
+def _contents(path: str) -> list[object] | None:
+    """Size and sampled digest of an output."""
+    try:
+        return [os.path.getsize(path), sampled_digest(path)]
+    except OSError:
+        return None
+
+
+def _is_readable(path: str) -> bool:
+    """Whether a raster can be read to its end."""
+    try:
+        with rasterio.open(path) as dataset:
+            for _, window in dataset.block_windows(1):
+                dataset.read(window=window)
+    except GDAL_ERRORS:
+        return False
+    return True
+
+
 def _sidecar(output: str) -> Path:
     return Path(f"{output}.json")
 
@@ -331,11 +380,10 @@ def _write_sidecar(
         "megapixels": state.megapixels,
         "seconds": None if report is None else report.seconds,
         "report": None if report is None else asdict(report),
+        "files": {Path(file).name: _contents(file) for file in state.wanted},
         "written": _now(),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(to_json(content) + "\n")
-    os.replace(temporary, path)
+    write_text(path, to_json(content) + "\n")
 
 
 def _drop_strips(output: str) -> None:
@@ -347,16 +395,12 @@ def _drop_strips(output: str) -> None:
 
 def _sweep(scene: Scene) -> None:
     """Remove what killed runs left beside the outputs; strips stay."""
-    for path in (Path(scene.output), Path(scene.sigma)):
-        if not path.parent.is_dir():
-            continue
-        sweep_temporary(path.resolve())
-        with suppress(OSError):
-            path.with_name(f".{path.name}.json.tmp").unlink()
-        for folder in path.parent.glob(f".{glob.escape(path.name)}.part.*.new"):
-            with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > OLD:
-                    shutil.rmtree(folder, ignore_errors=True)
+    for path in (scene.output, scene.sigma):
+        if Path(path).parent.is_dir():
+            sweep(path)
+            sweep_strips(path)
+    if Path(scene.output).parent.is_dir():
+        sweep(_sidecar(scene.output))
 
 
 # How it went --------------------------------------------------------------------------------------

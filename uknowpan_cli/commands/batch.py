@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,7 +149,8 @@ def batch(
     entries = _entries(manifest, pan_glob, ms_glob, skip_missing)
     scenes = scenes_of(entries, folder, suffix, uncertainty)
     share = choose_shard(shard, os.environ)
-    mine = [scene for scene in scenes if share.has(scene.id)]
+    own = share.share([scene.id for scene in scenes])
+    mine = [scene for scene in scenes if scene.id in own]
     if not mine:
         log.warning("none of the %d scenes is in shard %s", len(scenes), share.suffix[1:])
         return
@@ -251,7 +253,7 @@ def _run(
     def note(outcome: SceneOutcome) -> None:
         append_line(path, outcome.as_dict())
         if as_json:
-            typer.echo(to_json(outcome.as_dict()))
+            _print(to_json(outcome.as_dict()))
 
     if cluster is None:
         outcomes = _in_turn(scenes, settings, note, quiet)
@@ -267,7 +269,7 @@ def _run(
                 failed += outcome.status == "failed"
                 _show(outcome, f"{ended}/{len(scenes)} {outcome.id}", quiet)
                 if outcome.status != "failed" and not as_json:
-                    typer.echo(outcome.output)
+                    _print(outcome.output)
                 if failed and fail_fast:
                     break
     except (exits.Interrupted, KeyboardInterrupt) as error:
@@ -286,14 +288,33 @@ def _in_turn(
     note: Callable[[SceneOutcome], None],
     quiet: bool,
 ) -> Generator[SceneOutcome, None, None]:
-    """One scene after the other in this process: `note` has each attempt, yielded is the last."""
+    """One scene after the other in this process: `note` has each attempt, yielded is the last.
+
+    Scenes that another run is at come last.
+    """
     from uknowpan.archive.run import attempts
 
-    for number, scene in enumerate(scenes, 1):
-        with progress(f"{number}/{len(scenes)} {scene.id}", quiet, "Mpx") as on_progress:
-            for outcome in attempts(scene, settings, on_progress):
+    busy: list[Scene] = []
+    for number, scene in enumerate(chain(scenes, busy), 1):
+        outcome = None
+        with progress(f"{min(number, len(scenes))}/{len(scenes)} {scene.id}", quiet, "Mpx") as on_progress:
+            for outcome in attempts(scene, settings, on_progress, wait=number > len(scenes)):
                 note(outcome)
-        yield outcome
+        if outcome is None:
+            log.info("%s: another run is at it; it comes last", scene.id)
+            busy.append(scene)
+        else:
+            yield outcome
+
+
+def _print(line: str) -> None:
+    """A line on stdout; where its reader has gone, as `head` does, the batch goes on without one."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _show(outcome: SceneOutcome, label: str, quiet: bool) -> None:

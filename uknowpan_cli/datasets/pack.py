@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from uknowpan.durable import Scratch
 from uknowpan.models.errors import DataError
 
 LEAST_SIDE = 16
@@ -100,9 +100,8 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
     import h5py
 
     lines = []
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
+    with Scratch(output) as scratch:
+        with h5py.File(scratch.path, "w") as file:
             for scene in read_recipe(recipe):
                 if scene.split == "skip":
                     continue
@@ -114,9 +113,7 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
                     if image is not None:
                         group.create_dataset(name, data=image, compression="gzip", shuffle=True)
                 lines.append(f"{scene.name}: gt {gt.shape} {note}")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+        scratch.publish()
     return lines
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from uknowpan.durable import Scratch
+from uknowpan.errors import InputError
+
 BANDS = ("blue", "green", "red", "nir")
 """Band names of the demo scene, and of drawn scenes with four bands."""
 PAN_WEIGHTS = (0.12, 0.30, 0.33, 0.25)
@@ -139,21 +142,26 @@ def write_scene(scene: SyntheticScene, folder: str | os.PathLike[str]) -> SceneP
         (paths.truth, scene.truth, 1),
     ):
         metres = scene.metres * factor
-        with rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            count=len(values),
-            height=values.shape[1],
-            width=values.shape[2],
-            dtype=scene.dtype,
-            crs=scene.crs,
-            transform=rasterio.transform.from_origin(*scene.corner, metres, metres),
-            compress="deflate",
-        ) as raster:
-            raster.descriptions = ("pan",) if len(values) == 1 else names
-            raster.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * (len(values) - 1)]
-            raster.write(values.astype(scene.dtype))
+        with Scratch(path) as scratch:
+            with rasterio.open(
+                scratch.path,
+                "w",
+                driver="GTiff",
+                count=len(values),
+                height=values.shape[1],
+                width=values.shape[2],
+                dtype=scene.dtype,
+                crs=scene.crs,
+                transform=rasterio.transform.from_origin(*scene.corner, metres, metres),
+                compress="deflate",
+            ) as raster:
+                raster.descriptions = ("pan",) if len(values) == 1 else names
+                raster.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * (len(values) - 1)]
+                raster.write(values.astype(scene.dtype))
+            with rasterio.open(scratch.path) as raster:  # GDAL does not report a disk that fills up while it closes
+                if not np.array_equal(raster.read(), values.astype(scene.dtype)):
+                    raise InputError(f"{path} does not hold what was written; is the disk full?")
+            scratch.publish()
     return paths
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from uknowpan.durable import Scratch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -280,11 +281,9 @@ def _judged(value: float, low: float, high: float) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears under its name only when it is complete."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        with Scratch(path) as scratch:
+            scratch.path.write_text(text, encoding="utf-8")
+            scratch.publish()
     except OSError as error:  # the system names no file when the disk is full
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from uknowpan.durable import sync_file
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
 from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, PatchBatch, reason_of
@@ -129,6 +130,7 @@ def write_cache(
         finally:
             with suppress(OSError, RuntimeError):  # the disk may be full
                 store.close()
+        sync_file(part)
         os.replace(part, out)
     return count
 

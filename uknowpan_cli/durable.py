@@ -1,0 +1,155 @@
+"""Files that get their names only when they are complete and on the disk.
+
+This module imports the standard library alone, so that `tiling` and `models` can use it.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import re
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: the number of the process has to do
+    fcntl = None  # type: ignore[assignment]
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES}
+"""Answers of file systems that cannot wait for a folder."""
+_LONGEST = 120
+"""Bytes of a name that the name of a scratch folder repeats; 255 are allowed in all."""
+_FRESH = 60.0
+"""Seconds in which an unlocked scratch folder may belong to a process that is about to lock it."""
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Wait until the content of a closed file is on the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can. Raises OSError."""
+    try:
+        sync_file(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+class Scratch(AbstractContextManager["Scratch"]):
+    """A private folder beside a file, in which the file's next content is written.
+
+    The folder has a random name and is its owner's alone, so that nobody can plant a link in it. A link at the
+    file's place stays one: the file that it points to is replaced, and keeps its permissions. Leaving the context
+    removes the folder. Raises OSError.
+    """
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(os.path.realpath(target))
+        sweep(self.target)
+        self.folder = Path(tempfile.mkdtemp(".tmp", f"{_stem(self.target)}{os.getpid()}.", self.target.parent))
+        self.path = self.folder / f"new{self.target.suffix}"
+        """where to write"""
+        self._lock = _locked(self.folder)
+
+    def seal(self, path: Path | None = None) -> None:
+        """Choose the complete file, by default `path`, and wait until its content is on the disk."""
+        self.path = path or self.path
+        with suppress(OSError):
+            os.chmod(self.path, stat.S_IMODE(os.stat(self.target).st_mode) & 0o777)
+        sync_file(self.path)
+
+    def place(self) -> None:
+        """Give the sealed file its name."""
+        os.replace(self.path, self.target)
+        sync_folder(self.target.parent)
+
+    def publish(self) -> None:
+        """Put what was written in place of the target."""
+        self.seal()
+        self.place()
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace a small file. Raises OSError."""
+    with Scratch(path) as scratch:
+        scratch.path.write_text(text)
+        scratch.publish()
+
+
+def sweep(target: str | os.PathLike[str]) -> None:
+    """Remove what killed runs on this machine left of a file that they were writing."""
+    target = Path(os.path.realpath(target))
+    stem = _stem(target)
+    for old in target.parent.glob(f"{glob.escape(stem)}*.tmp"):
+        pid = old.name[len(stem) :].split(".")[0]
+        if pid.isdigit() and _is_dead(old, int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _stem(target: Path) -> str:
+    host = re.sub(r"\W", "-", socket.gethostname())[:64]
+    name = os.fsdecode(os.fsencode(target.name)[:_LONGEST])
+    return f".{name}.{host}."
+
+
+def _locked(folder: Path) -> Any:
+    """A handle of a folder under a lock that ends with this process; None: there are no locks, or another has it."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def _is_dead(folder: Path, pid: int) -> bool:
+    """Whether the process that made a scratch folder has ended; a lock proves more than a number, which is reused."""
+    try:
+        handle = _locked(folder)
+        old = time.time() - folder.stat().st_mtime > _FRESH
+    except OSError:  # locked, or no folder
+        return False
+    if handle is not None:
+        os.close(handle)
+        if old:
+            return True
+    return not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
