@@ -90,14 +90,17 @@ def displaced(truth: np.ndarray, ratio: int, field: Field) -> np.ndarray:
     return np.stack(bands)
 
 
-def cloud(pan: np.ndarray, ms: np.ndarray, ratio: int, shift: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """A bright cloud over a quarter; in the MS it lies `shift` off. Returns PAN, MS and the PAN's cloudy pixels."""
+def cloud(
+    pan: np.ndarray, ms: np.ndarray, ratio: int, shift: tuple[float, float], share: float = 0.25
+) -> tuple[np.ndarray, ...]:
+    """A bright cloud over a share of the scene, `shift` off in the MS. Returns PAN, MS and the PAN's cloudy pixels."""
     h, w = pan.shape
     rng = np.random.default_rng(1)
     noise = sum(gaussian_filter(rng.standard_normal((h, w)), s, mode="wrap") * s**1.7 for s in (2, 5, 12, 30))
     rows, cols = np.mgrid[:h, :w]
-    blob = noise / noise.std() * 0.5 - (((rows - 0.3 * h) / (0.17 * h)) ** 2 + ((cols - 0.35 * w) / (0.18 * w)) ** 2)
-    alpha = 1 / (1 + np.exp(-3 * (blob + 1.0)))
+    blob = noise / noise.std() * 0.5 - (((rows - 0.3 * h) / (0.3 * h)) ** 2 + ((cols - 0.35 * w) / (0.3 * w)) ** 2)
+    # Pixels of more than 5 % cover make up the share, the soft rim included.
+    alpha = 1 / (1 + np.exp(-3 * (blob - np.quantile(blob, 1 - share)) - np.log(0.05 / 0.95)))
     texture = 1 + 0.08 * noise / noise.std()
     white = [np.percentile(x, 99) * 1.5 for x in (pan, *ms)]
     covered = pan * (1 - alpha) + alpha * white[0] * texture
