@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 TOOLBOX = "DLPan-Toolbox, genMTF"
-UNKNOWN_SOURCE = "none published; the toolbox's gains for sensors that it does not know"
+UNKNOWN_SOURCE = "none published; the toolbox's gains for other sensors"
 UNKNOWN_GAIN, UNKNOWN_PAN_GAIN = 0.30, 0.15
 """Gains that the toolbox uses for a sensor without published ones."""
 

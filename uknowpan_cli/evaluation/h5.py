@@ -292,7 +292,7 @@ def _report(
         )
     if scale < COARSE_SCALE:
         notes.append(
-            f"Q2n and D_lambda_K round to whole numbers, and full scale is only {scale:g}: they say little here."
+            f"Q2n and D_lambda_K round to whole numbers, and full scale is only {scale:g}: they mean little here."
         )
     exp = known_exp(results, sensor.name)
     about = {

@@ -266,9 +266,7 @@ def _peak(gt: Raster, max_value: float | None) -> float:
         peak = max(largest, 1.0)
     else:
         peak = next((p for p in (2.0**n - 1 for n in BIT_DEPTHS) if p >= largest), largest)
-    log.warning(
-        "PSNR and SSIM take %g for full scale, as %s reaches %g; --max-value says it better", peak, gt.path, largest
-    )
+    log.warning("PSNR and SSIM take %g for full scale, as %s reaches %g; give --max-value", peak, gt.path, largest)
     return peak
 
 

@@ -61,13 +61,6 @@ def results(rows, images=2):
     return Results("reduced" if "sam" in next(iter(rows.values())) else "full", images, scores)
 
 
-def test_help(uknowpan: Run) -> None:
-    outcome = uknowpan("evaluate", "--help")
-    assert outcome.code == 0 and outcome.stderr == ""
-    for option in ("--model", "--baselines", "--reference", "--pan", "--latex", "--pictures"):
-        assert option in outcome.stdout
-
-
 # ---------------------------------------------------------------------------------- test files
 
 
@@ -84,9 +77,10 @@ def test_a_table_with_exp_first(uknowpan: Run, reduced, tiny_model) -> None:
 
 
 def test_json_csv_latex_agree(uknowpan: Run, as_json, reduced, tiny_model, tmp_path) -> None:
-    table, tex = tmp_path / "scores.csv", tmp_path / "table.tex"
-    files = ["--csv", table, "--latex", tex]
+    table, tex, output = tmp_path / "scores.csv", tmp_path / "table.tex", tmp_path / "scores.json"
+    files = ["--csv", table, "--latex", tex, "-o", output]
     said = as_json(reduced, "--cut", 0, "-m", tiny_model, "--method", "gsa", "--seed", 5, *files)
+    assert said == json.loads(output.read_text())
     assert said["kind"] == "reduced" and said["images"] == 2
     assert said["max_value"] == 2047 and said["cut"] == 0 and said["scored_size"] == [64, 64]
     assert said["models"]["tiny"]["seed"] == 5 and len(said["models"]["tiny"]["sha256"]) == 64
@@ -113,13 +107,13 @@ def test_softness_of_the_results(as_json, reduced) -> None:
     def scores(*words: object) -> dict:
         return as_json(reduced, "--cut", 0, "-m", "generic", "--limit", 1, *words)
 
-    usual, told, soft = scores(), scores("--softness", 0.45), scores("--softness", 0.8)
-    assert usual["scores"]["generic"] == told["scores"]["generic"] != soft["scores"]["generic"]
+    usual, same, soft = scores(), scores("--softness", 0.45), scores("--softness", 0.8)
+    assert usual["scores"]["generic"] == same["scores"]["generic"] != soft["scores"]["generic"]
     assert soft["models"]["generic"]["softness"] == 0.8
     assert "softness" not in usual["models"]["generic"]
 
 
-def test_full_resolution_is_told_in_words(uknowpan: Run, full, tiny_model) -> None:
+def test_full_resolution_in_words(uknowpan: Run, full, tiny_model) -> None:
     outcome = uknowpan("evaluate", full, "-m", tiny_model)
     assert outcome.code == 0 and outcome.stderr == ""
     assert "full resolution: 2 images of 4 x 64 x 64, generic MTF" in outcome.stdout
@@ -130,16 +124,12 @@ def test_full_resolution_is_told_in_words(uknowpan: Run, full, tiny_model) -> No
     assert "No truth stands behind these numbers" in last
 
 
-def test_incomplete_tiles_are_said_to_be_left_out(uknowpan: Run, tmp_path, tiny_model) -> None:
+def test_incomplete_tiles_and_few_digital_numbers_are_noted(uknowpan: Run, tmp_path, tiny_model) -> None:
     path = write_images(tmp_path / "t.h5", size=80, gt=False, count=1, **KNOWN)
-    outcome = uknowpan("evaluate", path, "-m", tiny_model)
+    outcome = uknowpan("evaluate", path, "-m", tiny_model, "--max-value", 1)
     assert "Only 64 x 64 of 80 x 80 pixels are scored" in outcome.stdout
-    assert "±" not in outcome.stdout.split("\n", 2)[2]  # one image has no deviation
-
-
-def test_few_digital_numbers_are_said_to_be_too_few(uknowpan: Run, full, tiny_model) -> None:
-    outcome = uknowpan("evaluate", full, "-m", tiny_model, "--max-value", 1)
     assert "full scale is only 1" in outcome.stdout
+    assert "±" not in outcome.stdout.split("\n", 2)[2]  # one image has no deviation
 
 
 def test_pictures(uknowpan: Run, reduced, full, tiny_model, tmp_path) -> None:
@@ -239,6 +229,10 @@ def test_a_raster_against_its_truth(uknowpan: Run, as_json, tmp_path) -> None:
     assert "result.tif against gt.tif: border 0 cut, ratio 4" in outcome.stdout
     assert "In words" not in outcome.stdout
     assert (tmp_path / "s.csv").read_text().startswith("method,image,q2n,")
+    for name in ("o.csv", "o.tex"):
+        assert uknowpan("evaluate", *run, "-o", tmp_path / name).code == 0
+    assert (tmp_path / "o.csv").read_text() == (tmp_path / "s.csv").read_text()
+    assert (tmp_path / "o.tex").read_text().startswith(r"\begin{tabular}")
 
 
 def test_a_raster_without_truth(uknowpan: Run, as_json, make_pair, tmp_path) -> None:
@@ -306,7 +300,7 @@ def test_words_are_about_the_best_and_compare_with_exp() -> None:
         ((0.0232, 0.0813, 0.8975), 20, "QB", None),
     ],
 )
-def test_exp_tells_which_file_it_is(exp, images, sensor, said) -> None:
+def test_exp_shows_which_file_it_is(exp, images, sensor, said) -> None:
     row = {index: torch.full((images,), value, dtype=torch.float64) for index, value in full_scores(*exp).items()}
     found = known_exp(Results("full", images, {"EXP": row}), sensor)
     assert found is None if said is None else said in found
@@ -318,6 +312,7 @@ def test_exp_tells_which_file_it_is(exp, images, sensor, said) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
+        (["r.tif", "-o", "o.txt"], 2, "--output o.txt must end in .json, .csv, .tex"),
         (["r.tif"], 2, "give either its truth with --reference, or both --pan and --ms"),
         (["r.tif", "--pan", "p.tif"], 2, "or both --pan and --ms"),
         (["r.tif", "--reference", "g.tif", "--pan", "p.tif", "--ms", "m.tif"], 2, "either its"),
@@ -352,39 +347,29 @@ def test_what_is_refused(uknowpan: Run, reduced, full, tmp_path, monkeypatch, ar
 
 
 @pytest.mark.parametrize(
-    ("attributes", "bands", "sentence"),
+    ("attributes", "bands", "words", "code", "sentence"),
     [
-        ({}, 4, "does not declare its full scale"),
-        ({"max_value": 2047.0}, 4, "does not declare its sensor, whose MTF gains"),
-        ({"max_value": 2047.0, "sensor": "WV3"}, 5, "WV3 has 8 bands, not 5"),
-        ({"max_value": 2047.0, "sensor": "Hubble"}, 4, "no sensor is called 'Hubble'"),
+        ({}, 4, [], 3, "does not declare its full scale"),
+        ({"max_value": 2047.0}, 4, [], 3, "does not declare its sensor, whose MTF gains"),
+        ({"max_value": 2047.0, "sensor": "WV3"}, 5, [], 3, "WV3 has 8 bands, not 5"),
+        ({"max_value": 2047.0, "sensor": "Hubble"}, 4, [], 3, "no sensor is called 'Hubble'"),
+        ({"max_value": 2047.0, "sensor": "Hubble", "gt": True}, 5, [], 0, ""),  # a truth needs no sensor
+        (KNOWN, 5, ["--sensor", "QB"], 2, "QB has 4 bands, not 5"),
+        ({"without": "lms", "gt": True}, 4, [], 3, "t.h5 lacks lms; it holds gt, ms, pan"),
     ],
 )
-def test_a_file_that_does_not_say_enough(uknowpan: Run, tmp_path, tiny_model, attributes, bands, sentence) -> None:
-    path = write_images(tmp_path / "t.h5", count=1, bands=bands, gt=False, **attributes)
-    outcome = uknowpan("evaluate", path, "-m", tiny_model)
-    assert outcome.code == 3 and sentence in outcome.stderr
-    assert outcome.stderr.count("\n") == 1
-
-
-def test_a_sensor_of_other_bands(uknowpan: Run, tmp_path, tiny_model) -> None:
-    path = write_images(tmp_path / "t.h5", count=1, bands=5, gt=False, **KNOWN)
-    outcome = uknowpan("evaluate", path, "-m", tiny_model, "--sensor", "QB")
-    assert outcome.code == 2 and "QB has 4 bands, not 5" in outcome.stderr
-
-
-def test_a_truth_needs_no_sensor(uknowpan: Run, tmp_path, tiny_model) -> None:
-    attributes = {"max_value": 2047.0, "sensor": "Hubble"}
-    path = write_images(tmp_path / "t.h5", count=1, bands=5, **attributes)
-    assert uknowpan("evaluate", path, "-m", tiny_model, "--cut", 0).code == 0
-
-
-def test_a_file_that_lacks_something(uknowpan: Run, tmp_path, tiny_model) -> None:
-    path = write_images(tmp_path / "t.h5", count=1)
-    with h5py.File(path, "a") as file:
-        del file["lms"]
-    outcome = uknowpan("evaluate", path, "-m", tiny_model)
-    assert outcome.code == 3 and "t.h5 lacks lms; it holds gt, ms, pan" in outcome.stderr
+def test_files_that_lack_something(
+    uknowpan: Run, tmp_path, tiny_model, attributes, bands, words, code, sentence
+) -> None:
+    known = {"gt": False} | attributes
+    lacking = known.pop("without", None)
+    path = write_images(tmp_path / "t.h5", count=1, bands=bands, **known)
+    if lacking:
+        with h5py.File(path, "a") as file:
+            del file[lacking]
+    outcome = uknowpan("evaluate", path, "-m", tiny_model, "--cut", 0, *words)
+    assert outcome.code == code and sentence in outcome.stderr
+    assert outcome.stderr.count("\n") == (1 if code else 0)
 
 
 def test_full_memory_is_one_sentence(uknowpan: Run, reduced, tiny_model, monkeypatch) -> None:
