@@ -11,6 +11,7 @@ from typing import Any
 
 from rasterio.errors import NotGeoreferencedWarning
 
+from uknowpan.console import collected
 from uknowpan.errors import UknowpanWarning, UsageError
 from uknowpan.loading import load_for
 from uknowpan.models.devices import tune_cpu
@@ -23,33 +24,21 @@ from uknowpan.surveying import survey as survey_pair
 from uknowpan.tiling import ScenePair
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
-log = logging.getLogger("uknowpan")
-log.addHandler(logging.NullHandler())  # or Python would print warnings to stderr
+logging.getLogger("uknowpan").addHandler(logging.NullHandler())  # or Python would print warnings to stderr
 
 OF_PAIR = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid")
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
 
 
 @contextmanager
 def python_warnings(depth: int = 4) -> Iterator[None]:
     """Messages of a run become `UknowpanWarning`s at the line that called the API."""
-    collector = _Collector()
-    log.addHandler(collector)
+    texts: list[str] = []
     try:
-        with warnings.catch_warnings():
+        with collected("uknowpan") as texts, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # there is a sentence of our own
             yield
     finally:
-        log.removeHandler(collector)
-        for text in collector.texts:
+        for text in texts:
             warnings.warn(text, UknowpanWarning, stacklevel=depth)
 
 

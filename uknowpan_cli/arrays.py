@@ -103,9 +103,6 @@ def _sharpened(scene: Scene) -> tuple[dict[str, Array], Array]:
     return layers, valid
 
 
-# In -----------------------------------------------------------------------------------------------
-
-
 def array_raster(given: Any, name: str, nodata: float | None) -> ArrayRaster:
     """An array of any kind with its invalid pixels; `name` is for errors, and "PAN" may be (H, W)."""
     array = _to_numpy(given, name)
@@ -185,9 +182,6 @@ def in_memory(
         ) as dataset:  # fmt: skip
             dataset.write(values)
         yield memory.name
-
-
-# Out ----------------------------------------------------------------------------------------------
 
 
 def _as_given(image: Array, valid: Array, ms: ArrayRaster, pan: ArrayRaster, nodata: float | None) -> Any:

@@ -17,12 +17,8 @@ from typing import Any
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        return json.dumps(entry)
+        level = record.levelname.lower()
+        return json.dumps({"time": self.formatTime(record), "level": level, "message": record.getMessage()})
 
 
 def set_up_logging(verbosity: int, log_json: Path | None = None) -> None:
@@ -45,6 +41,26 @@ def set_up_logging(verbosity: int, log_json: Path | None = None) -> None:
     logger.propagate = False
 
 
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextmanager
+def collected(name: str) -> Iterator[list[str]]:
+    """The texts of the warnings that a logger gets meanwhile."""
+    collector, logger = _Collector(), logging.getLogger(name)
+    logger.addHandler(collector)
+    try:
+        yield collector.texts
+    finally:
+        logger.removeHandler(collector)
+
+
 def to_json(value: object) -> str:
     """JSON as other programs read it: NaN and infinities, which it lacks, become null."""
 
@@ -56,9 +72,6 @@ def to_json(value: object) -> str:
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(plain(value), allow_nan=False)
-
-
-# Progress -----------------------------------------------------------------------------------------
 
 
 class Progress:
@@ -85,12 +98,8 @@ def progress(label: str, quiet: bool, unit: str = "tiles") -> Iterator[Progress]
         from rich.console import Console
         from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn  # isort: skip
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            TimeRemainingColumn(),
-        )
+        texts = (TextColumn("{task.description}"), TextColumn("{task.fields[amount]}"))
+        columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn())
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=None, amount="")
 
@@ -118,8 +127,6 @@ def _plain_lines(every: float = 5.0) -> Callable[[str, int, int, str], None]:
 
     return show
 
-
-# Process ------------------------------------------------------------------------------------------
 
 _began: list[float] = []
 """Monotonic time at which this process began, where a command owns the process."""

@@ -81,7 +81,7 @@ def estimate(scene: Scene) -> Forecast:
     Tiles without data are counted and timed apart. The time up to here counts too: a run starts
     the same way.
     """
-    pair, plan = scene.pair, scene.plan
+    pair, plan, grid = scene.pair, scene.plan, scene.pair.grid
     seconds = time.monotonic() - scene.began
     tile, data = _full_tile(scene), _data_of(scene)
     per_tile, row = _sharpening_seconds(scene, tile)
@@ -91,17 +91,17 @@ def estimate(scene: Scene) -> Forecast:
     try:
         pixel = share * _writing_seconds(scene, row) if row.hrms[0] is not None else 0.0
         pixel += (1 - share) * _writing_seconds(scene, None) if share < 1 else 0.0
-        seconds += pixel * pair.grid.width * pair.grid.height
+        seconds += pixel * grid.width * grid.height
     except (OSError, OutputError) as error:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
     memory = scene.tile_bytes * min(scene.batch_size, plan.count) + scene.bytes_across
-    memory += height * pair.grid.width * pair.bands * 4 * 4
-    values = pair.grid.width * pair.grid.height * pair.bands
-    image = values * np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
+    memory += height * grid.width * pair.bands * 4 * 4
+    itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
+    image = grid.width * grid.height * pair.bands * itemsize
     return Forecast(
-        width=pair.grid.width,
-        height=pair.grid.height,
+        width=grid.width,
+        height=grid.height,
         bands=pair.bands,
         ratio=pair.ratio,
         method=scene.sharpener.name,
@@ -124,10 +124,9 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
-    """Seconds for a tile, and the result of the piece that was timed.
+    """Seconds for a tile, and the result of the piece that was timed: on a CPU a small one for a slow method.
 
-    On a CPU a slow method is timed on a small piece. The first call pays for the start and does
-    not count.
+    The first call pays for the start and does not count.
     """
     plan, ratio = scene.plan, scene.pair.ratio
     whole = scene.sharpener.multiple // gcd(scene.sharpener.multiple, ratio)
@@ -154,32 +153,24 @@ def _passing_seconds(scene: Scene, data: _Data) -> float:
     return seconds * (scene.plan.count - data.tiles)
 
 
-# Writing ------------------------------------------------------------------------------------------
-
-
 def _writing_seconds(scene: Scene, row: TileRow | None) -> float:
-    """Seconds per pixel of the output from the sharpened tile to the finished file.
+    """Seconds per output pixel to encode, keep, compress and read back the first tile of `row`.
 
-    Encoding, strips, compression and reading back count. The first tile of `row` is written;
-    None: one without data.
+    None: a tile without data.
     """
     if row is None:
-        hrms: Array | None = np.zeros((scene.pair.bands, WRITTEN, WRITTEN), np.float32)
-        valid: Array | None = np.zeros((1, WRITTEN, WRITTEN), np.bool_)
-        sigma = hrms
-    else:
-        hrms, valid, sigma = row.hrms[0], row.valid[0], row.sigma[0]
-    assert hrms is not None and valid is not None
-    layers = {"image": _repeated(hrms)}
-    if scene.options.uncertainty is not None and sigma is not None:
-        layers["uncertainty"] = _repeated(sigma)
-    wide = _repeated(valid)[0]
+        empty = np.zeros((scene.pair.bands, WRITTEN, WRITTEN), np.float32)
+        row = TileRow([empty], [np.zeros((1, WRITTEN, WRITTEN), np.bool_)], [empty])
+    arrays = {"image": row.hrms[0], "uncertainty": row.sigma[0] if scene.options.uncertainty is not None else None}
+    layers = {name: _repeated(values) for name, values in arrays.items() if values is not None}
+    assert row.valid[0] is not None
+    valid = _repeated(row.valid[0])[0]
 
     def write() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            _write_to(folder, scene, layers, wide)
+            _write_to(folder, scene, layers, valid)
 
-    return _timed(write)[0] / int(wide.size)
+    return _timed(write)[0] / int(valid.size)
 
 
 def _repeated(rows: Array) -> Array:
@@ -211,9 +202,6 @@ def _disk(scene: Scene, data: _Data, image: int) -> float:
     strips = (image + sigma) * data.rows / len(scene.plan.rows)
     copied = image * share if options.format == "cog" else 0
     return strips + image * (1 if plain else share) + sigma * share + copied
-
-
-# Data ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

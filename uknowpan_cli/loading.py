@@ -54,8 +54,9 @@ def load_for(options: SharpenOptions) -> Sharpener:
             "--dtype": options.dtype != "fp32",
             "--device": device != "cpu" and options.device != "auto",
         }
-        for flag in (flag for flag, given in idle.items() if given):
-            log.warning("%s changes nothing for --method %s", flag, options.method)
+        for flag, given in idle.items():
+            if given:
+                log.warning("%s changes nothing for --method %s", flag, options.method)
     return sharpener
 
 

@@ -14,14 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from uknowpan.errors import UsageError
 
-INPUT, RESULT, MODEL, TILING, FORMAT, RUN = (
-    "Input",
-    "Result",
-    "Model",
-    "Tiling and memory",
-    "Output format",
-    "Run",
-)
+INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling and memory", "Output format", "Run"
 """Groups of options in the help."""
 
 Method = Literal["bicubic", "brovey", "gsa", "mtf-glp"]
@@ -171,7 +164,8 @@ class SharpenOptions:
         self._set("bit_depth", None)
         self._set("softness", _softness(self.softness))
         self._set("bidx", band_numbers(self.bidx))
-        self._set("bounds", _numbers(self.bounds, "--bounds", 4))
+        bounds = numbers(self.bounds, "--bounds", 4)
+        self._set("bounds", None if bounds is None else tuple(bounds))
         for name in ("model", "uncertainty", "preview"):
             value = getattr(self, name)
             self._set(name, None if value is None else os.fspath(value))
@@ -227,11 +221,6 @@ def numbers(text: str | Sequence[float] | None, option: str, count: int | None =
     return values
 
 
-def _numbers(text: str | Sequence[float] | None, option: str, count: int) -> tuple[float, ...] | None:
-    values = numbers(text, option, count)
-    return None if values is None else tuple(values)
-
-
 def band_numbers(text: str | Sequence[float] | None) -> tuple[int, ...] | None:
     """Band numbers from 1 on; a UsageError for others."""
     values = numbers(text, "--bidx")
@@ -274,11 +263,11 @@ _OPEN_ARGUMENTS = {
 def creation_options(words: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     """GDAL creation options from a mapping or from KEY=VALUE words, also several in one word."""
     if isinstance(words, Mapping):
-        words = [f"{key}={value}" for key, value in words.items()]
+        pairs = [f"{key}={value}" for key, value in words.items()]
     else:
-        words = [word for text in words for word in text.split(",")]
+        pairs = [word for text in words for word in text.split(",")]
     options = {}
-    for word in words:
+    for word in pairs:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UsageError(f"--co takes KEY=VALUE, not {word!r}.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from uknowpan.errors import UsageError
@@ -20,6 +21,9 @@ from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, p
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
+
+DRY_WINDOWS = 3
+"""Number of samples where nothing is sharpened."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Scene:
     @property
     def tile_bytes(self) -> int:
         """Memory that sharpening one tile takes, about."""
-        return tile_bytes(self.pair, self.sharpener, self.plan)
+        first, rim = self.plan.rows[0][0], 2 * self.plan.margin
+        window = (first.height + rim) * (first.width + rim) * self.pair.ratio**2
+        return window * self.pair.bands * self.sharpener.floats_per_pixel * 4
 
     @property
     def overlapped(self) -> bool:
         """Blend in a thread and fetch results a batch late: the device computes meanwhile."""
-        return computes_beside(self.sharpener)
+        return self.sharpener.device != "cpu"
 
     @property
     def layers(self) -> dict[str, str]:
@@ -109,7 +115,6 @@ def prepared(
     in_memory: bool = False,
     dry_run: bool = False,
     began: float | None = None,
-    windows: int = SURVEY_WINDOWS,
     on_progress: Progress = no_progress,
 ) -> Iterator[Scene]:
     """Open a scene and check that it can be sharpened as asked, before anything is computed.
@@ -117,12 +122,12 @@ def prepared(
     Args:
         pan, ms: the rasters.
         output: the file to write.
-        options: wishes.
-        load: gives the sharpener; called when the files are in order.
+        options: the options of the run.
+        load: returns the sharpener; called when the files are in order.
         in_memory: no file is written.
-        dry_run: outputs that exist do no harm.
+        dry_run: outputs may exist, and fewer samples are taken.
         began: monotonic time at which the run began; None: now.
-        windows, on_progress: as of `survey`.
+        on_progress: called with (samples read, samples in all).
 
     Raises:
         TilingError, ModelError, UsageError: see their classes.
@@ -135,8 +140,8 @@ def prepared(
         if not in_memory:
             named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
-            paths = {flag: None if path is None else str(path) for flag, path in named.items()}
-            if options.resume and placed_by_interrupted(output, [path for path in paths.values() if path]):
+            paths = {flag: str(path) for flag, path in named.items() if path is not None}
+            if options.resume and placed_by_interrupted(output, list(paths.values())):
                 options = replace(options, overwrite=True)
             check_outputs(paths, inputs, options.overwrite or dry_run)
             try_creation(creation_of(options), options.format, options.output_dtype or pair.meta.dtype)
@@ -144,28 +149,20 @@ def prepared(
         if options.uncertainty is not None:
             check_uncertainty(sharpener)
         sharpener.check(pair.bands, pair.ratio)
-        pair, survey = coregistered(
-            pair,
-            lambda shift: open_scene(pan, ms, options, shift),
-            options.coregister,
-            sharpener,
-            options.max_value,
-            on_progress,
-            windows,
-        )
-        plan = plan_scene(pair, sharpener, survey, options)
-        _remark(pair, sharpener, options, survey, plan)
-        batch = options.batch_size or tiles_at_once(sharpener.device, tile_bytes(pair, sharpener, plan))
-        yield Scene(pair, sharpener, options, output, survey, plan, batch, began)
+        reopen = partial(open_scene, pan, ms, options)
+        windows = DRY_WINDOWS if dry_run else SURVEY_WINDOWS
+        pair, survey = coregistered(pair, reopen, sharpener, options, windows, on_progress)
+        scene = Scene(pair, sharpener, options, output, survey, plan_scene(pair, sharpener, survey, options), 1, began)
+        _warn_of(scene)
+        yield replace(scene, batch_size=options.batch_size or tiles_at_once(sharpener.device, scene.tile_bytes))
 
 
-def _remark(
-    pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, survey: Survey, plan: TilePlan
-) -> None:  # fmt: skip
+def _warn_of(scene: Scene) -> None:
     """Log what was assumed about the scene and what may look odd in the result."""
+    pair, plan, sharpener = scene.pair, scene.plan, scene.sharpener
     for note in pair.notes:
         log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
-    clipped = clipping_warning(pair.meta, survey.high, options.output_dtype)
+    clipped = clipping_warning(pair.meta, scene.survey.high, scene.options.output_dtype)
     if clipped is not None:
         log.warning(clipped)
     if not sharpener.local and plan.count > 1:
@@ -184,25 +181,11 @@ def check_uncertainty(sharpener: Sharpener) -> None:
         )
 
 
-def computes_beside(sharpener: Sharpener) -> bool:
-    """Whether the device computes while the CPU does other things."""
-    return sharpener.device != "cpu"
-
-
-def tile_bytes(pair: ScenePair, sharpener: Sharpener, plan: TilePlan) -> int:
-    """Memory in bytes that sharpening one tile takes, about."""
-    first, rim = plan.rows[0][0], 2 * plan.margin
-    window = (first.height + rim) * (first.width + rim) * pair.ratio**2
-    return window * pair.bands * sharpener.floats_per_pixel * 4
-
-
 def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: SharpenOptions) -> TilePlan:
     """Cut the frame into tiles whose sides are multiples that the sharpener takes."""
     ratio = pair.ratio
     multiple = sharpener.multiple // math.gcd(sharpener.multiple, ratio)
-    overlap_pan = options.overlap
-    if overlap_pan is None:
-        overlap_pan = 0 if sharpener.local else 32
+    overlap_pan = options.overlap if options.overlap is not None else 0 if sharpener.local else 32
     tile = max(round(options.tile / ratio / multiple), 1) * multiple
     overlap = math.ceil(overlap_pan / ratio / multiple) * multiple
     overlap = min(overlap, tile // 2 // multiple * multiple)
@@ -213,5 +196,6 @@ def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: S
 
 
 def creation_of(options: SharpenOptions) -> dict[str, str]:
+    """The creation options, which `SharpenOptions` has brought into a mapping."""
     creation: Any = options.creation
     return dict(creation)

@@ -76,9 +76,6 @@ class SharpenReport:
     notes: list[str] = field(default_factory=list)
 
 
-# Rows ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Batch:
     """Tiles that were read, in the network's units."""
@@ -294,9 +291,6 @@ def _smaller(scene: Scene, error: BaseException) -> Scene:
         f"Memory ran out with tiles of {options.tile} PAN pixels, one at a time; "
         "free memory, or sharpen a part with --bounds."
     ) from error
-
-
-# Write --------------------------------------------------------------------------------------------
 
 
 def sharpen_scene(

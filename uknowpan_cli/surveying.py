@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from uknowpan.durable import write_text
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.options import SharpenOptions
 from uknowpan.tiling import IncompatiblePair, MsMeta, ScenePair, TileArrays, sample_windows
 
 log = logging.getLogger("uknowpan")
@@ -168,9 +170,6 @@ def _rescaled(statistics: SceneStatistics, old: SceneScale, new: SceneScale) -> 
     )
 
 
-Part = tuple[slice, slice]
-
-
 def _pieces(
     samples: Sequence[TileArrays], ratio: int, scale: SceneScale
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
@@ -187,7 +186,7 @@ def _pieces(
     return pieces, valid
 
 
-def _clean_parts(valid: npt.NDArray[np.bool_]) -> list[Part]:
+def _clean_parts(valid: npt.NDArray[np.bool_]) -> list[tuple[slice, slice]]:
     """A sample without its invalid borders, or its quarters: blur is measured on clean parts only."""
     (top, bottom), (left, right) = (_extent(np.any(valid, axis)) for axis in (1, 0))
     inner = valid[top:bottom, left:right]
@@ -207,33 +206,19 @@ def _extent(flags: npt.NDArray[np.bool_]) -> tuple[int, int]:
 def coregistered(
     pair: ScenePair,
     reopen: Callable[[tuple[float, float]], ScenePair],
-    mode: str,
     sharpener: Sharpener,
-    max_value: float | None,
-    on_progress: Progress = no_progress,
-    windows: int = SURVEY_WINDOWS,
+    options: SharpenOptions,
+    windows: int,
+    on_progress: Progress,
 ) -> tuple[ScenePair, Survey]:
     """Survey the scene, and warn of the shift between PAN and MS or remove it.
 
-    Args:
-        pair: the opened scene; closed where another one is returned.
-        reopen: opens the pair anew with its MS moved by (dy, dx) PAN pixels.
-        mode: "off", "check" or "shift".
-        sharpener: the method.
-        max_value: full scale, if it is known.
-        on_progress: as of `survey`.
-        windows: as of `survey`.
-
-    Returns:
-        The pair to go on with, and its survey.
+    `reopen` opens the pair anew with its MS moved by (dy, dx) PAN pixels. The first pair is closed
+    where another one is returned.
     """
-
-    def look(scene: ScenePair, measure: bool) -> Survey:
-        return survey(
-            scene, sharpener, max_value=max_value, measure=measure, windows=windows, on_progress=on_progress
-        )  # fmt: skip
-
-    first = look(pair, mode != "off")
+    look = partial(survey, sharpener=sharpener, max_value=options.max_value, windows=windows, on_progress=on_progress)
+    mode = options.coregister
+    first = look(pair, measure=mode != "off")
     if mode == "off":
         return pair, first
     if first.shift is None:
@@ -257,7 +242,7 @@ def coregistered(
     pair.close()
     log.info("%s off the PAN and is moved by %+.2f and %+.2f", lies, *moved.shift)
     try:
-        again = look(moved, False)
+        again = look(moved, measure=False)
     except BaseException:
         moved.close()
         raise

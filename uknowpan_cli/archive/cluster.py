@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from uknowpan.options import SharpenOptions
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-
 log = logging.getLogger("uknowpan")
 
 TIMEOUT = 15
@@ -30,25 +29,13 @@ LOCAL = "local"
 
 
 class SchedulerLost(OSError):
-    """The scheduler went away, and with it what became of the scenes."""
+    """The scheduler is gone, and with it the outcomes of the scenes."""
 
 
-@dataclass(frozen=True)
-class ClusterRequest:
-    """Where scenes are to run."""
-
-    where: str
-    """Address of a scheduler, or "local": processes of this machine."""
-    workers: int | None = None
-    """How many of those; None: one per GPU, or per two cores."""
-
-
-def cluster_request(where: str | None, workers: int | None) -> ClusterRequest | None:
-    """What --dask and --dask-workers ask for; usage errors, and Dask missing, exit with 2."""
+def check_cluster(where: str | None, workers: int | None) -> None:
+    """Refuse values of --dask and --dask-workers that make no sense, or --dask without Dask."""
     if where is None:
-        if workers is not None:
-            raise UsageError("--dask-workers goes with --dask local.")
-        return None
+        raise UsageError("--dask-workers goes with --dask local.")
     if where != LOCAL and "://" not in where:
         raise UsageError(f"--dask takes local or tcp://HOST:PORT, not {where!r}.")
     if where != LOCAL and workers is not None:
@@ -57,26 +44,26 @@ def cluster_request(where: str | None, workers: int | None) -> ClusterRequest | 
         import distributed  # noqa: F401 - only whether it is there
     except ImportError:
         raise UsageError("--dask needs Dask: pip install 'uknowpan[dask]'.") from None
-    return ClusterRequest(where, workers)
 
 
 def on_cluster(
     scenes: Sequence[Scene],
     settings: BatchSettings,
-    request: ClusterRequest,
+    where: str,
+    workers: int | None,
     note: Callable[[SceneOutcome], None],
 ) -> Generator[SceneOutcome, None, None]:
-    """Run scenes on a cluster and tell how they ended, in the order in which they do.
+    """Run scenes on a cluster and yield their outcomes, in the order in which they end.
 
-    What a dead worker was at is given to another one, which goes on with the strips that are
-    there; a scene at which more workers died than Dask allows has failed. Closing the generator
-    takes back what waits; a local cluster is then ended, one with a scheduler of its own finishes
-    the scenes that it is at.
+    Another worker takes over the scene of a dead one, with the strips that are there. A scene at
+    which more workers died than Dask allows has failed. Closing the generator takes back the scenes
+    that wait. A local cluster then ends; another one finishes the scenes that it has begun.
 
     Args:
-        scenes: what to do; the workers see the same files by the same paths.
+        scenes: the workers see the same files by the same paths.
         settings: for all of them.
-        request: where.
+        where: address of a scheduler, or "local": processes of this machine.
+        workers: number of these processes; None: one per GPU, or per two cores.
         note: called with the outcome of each attempt, before that of the last one is yielded.
 
     Raises:
@@ -87,11 +74,11 @@ def on_cluster(
     if not log.isEnabledFor(logging.DEBUG):  # its tracebacks, beside our sentence
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
-        if request.where == LOCAL:
-            settings, client = stack.enter_context(_local(settings, request.workers))
+        if where == LOCAL:
+            settings, client = stack.enter_context(_local(settings, workers))
         else:
-            client = stack.enter_context(_reached(request.where))
-        yield from _ended(client, scenes, settings, request, note)
+            client = stack.enter_context(_reached(where))
+        yield from _ended(client, scenes, settings, where == LOCAL, note)
 
 
 def _anywhere(options: SharpenOptions) -> SharpenOptions:
@@ -99,9 +86,6 @@ def _anywhere(options: SharpenOptions) -> SharpenOptions:
     if options.model is None or not Path(options.model).exists():
         return options
     return replace(options, model=str(Path(options.model).absolute()))
-
-
-# Clusters -----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -159,7 +143,7 @@ def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[Batch
 
 
 def _gpus(options: SharpenOptions) -> int:
-    """GPUs to share the scenes out to; 0: none, or not wanted."""
+    """Number of GPUs that the scenes are spread over; 0: none, or not wanted."""
     if options.method is not None or options.device == "cpu":
         return 0
     import torch
@@ -167,18 +151,12 @@ def _gpus(options: SharpenOptions) -> int:
     return torch.cuda.device_count() if options.device == "auto" else 1
 
 
-# Tasks --------------------------------------------------------------------------------------------
-
 _TURN = threading.Lock()
-"""A worker with several threads does one scene after the other: threads and memory are meant for
-one, and the kernel counts the memory of all."""
+"""A worker with several threads sharpens one scene after the other: threads and memory suffice for one."""
 
 
 def _sharpen_here(scene: Scene, settings: BatchSettings, level: int, spread: bool) -> tuple[SceneOutcome, ...]:
-    """What a worker does: all attempts at a scene.
-
-    spread: the workers are 0, 1, ... of one machine and share its GPUs out.
-    """
+    """All attempts at a scene, in a worker; with `spread` the workers of a machine share its GPUs."""
     logging.getLogger("uknowpan").setLevel(level)
     with _TURN:
         if spread:
@@ -199,7 +177,7 @@ def _ended(
     client: Client,
     scenes: Sequence[Scene],
     settings: BatchSettings,
-    request: ClusterRequest,
+    spread: bool,
     note: Callable[[SceneOutcome], None],
 ) -> Iterator[SceneOutcome]:
     from distributed import as_completed
@@ -215,10 +193,10 @@ def _ended(
         pure=False,
         settings=settings,
         level=log.level,
-        spread=request.where == LOCAL,
+        spread=spread,
     )
     waiting = dict(zip(keys, futures, strict=True))
-    del futures
+    del futures  # a future that someone holds keeps its result on the cluster
     try:
         for future in as_completed(list(waiting.values()), loop=client.loop):
             outcomes = _outcomes(future, of[future.key])
@@ -231,7 +209,7 @@ def _ended(
 
 
 def _outcomes(future: Future[Any], scene: Scene) -> tuple[SceneOutcome, ...]:
-    """How the attempts ended. Raises SchedulerLost."""
+    """The outcomes of all attempts."""
     from distributed import CancelledError, KilledWorker
 
     try:
@@ -240,12 +218,12 @@ def _outcomes(future: Future[Any], scene: Scene) -> tuple[SceneOutcome, ...]:
         raise SchedulerLost(
             "The Dask scheduler is gone, or has dropped this batch; the same command goes on."
         ) from error
-    except KilledWorker as error:
-        return (lost(scene, " ".join(str(error).split())),)
-    except Exception as error:  # the worker cannot make sense of the task
-        log.debug("%s", scene.id, exc_info=True)
+    except Exception as error:
         text = " ".join(str(error).split())
-        return (lost(scene, f"The worker cannot run it ({type(error).__name__}: {text})."),)
+        if not isinstance(error, KilledWorker):  # the worker cannot make sense of the task
+            log.debug("%s", scene.id, exc_info=True)
+            text = f"The worker cannot run it ({type(error).__name__}: {text})."
+        return (lost(scene, text),)
     return tuple(outcomes)
 
 

@@ -1,4 +1,4 @@
-"""What a batch is to do: scenes from a manifest or from patterns, and this process's share."""
+"""The scenes of a batch, from a manifest or from patterns, and the share of this process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from uknowpan.errors import UsageError
 
@@ -68,19 +68,18 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """What the names of this shard's own files end with."""
+        """The end of the names of this shard's own files."""
         return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
 
 
-# Manifest -----------------------------------------------------------------------------------------
-
-
 def read_manifest(source: str, skip_missing: bool = False) -> list[Entry]:
-    """Scenes of a CSV or JSON lines file, "-" for stdin; which of the two, its first character
-    tells. Relative paths start from the file's folder, from stdin in the working directory.
+    """Scenes of a CSV or JSON lines file, "-" for stdin; JSON begins with a brace.
+
+    Relative paths start from the file's folder, from stdin in the working directory.
 
     Raises:
-        OSError: the file cannot be read. What is wrong in it exits with 2.
+        OSError: the file cannot be read.
+        UsageError: a line of it is wrong.
     """
     name = "the manifest from stdin" if source == "-" else source
     raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -99,15 +98,9 @@ def read_manifest(source: str, skip_missing: bool = False) -> list[Entry]:
         if not pan or not ms:
             lonely.append(place)
             continue
-        entries.append(
-            Entry(
-                pan=_resolved(pan, folder),
-                ms=tuple(_resolved(file, folder) for file in ms),
-                key=_safe(Path(_without_band(pan)).stem),
-                id=_given_id(row, place),
-                output=_text(row, "output", place) or None,
-            )
-        )
+        files = tuple(_resolved(file, folder) for file in ms)
+        key, output = _safe(Path(_without_band(pan)).stem), _text(row, "output", place) or None
+        entries.append(Entry(_resolved(pan, folder), files, key, _given_id(row, place), output))
     _without_partner(lonely, "has no pan or no ms", "have no pan or no ms", skip_missing)
     return entries
 
@@ -138,8 +131,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
 def _check_header(header: Sequence[str], name: str) -> None:
     for column in ("pan", "ms"):
         if column not in header:
-            found = ", ".join(header)
-            raise UsageError(f"{name} has no column {column!r} in its first line ({found}).")
+            raise UsageError(f"{name} has no column {column!r} in its first line ({', '.join(header)}).")
     for column in COLUMNS:
         if header.count(column) > 1:
             raise UsageError(f"{name} has the column {column!r} more than once.")
@@ -204,13 +196,14 @@ def _safe(text: str) -> str:
     return re.sub(r"[^\w.+=@-]+", "_", text).lstrip(".") or "scene"
 
 
-# Patterns -----------------------------------------------------------------------------------------
-
-
 def by_patterns(pan_glob: str, ms_glob: str, skip_missing: bool = False) -> list[Entry]:
-    """Scenes by the names of their files: what `*` stands for in the PAN's name is the scene's
-    key, and must be the same in the MS's. Several MS files with one key are bands, by name; `?`
-    and `[...]` are no part of the key. Wrong patterns and pairs exit with 2.
+    """Scenes by the names of their files: the text that `*` stands for in the PAN's name is the key.
+
+    The MS of a scene has the same key. Several MS files with one key are bands, by name. `?` and
+    `[...]` are no part of the key.
+
+    Raises:
+        UsageError: the patterns differ in their `*`, or a PAN or MS has no partner.
     """
     stars = [len(re.findall(r"\*+", pattern)) for pattern in (pan_glob, ms_glob)]
     if stars[0] != stars[1] or not stars[0]:
@@ -240,21 +233,17 @@ def _keyed(pattern: str) -> dict[tuple[str, ...], list[str]]:
     """Key -> files, sorted by name."""
     pattern = re.sub(r"(?<!^)/+", "/", os.path.expanduser(pattern))
     taken = re.compile(_as_regex(pattern), re.DOTALL)
-    found: dict[tuple[str, ...], list[str]] = {}
+    files: dict[tuple[str, ...], list[str]] = {}
     for path in sorted(glob.glob(pattern, recursive=True)):
         match = taken.fullmatch(path)
         if match is not None and os.path.isfile(path):
-            found.setdefault(match.groups(), []).append(path)
-    return found
+            files.setdefault(match.groups(), []).append(path)
+    return files
 
 
 def _as_regex(pattern: str) -> str:
     """A glob as a regular expression with a group for every `*`."""
-    tokens = {
-        "**/": r"((?:[^/]+/)*)",
-        "*": r"([^/]*)",
-        "?": r"[^/]",
-    }
+    tokens = {"**/": r"((?:[^/]+/)*)", "*": r"([^/]*)", "?": r"[^/]"}
     parts = []
     for token in re.findall(r"(?:(?<=/)|^)\*\*/|\*+|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
         if token in tokens:
@@ -269,13 +258,11 @@ def _as_regex(pattern: str) -> str:
     return "".join(parts)
 
 
-# Scenes -------------------------------------------------------------------------------------------
-
-
 def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", uncertainty: bool = False) -> list[Scene]:
     """Scenes with their outputs in `folder`: FOLDER/ID_sharp.tif and ID_sigma.tif beside it.
 
-    Ids, or outputs, that two scenes would share exit with 2, and so do outputs that are inputs.
+    Raises:
+        UsageError: two scenes share an id or an output, or an output is an input.
     """
     folder = folder.absolute()
     scenes = []
@@ -287,9 +274,8 @@ def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", un
         sigma = output.with_name(f"{_safe(name)}_sigma.tif")
         scenes.append(Scene(name, entry.pan, entry.ms, str(output), str(sigma)))
     _refuse_shared([(scene.id, scene) for scene in scenes], "id")
-    paths = [(os.path.realpath(scene.output), scene) for scene in scenes]
-    if uncertainty:
-        paths += [(os.path.realpath(scene.sigma), scene) for scene in scenes]
+    names = ("output", "sigma") if uncertainty else ("output",)
+    paths = [(os.path.realpath(getattr(scene, name)), scene) for name in names for scene in scenes]
     _refuse_shared(paths, "output")
     inputs = {
         os.path.realpath(_without_band(path)): path
@@ -317,14 +303,10 @@ def _refuse_shared(named: Sequence[tuple[str, Scene]], what: str) -> None:
 def _without_partner(names: Sequence[str], has: str, have: str, skip: bool) -> None:
     if not names:
         return
-    if len(names) == 1:
-        text = f"{names[0]} {has}"
-    else:
-        text = f"{len(names)} scenes {have}: {_few(names)}"
-    if skip:
-        log.warning("left out: %s", text)
-    else:
+    text = f"{names[0]} {has}" if len(names) == 1 else f"{len(names)} scenes {have}: {_few(names)}"
+    if not skip:
         raise UsageError(f"{text}; --skip-missing goes on without.")
+    log.warning("left out: %s", text)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -332,12 +314,12 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-# Shards -------------------------------------------------------------------------------------------
-
-
 def choose_shard(text: str, environment: Mapping[str, str]) -> Shard:
-    """The share of this process: "K/N" with K from 1, "none" for all, or "auto": what a
-    scheduler says in the environment. What makes no sense exits with 2."""
+    """The share of this process: "K/N" with K from 1, "none" for all, or "auto" by a scheduler's environment.
+
+    Raises:
+        UsageError: the text or the environment gives no share.
+    """
     if text == "none":
         return Shard(source="--shard")
     if text != "auto":
@@ -346,22 +328,18 @@ def choose_shard(text: str, environment: Mapping[str, str]) -> Shard:
             raise UsageError(f"--shard takes K/N, auto or none, not {text!r}.")
         return _checked(int(match[1]), int(match[2]), "--shard", text)
     set_here = {name: value for name, value in environment.items() if value.strip()}
-    found = [reader for variable, reader in _SCHEDULERS.items() if variable in set_here]
-    if not found:
+    present = [variable for variable in _SCHEDULERS if variable in set_here]
+    if not present:
         return Shard()
-    shard = found[0](set_here)
-    ignored = [v for v in _SCHEDULERS if v in set_here and v != shard.source]
-    log.info(
-        "shard %d of %d, from %s%s",
-        *(shard.index, shard.count, shard.source),
-        f"; {', '.join(ignored)} is not used" if ignored else "",
-    )
+    shard = _SCHEDULERS[present[0]](set_here)
+    unused = f"; {', '.join(present[1:])} is not used" if present[1:] else ""
+    log.info("shard %d of %d, from %s%s", shard.index, shard.count, shard.source, unused)
     return shard
 
 
-def _checked(index: int, count: int, source: str, said: str) -> Shard:
+def _checked(index: int, count: int, source: str, text: str) -> Shard:
     if not 1 <= index <= count:
-        raise UsageError(f"{source}: {said} is no share; K of K/N goes from 1 to N.")
+        raise UsageError(f"{source}: {text} is no share; K of K/N goes from 1 to N.")
     return Shard(index, count, source)
 
 
@@ -379,42 +357,40 @@ def _indexed(environment: Mapping[str, str], index: str, size: str) -> Shard:
     at, count = _whole(environment, index), _whole(environment, size)
     assert at is not None
     if count is None:
-        _sizeless(index, size)
+        raise _sizeless(index, size)
     return _checked(at + 1, count, index, f"{at} (from 0) of {size}={count}")
 
 
-def _sizeless(index: str, size: str) -> NoReturn:
-    raise UsageError(f"{index} is set, but not {size}: give --shard K/N, or --shard none.")
+def _sizeless(index: str, size: str) -> UsageError:
+    return UsageError(f"{index} is set, but not {size}: give --shard K/N, or --shard none.")
 
 
 def _slurm(environment: Mapping[str, str]) -> Shard:
     """The position of a task in its array, which must be a range (with a step)."""
     name = "SLURM_ARRAY_TASK_ID"
     task = _whole(environment, name)
-    low, high, step, count = (
-        _whole(environment, f"SLURM_ARRAY_TASK_{what}") for what in ("MIN", "MAX", "STEP", "COUNT")
-    )
+    low, high, step, count = (_whole(environment, f"SLURM_ARRAY_TASK_{x}") for x in ("MIN", "MAX", "STEP", "COUNT"))
     assert task is not None
     step = step or 1
     if count is None and low is not None and high is not None:
         count = (high - low) // step + 1
     if count is None:
-        _sizeless(name, "SLURM_ARRAY_TASK_COUNT")
+        raise _sizeless(name, "SLURM_ARRAY_TASK_COUNT")
     low = 0 if low is None else low
     position, rest = divmod(task - low, step)
     irregular = high is not None and high != low + (count - 1) * step
     if rest or irregular:
         raise UsageError(f"{name}={task} is of an array that is no range of {count} numbers; give --shard K/N.")
-    said = f"{task} of an array of {count} from {low} in steps of {step}"
-    return _checked(position + 1, count, name, said)
+    return _checked(position + 1, count, name, f"{task} of an array of {count} from {low} in steps of {step}")
 
 
+_SIZES = {
+    "AWS_BATCH_JOB_ARRAY_INDEX": "AWS_BATCH_JOB_ARRAY_SIZE",
+    "JOB_COMPLETION_INDEX": "UKNOWPAN_SHARDS",
+    "RANK": "WORLD_SIZE",
+}
 _SCHEDULERS: dict[str, Callable[[Mapping[str, str]], Shard]] = {
     "SLURM_ARRAY_TASK_ID": _slurm,
-    "AWS_BATCH_JOB_ARRAY_INDEX": lambda environment: _indexed(
-        environment, "AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"
-    ),
-    "JOB_COMPLETION_INDEX": lambda environment: _indexed(environment, "JOB_COMPLETION_INDEX", "UKNOWPAN_SHARDS"),
-    "RANK": lambda environment: _indexed(environment, "RANK", "WORLD_SIZE"),
+    **{index: partial(_indexed, index=index, size=size) for index, size in _SIZES.items()},
 }
-"""The variable that holds a scheduler's index -> how to read the share; the first one set wins."""
+"""Variable with a scheduler's index -> a function that reads the share; the first one set wins."""

@@ -1,4 +1,4 @@
-"""What became of a batch: JSON lines of each shard, and all of them put together."""
+"""The report of a batch: JSON lines of each shard, and all of them merged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from uknowpan.console import to_json
 
 
 def report_path(folder: Path, shard: Shard) -> Path:
-    """Where a shard notes how its scenes ended."""
+    """The file in which a shard notes how its scenes ended."""
     return folder / f"report{shard.suffix}.jsonl"
 
 
 def append_line(path: Path, line: Mapping[str, object]) -> None:
-    """Add a line in one write, so that a killed run tears no more than the last one; a line torn
-    before is ended first. Raises OSError."""
+    """Add a line in one write: a killed run tears no other. A line torn before is ended first."""
     data = to_json(dict(line)).encode() + b"\n"
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -35,27 +34,27 @@ def append_line(path: Path, line: Mapping[str, object]) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a report; torn ones are left out. Raises OSError."""
-    found = []
+    """The lines of a report; torn ones are left out."""
+    lines = []
     for raw in path.read_bytes().split(b"\n"):
         try:
             line = json.loads(raw)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("id"), str) and "status" in line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 @dataclass(frozen=True)
 class Report:
-    """How the scenes of a batch stand."""
+    """The state of the scenes of a batch."""
 
     scenes: Sequence[dict[str, Any]]
     """The last line of each, by id."""
 
     def of(self, status: str) -> list[dict[str, Any]]:
-        """Those that ended so: done, skipped, failed."""
+        """The scenes with a status: done, skipped or failed."""
         return [scene for scene in self.scenes if scene["status"] == status]
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ class Report:
 
 
 def merged_report(folder: Path) -> Report:
-    """All reports in a folder, of whatever shards; of each scene the line written last.
+    """The reports of all shards in a folder; of each scene the line written last.
 
     Raises:
         FileNotFoundError: there is none.

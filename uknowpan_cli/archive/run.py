@@ -82,8 +82,7 @@ class SceneOutcome:
     megapixels_per_second: float | None = None
     """None: nothing was sharpened."""
     peak_mb: float = 0.0
-    """Largest resident memory of the process while it was at the scene, 1e6 bytes; where the
-    system cannot tell (not Linux), since the process began."""
+    """Largest resident memory of the process during the scene, 1e6 bytes; not on Linux: since the process began."""
     device: str = ""
     attempts: int = 1
     """Which attempt it was, from 1."""
@@ -133,37 +132,30 @@ def run_scene(
     Raises:
         Interrupted, KeyboardInterrupt: the process is to stop; finished strips are kept.
     """
-    began = time.monotonic()
+    began, device = time.monotonic(), settings.options.device
     _reset_peak()
-    started = SceneOutcome(
-        scene.id, "failed", exits.INTERNAL, "", scene.output, device=settings.options.device,
-        attempts=attempt,
-    )  # fmt: skip
-    outcome = started
-    error: Exception | None = None
+    started = SceneOutcome(scene.id, "failed", exits.INTERNAL, "", scene.output, device=device, attempts=attempt)
     try:
         with _named(scene.id), bounded_gdal_cache():
             sharpener = load_once(settings.options.of_model)
             started = replace(started, device=sharpener.device)
             outcome = _run(scene, settings, sharpener, started, on_progress)
-    except (exits.Interrupted, KeyboardInterrupt):
+    except exits.Interrupted:
         raise
-    except Exception as caught:
-        error = caught
+    except Exception as error:
         log.debug("%s", scene.id, exc_info=True)
-    seconds = time.monotonic() - began
-    if error is not None:
         code, message = exits.exit_code(error), exits.sentence(error)
         busy = isinstance(error, OutputBusy)
         outcome = replace(started, code=code, message=message, may_pass=_may_pass(error, scene), busy=busy)
-    elif outcome.status == "done" and outcome.megapixels is not None:
+    seconds = time.monotonic() - began
+    if outcome.status == "done" and outcome.megapixels is not None:
         speed = round(outcome.megapixels / max(seconds, 1e-9), 3)
         outcome = replace(outcome, megapixels_per_second=speed)
     return replace(outcome, seconds=round(seconds, 3), peak_mb=_peak_mb(), finished=_now())
 
 
 def lost(scene: Scene, message: str) -> SceneOutcome:
-    """The outcome where the process that ran a scene did not live to tell."""
+    """The outcome where the process that ran a scene has died."""
     return SceneOutcome(scene.id, "failed", exits.INTERNAL, message, scene.output, finished=_now())
 
 
@@ -182,7 +174,7 @@ def check_scene(scene: Scene, settings: BatchSettings) -> SceneOutcome:
             output = _stand_in(scene.output)
             with prepared(scene.pan, scene.ms, output, options, lambda: sharpener, dry_run=True):
                 return plan
-    except (exits.Interrupted, KeyboardInterrupt):
+    except exits.Interrupted:
         raise
     except Exception as error:
         log.debug("%s", scene.id, exc_info=True)
@@ -229,9 +221,6 @@ def _run(
 
 def _options(scene: Scene, settings: BatchSettings) -> SharpenOptions:
     return replace(settings.options, uncertainty=scene.sigma if settings.uncertainty else None, resume=True)
-
-
-# What is there already ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -403,12 +392,8 @@ def _sweep(scene: Scene) -> None:
         sweep(_sidecar(scene.output))
 
 
-# How it went --------------------------------------------------------------------------------------
-
-
 def _may_pass(error: Exception, scene: Scene) -> bool:
-    """Whether trying again makes sense: a disk or a network may do better, the inputs, the model
-    and the command line stay what they are."""
+    """Whether another attempt may succeed: a disk or a network may; inputs, model and options stay as they are."""
     if isinstance(error, UsageError | OutputExists):
         return False
     if isinstance(error, InputUnreadable):

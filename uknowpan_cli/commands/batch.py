@@ -23,7 +23,6 @@ from uknowpan.errors import BatchFailed, InputError, UsageError
 from uknowpan.options import INPUT, RESULT, RUN, SharpenOptions
 
 if TYPE_CHECKING:
-    from uknowpan.archive.cluster import ClusterRequest
     from uknowpan.archive.run import BatchSettings, SceneOutcome
 
 
@@ -44,90 +43,51 @@ def batch(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", "--out", metavar="FOLDER", help="Folder for the results; made.", rich_help_panel=RESULT
-        ),
+        Path | None, opt.option("--output -o --out", RESULT, "Folder for the results; made.", "FOLDER")
     ] = None,
     pan_glob: Annotated[
-        str | None,
-        typer.Option(
-            "--pan-glob",
-            metavar="PATTERN",
-            help="Instead of a manifest: PANs, as 'in/*_pan.tif'.",
-            rich_help_panel=INPUT,
-        ),
+        str | None, opt.option("--pan-glob", INPUT, "Instead of a manifest: PANs, as 'in/*_pan.tif'.", "PATTERN")
     ] = None,
     ms_glob: Annotated[
-        str | None,
-        typer.Option(
-            "--ms-glob",
-            metavar="PATTERN",
-            help="Their MS: * stands for the same text as in the PAN's.",
-            rich_help_panel=INPUT,
-        ),
+        str | None, opt.option("--ms-glob", INPUT, "Their MS: * stands for the same text as in the PAN's.", "PATTERN")
     ] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out scenes without PAN or MS.", rich_help_panel=INPUT)
-    ] = False,
-    suffix: Annotated[
-        str,
-        typer.Option("--suffix", metavar="TEXT", help="Outputs are called ID<suffix>.tif.", rich_help_panel=RESULT),
-    ] = "_sharp",
+    skip_missing: Annotated[bool, opt.option("--skip-missing", INPUT, "Leave out scenes without PAN or MS.")] = False,
+    suffix: Annotated[str, opt.option("--suffix", RESULT, "Outputs are called ID<suffix>.tif.", "TEXT")] = "_sharp",
     uncertainty: Annotated[
-        bool,
-        typer.Option("--uncertainty", help="Also write 1-sigma per band: ID_sigma.tif.", rich_help_panel=RESULT),
+        bool, opt.option("--uncertainty", RESULT, "Also write 1-sigma per band: ID_sigma.tif.")
     ] = False,
     shard: Annotated[
         str,
-        typer.Option(
-            "--shard",
-            metavar="K/N|auto|none",
-            help="K/N: only the K-th of N shares, K from 1; none: all; auto: as SLURM, AWS Batch, "
+        opt.option(
+            *("--shard", RUN),
+            "K/N: only the K-th of N shares, K from 1; none: all; auto: as SLURM, AWS Batch, "
             "Kubernetes or torchrun set it in the environment.",
-            rich_help_panel=RUN,
+            "K/N|auto|none",
         ),
     ] = "auto",
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first scene that fails.", rich_help_panel=RUN)
-    ] = False,
-    retries: Annotated[
-        int,
-        typer.Option(
-            "--retries", min=0, metavar="N", help="More attempts where a failure may pass.", rich_help_panel=RUN
-        ),
-    ] = 1,
+    fail_fast: Annotated[bool, opt.option("--fail-fast", RUN, "Stop at the first scene that fails.")] = False,
+    retries: Annotated[int, opt.option("--retries", RUN, "More attempts where a failure may pass.", "N", 0)] = 1,
     dask: Annotated[
         str | None,
-        typer.Option(
-            "--dask",
-            metavar="local|ADDRESS",
-            help="Run the scenes on a Dask cluster: local makes one of processes, tcp://HOST:PORT "
-            "is a scheduler that runs.",
-            rich_help_panel=RUN,
+        opt.option(
+            *("--dask", RUN),
+            "Run the scenes on a Dask cluster: local makes one of processes, tcp://HOST:PORT is a scheduler that runs.",
+            "local|ADDRESS",
         ),
     ] = None,
     dask_workers: Annotated[
         int | None,
-        typer.Option(
-            "--dask-workers",
-            min=1,
-            metavar="N",
-            help="Processes of --dask local; default: one per GPU, without one per two cores.",
-            rich_help_panel=RUN,
+        opt.option(
+            *("--dask-workers", RUN),
+            "Processes of --dask local; default: one per GPU, without one per two cores.",
+            *("N", 1),
         ),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FOLDER", help="Only report on the batch in FOLDER.", rich_help_panel=RUN),
-    ] = None,
+    report: Annotated[Path | None, opt.option("--report", RUN, "Only report on the batch in FOLDER.", "FOLDER")] = None,
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace outputs made from other inputs or options.", rich_help_panel=RUN),
+        bool, opt.option("--overwrite", RUN, "Replace outputs made from other inputs or options.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done with each scene.", rich_help_panel=RUN)
-    ] = False,
+    dry_run: Annotated[bool, opt.option("--dry-run", RUN, "Print what would be done with each scene.")] = False,
     as_json: opt.JsonOption = False,
     log_json: opt.LogJsonOption = None,
     quiet: opt.QuietOption = False,
@@ -144,7 +104,10 @@ def batch(
     if report is not None:
         _print_report(report, as_json)
         return
-    cluster = _cluster(dask, dask_workers)
+    if dask is not None or dask_workers is not None:
+        from uknowpan.archive.cluster import check_cluster
+
+        check_cluster(dask, dask_workers)
     folder = _folder(output)
     entries = _entries(manifest, pan_glob, ms_glob, skip_missing)
     scenes = scenes_of(entries, folder, suffix, uncertainty)
@@ -161,7 +124,7 @@ def batch(
     options = replace(options, device=_own_device(options.device), overwrite=overwrite)
     settings = BatchSettings(options, str(folder), uncertainty, retries)
     # Workers have devices of their own; here the model is only tried.
-    here = options if cluster is None or dry_run else replace(options, device="cpu")
+    here = options if dask is None or dry_run else replace(options, device="cpu")
     sharpener = load_once(here.of_model)
     if uncertainty:
         check_uncertainty(sharpener)
@@ -169,15 +132,24 @@ def batch(
         _plan(mine, settings, as_json)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _run(mine, settings, report_path(folder, share), cluster, fail_fast, as_json, quiet)
+    path = report_path(folder, share)
 
+    def note(outcome: SceneOutcome) -> None:
+        append_line(path, outcome.as_dict())
+        if as_json:
+            _print(to_json(outcome.as_dict()))
 
-def _cluster(dask: str | None, workers: int | None) -> ClusterRequest | None:
-    if dask is None and workers is None:
-        return None
-    from uknowpan.archive.cluster import cluster_request
+    if dask is None:
+        outcomes = _in_turn(mine, settings, note, quiet)
+    else:
+        from uknowpan.archive.cluster import on_cluster
 
-    return cluster_request(dask, workers)
+        outcomes = on_cluster(mine, settings, dask, dask_workers, note)
+    ended, failed = _shown(outcomes, len(mine), fail_fast, as_json, quiet)
+    if failed:
+        left = len(mine) - ended
+        stopped = f" and {left} were not tried (--fail-fast)" if left else ""
+        raise BatchFailed(f"{failed} of {len(mine)} scenes failed{stopped}; see {path}.")
 
 
 def _folder(output: Path | None) -> Path:
@@ -239,54 +211,29 @@ def _plan(scenes: list[Scene], settings: BatchSettings, as_json: bool) -> None:
         raise BatchFailed(f"{counts['cannot']} of {len(scenes)} scenes cannot be sharpened.")
 
 
-def _run(
-    scenes: list[Scene],
-    settings: BatchSettings,
-    path: Path,
-    cluster: ClusterRequest | None,
-    fail_fast: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """All scenes, here or on a cluster; exits with 7 if any failed."""
-
-    def note(outcome: SceneOutcome) -> None:
-        append_line(path, outcome.as_dict())
-        if as_json:
-            _print(to_json(outcome.as_dict()))
-
-    if cluster is None:
-        outcomes = _in_turn(scenes, settings, note, quiet)
-    else:
-        from uknowpan.archive.cluster import on_cluster
-
-        outcomes = on_cluster(scenes, settings, cluster, note)
+def _shown(
+    outcomes: Generator[SceneOutcome, None, None], count: int, fail_fast: bool, as_json: bool, quiet: bool
+) -> tuple[int, int]:
+    """Show how scenes end as they do; returns how many have ended and how many of these failed."""
     ended, failed = 0, 0
     try:
         with closing(outcomes):
             for outcome in outcomes:
                 ended += 1
                 failed += outcome.status == "failed"
-                _show(outcome, f"{ended}/{len(scenes)} {outcome.id}", quiet)
+                _show(outcome, f"{ended}/{count} {outcome.id}", quiet)
                 if outcome.status != "failed" and not as_json:
                     _print(outcome.output)
                 if failed and fail_fast:
                     break
     except (exits.Interrupted, KeyboardInterrupt) as error:
-        raise exits.Interrupted(
-            f"Interrupted after {ended} of {len(scenes)} scenes; the same command goes on from there."
-        ) from error
-    if failed:
-        left = len(scenes) - ended
-        stopped = f" and {left} were not tried (--fail-fast)" if left else ""
-        raise BatchFailed(f"{failed} of {len(scenes)} scenes failed{stopped}; see {path}.")
+        text = f"Interrupted after {ended} of {count} scenes; the same command goes on from there."
+        raise exits.Interrupted(text) from error
+    return ended, failed
 
 
 def _in_turn(
-    scenes: list[Scene],
-    settings: BatchSettings,
-    note: Callable[[SceneOutcome], None],
-    quiet: bool,
+    scenes: list[Scene], settings: BatchSettings, note: Callable[[SceneOutcome], None], quiet: bool
 ) -> Generator[SceneOutcome, None, None]:
     """One scene after the other in this process: `note` has each attempt, yielded is the last.
 

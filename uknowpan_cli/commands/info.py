@@ -49,6 +49,7 @@ def info(
 
 
 def _checkpoint(path: str, as_json: bool) -> None:
+    from uknowpan.commands.models import show
     from uknowpan.models.checkpoints import bundled_models
 
     if path not in bundled_models() and not path.endswith(".safetensors"):
@@ -56,8 +57,6 @@ def _checkpoint(path: str, as_json: bool) -> None:
             f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
             "nor a .safetensors file."
         )
-    from uknowpan.commands.models import show
-
     show(path, as_json=as_json)
 
 
@@ -67,13 +66,13 @@ def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began
     from uknowpan.surveying import survey
 
     overview = survey(pair, sharpener, softness=True)
-    psf = overview.measured
+    psf, grid = overview.measured, pair.grid
     facts: dict[str, Any] = {
-        "width": pair.grid.width,
-        "height": pair.grid.height,
-        "crs": pair.grid.crs.to_string() if pair.grid.crs else None,
-        "transform": list(pair.grid.transform)[:6],
-        "bounds": list(pair.grid.bounds),
+        "width": grid.width,
+        "height": grid.height,
+        "crs": grid.crs.to_string() if grid.crs else None,
+        "transform": list(grid.transform)[:6],
+        "bounds": list(grid.bounds),
         "ratio": pair.ratio,
         "nested": pair.nested,
         "bands": pair.bands,
@@ -123,13 +122,14 @@ def _text(facts: dict[str, Any]) -> str:
         ("shift", measured),
     ]
     if facts["softness_ms_pixels"] is not None:
-        soft = f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"
-        rows.append(("softness", soft))
+        rows.append(("softness", f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"))
     model = facts["model"]
     if model["fits"]:
-        rows.append(("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"))
-        rows.append(("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"))
-        rows.append(("time", f"about {facts['seconds']:.0f} s with model {model['name']}"))
+        rows += [
+            ("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"),
+            ("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"),
+            ("time", f"about {facts['seconds']:.0f} s with model {model['name']}"),
+        ]
     else:
         rows.append(("model", model["reason"]))
     rows += [("note", note) for note in facts["notes"]]

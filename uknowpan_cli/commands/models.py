@@ -53,14 +53,10 @@ def show(
             typer.echo(to_json(card))
             return
         for key, value in card.items():
-            if full:
-                text = json.dumps(value, indent=2) if isinstance(value, dict) else value
-            elif value in (None, "", {}, [], ()):
+            if not full and value in (None, "", {}, [], ()):
                 continue
-            else:
-                text = json.dumps(value) if isinstance(value, dict) else str(value)
-                text = text if len(text) <= SHORT else f"{text[:SHORT]} ... (--full)"
-            typer.echo(f"{key}: {text}")
+            text = json.dumps(value, indent=2 if full else None) if isinstance(value, dict) else str(value)
+            typer.echo(f"{key}: {text if full or len(text) <= SHORT else f'{text[:SHORT]} ... (--full)'}")
 
 
 @models_app.command()

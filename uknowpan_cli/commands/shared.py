@@ -17,22 +17,23 @@ import typer
 
 from uknowpan import errors
 from uknowpan.console import set_up_logging
-from uknowpan.options import RUN, SharpenOptions, declared
+from uknowpan.options import RUN, Option, SharpenOptions, declared
 from uknowpan.options import numbers as numbers
+
+
+def option(*described: Any) -> Any:
+    """A Typer option from the values of an `Option`: flags, group, help, metavar, min."""
+    return _for_typer(Option(*described))
 
 
 def typed(name: str, kind: type = SharpenOptions) -> Any:
     """The Typer option of a field of a class of options."""
-    option = declared(kind)[name][1]
-    return typer.Option(
-        *option.flags.split(),
-        help=option.help,
-        metavar=option.metavar,
-        min=option.min,
-        max=option.max,
-        envvar=option.env,
-        rich_help_panel=option.group,
-    )
+    return _for_typer(declared(kind)[name][1])
+
+
+def _for_typer(option: Option) -> Any:
+    more = {"metavar": option.metavar, "min": option.min, "max": option.max, "envvar": option.env}
+    return typer.Option(*option.flags.split(), help=option.help, rich_help_panel=option.group, **more)
 
 
 def grouped(group: str, *flags: str, **more: Any) -> Any:
@@ -48,20 +49,13 @@ BidxOption = Annotated[str | None, typed("bidx")]
 PanBidxOption = Annotated[int | None, typed("pan_bidx")]
 NodataOption = Annotated[float | None, typed("nodata")]
 OverwriteOption = Annotated[bool, typed("overwrite")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
-LogJsonOption = Annotated[
-    Path | None,
-    typer.Option("--log-json", metavar="FILE", help="Write messages as JSON lines.", rich_help_panel=RUN),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress, errors only.", rich_help_panel=RUN)
-]  # fmt: skip
+JsonOption = Annotated[bool, option("--json", RUN, "Print the result as JSON.")]
+LogJsonOption = Annotated[Path | None, option("--log-json", RUN, "Write messages as JSON lines.", "FILE")]
+QuietOption = Annotated[bool, option("--quiet -q", RUN, "No progress, errors only.")]
+_STEPS = "-v: steps of the run; -vv: tracebacks."
 VerboseOption = Annotated[
-    int,
-    typer.Option(
-        "--verbose", "-v", count=True, metavar="", help="-v: steps of the run; -vv: tracebacks.", rich_help_panel=RUN
-    ),
-]
+    int, typer.Option("--verbose", "-v", count=True, metavar="", help=_STEPS, rich_help_panel=RUN)
+]  # fmt: skip
 
 
 def shares(
@@ -86,13 +80,10 @@ def shares(
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
                 continue
             for name in names:
-                hint, option = declared(kind)[name]
-                value: Any = option.cli or hint
-                annotation: Any = Annotated[value, typed(name, kind)]
-                default = getattr(kind, name)
-                parameters.append(
-                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-                )
+                hint, described = declared(kind)[name]
+                value: Any = described.cli or hint
+                parts: Any = {"default": getattr(kind, name), "annotation": Annotated[value, typed(name, kind)]}
+                parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **parts))
 
         @functools.wraps(command)
         def run(**values: Any) -> None:

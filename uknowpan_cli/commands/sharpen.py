@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,30 +12,20 @@ from uknowpan.commands import shared as opt
 from uknowpan.console import progress, run_began, to_json
 from uknowpan.options import RESULT, RUN, SharpenOptions
 
-if TYPE_CHECKING:
-    from uknowpan.sharpening import SharpenReport
-
 
 @opt.shares()
 def sharpen(
     ctx: typer.Context,
-    pan: Annotated[
-        str,
-        typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one."),
-    ],
+    pan: Annotated[str, typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one.")],
     ms: Annotated[
         list[str],
         typer.Argument(
             metavar="MS...", help="Multispectral raster; or several files, their bands in order; FILE,band=N selects."
         ),
     ],
-    output: Annotated[
-        str, typer.Option("--output", "-o", "--out", metavar="FILE", help="GeoTIFF to write.", rich_help_panel=RESULT)
-    ],
+    output: Annotated[str, opt.option("--output -o --out", RESULT, "GeoTIFF to write.", "FILE")],
     options: SharpenOptions,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print grid, memory and time, and write nothing.", rich_help_panel=RUN)
-    ] = False,
+    dry_run: Annotated[bool, opt.option("--dry-run", RUN, "Print grid, memory and time, and write nothing.")] = False,
     as_json: opt.JsonOption = False,
     log_json: opt.LogJsonOption = None,
     quiet: opt.QuietOption = False,
@@ -56,7 +46,7 @@ def sharpen(
         progress("survey", quiet or dry_run, "samples") as shown,
         prepared(
             *(pan, ms, output, options, lambda: load_for(options)),
-            dry_run=dry_run, began=began, windows=3 if dry_run else 9, on_progress=shown,
+            dry_run=dry_run, began=began, on_progress=shown,
         ) as scene,
     ):  # fmt: skip
         if dry_run:
@@ -67,13 +57,7 @@ def sharpen(
             return
         report = sharpen_scene(scene, shown.stage("sharpen", "Mpx"))
     if not quiet:
-        print(summary(report), file=sys.stderr, flush=True)
+        size = f"{report.width} x {report.height} pixels, {report.bands} bands"
+        speed = f"in {report.seconds:.1f} s, {report.megapixels_per_second:.3g} Mpx/s"
+        print(f"{report.output}: {size}, by {report.method} {speed}", file=sys.stderr, flush=True)
     typer.echo(to_json(asdict(report)) if as_json else report.output)
-
-
-def summary(report: SharpenReport) -> str:
-    """One line about a finished run."""
-    return (
-        f"{report.output}: {report.width} x {report.height} pixels, {report.bands} bands, by {report.method} "
-        f"in {report.seconds:.1f} s, {report.megapixels_per_second:.3g} Mpx/s"
-    )
