@@ -66,6 +66,19 @@ def uknowpan(capfd: pytest.CaptureFixture[str]):
     return run
 
 
+@pytest.fixture
+def sharpen(uknowpan, tiny_model: Path, tmp_path: Path):
+    """`sharpen(pair, *words)` writes `output`, by the tiny model unless the words name another or a method."""
+
+    def run(pair: RasterPair, *words: object, output: Path = tmp_path / "out.tif", code: int = 0):
+        model = () if {"--model", "-m", "--method"} & set(words) else ("--model", tiny_model)
+        outcome = uknowpan("sharpen", pair.pan, *pair.ms, "-o", output, *model, *words)
+        assert outcome.code == code, outcome.stderr
+        return outcome
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights that serves ratios 2 to 6 and any bands."""

@@ -201,3 +201,32 @@ def write_ms(
         values = with_alpha(values, flags)
     marks = {"descriptions": descriptions, "colorinterp": colorinterp, "mask": flags if mask == "mask" else None}
     return [write_raster(stem.with_name(f"{stem.name}.tif"), values, place, **marks, **common)]
+
+
+def textured(size: int, seed: int = 3) -> np.ndarray:
+    """(3, size, size) float64 around 600: 1/f noise with roofs, in bands that differ."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = 1
+
+    def field() -> np.ndarray:
+        values = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) / frequency**1.2)
+        return values / values.std()
+
+    shared = field()
+    scene = np.stack([shared + 0.4 * field() for _ in range(3)])
+    for _ in range(60):
+        (row, col), (height, width) = rng.integers(size, size=2), rng.integers(3, 24, size=2)
+        scene[:, row : row + height, col : col + width] += 2 * rng.normal()
+    return 600 + 60 * scene
+
+
+def observed(truth: np.ndarray, ratio: int, folder: Path, shift: tuple[int, int] = (0, 0)) -> RasterPair:
+    """Write PAN and MS of a truth; the MS content lies `shift` PAN pixels too far down and right."""
+    pan = truth.mean(0, keepdims=True).round().astype("uint16")
+    h, w = (n // ratio for n in truth.shape[1:])
+    ms = np.roll(truth, shift, (1, 2)).reshape(-1, h, ratio, w, ratio).mean((2, 4)).round().astype("uint16")
+    corner = Affine.translation(*ORIGIN)
+    pan_path = write_raster(folder / "t_pan.tif", pan, corner @ Affine.scale(1, -1))
+    ms_path = write_raster(folder / "t_ms.tif", ms, corner @ Affine.scale(ratio, -ratio))
+    return RasterPair(pan_path, [ms_path], pan[0], ms, ratio)

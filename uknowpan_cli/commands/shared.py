@@ -32,7 +32,7 @@ def typed(name: str, kind: type = SharpenOptions) -> Any:
 
 
 def _for_typer(option: Option) -> Any:
-    more = {"metavar": option.metavar, "min": option.min, "max": option.max, "envvar": option.env}
+    more: dict[str, Any] = {"metavar": option.metavar, "min": option.min, "max": option.max, "envvar": option.env}
     return typer.Option(*option.flags.split(), help=option.help, rich_help_panel=option.group, **more)
 
 

@@ -1,10 +1,10 @@
-"""What a batch is to do: manifests, patterns, outputs, shards."""
+"""The scenes of a batch: manifests, patterns, outputs, shards."""
 
 import io
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,17 +16,15 @@ from uknowpan.errors import UsageError
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Messages, as they are logged."""
-    messages: list[str] = []
+    texts: list[str] = []
     log = logging.getLogger("uknowpan")
     listener = logging.Handler()
-    monkeypatch.setattr(listener, "emit", lambda record: messages.append(record.getMessage()))
-    monkeypatch.setattr(log, "handlers", [listener])
-    monkeypatch.setattr(log, "propagate", False)
-    monkeypatch.setattr(log, "level", logging.INFO)
-    monkeypatch.setattr(log, "_cache", {})  # of what is logged at which level
-    return messages
+    monkeypatch.setattr(listener, "emit", lambda record: texts.append(record.getMessage()))
+    for name, value in {"handlers": [listener], "propagate": False, "level": logging.INFO, "_cache": {}}.items():
+        monkeypatch.setattr(log, name, value)
+    return texts
 
 
 def written(folder: Path, text: str | bytes) -> str:
@@ -35,13 +33,18 @@ def written(folder: Path, text: str | bytes) -> str:
     return str(path)
 
 
+def refused(text: str, work: Callable[..., object], *arguments: object, **options: object) -> None:
+    """A usage error of one line that holds a pattern."""
+    with pytest.raises(UsageError, match=text) as failure:
+        work(*arguments, **options)
+    assert failure.value.exit_code == 2
+    assert "\n" not in str(failure.value)
+
+
 def touched(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-
-
-# Manifests ----------------------------------------------------------------------------------------
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -93,21 +96,14 @@ def test_stdin(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_bad_manifests(text: str | bytes, says: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as failure:
-        read_manifest(written(tmp_path, text))
-    assert failure.value.exit_code == 2
-    assert re.search(says, str(failure.value)), str(failure.value)
-    assert "\n" not in str(failure.value)
+    refused(says, read_manifest, written(tmp_path, text))
 
 
-def test_incomplete_rows_may_be_left_out(tmp_path: Path, told: list[str]) -> None:
+def test_incomplete_rows_may_be_left_out(tmp_path: Path, messages: list[str]) -> None:
     entries = read_manifest(written(tmp_path, "pan,ms\np,m\nq,\n"), skip_missing=True)
     assert [entry.key for entry in entries] == ["p"]
-    (message,) = told
+    (message,) = messages
     assert re.fullmatch(r"left out: .*line 3 has no pan or no ms", message)
-
-
-# Patterns -----------------------------------------------------------------------------------------
 
 
 def keys(folder: Path, pan: str, ms: str, **options: bool) -> dict[str, list[str]]:
@@ -145,11 +141,8 @@ def test_folders(tmp_path: Path) -> None:
 def test_scenes_without_partner(tmp_path: Path) -> None:
     touched(tmp_path, "a_pan.tif", "a_ms.tif", "b_pan.tif", "c_ms.tif")
     patterns = (f"{tmp_path}/*_pan.tif", f"{tmp_path}/*_ms.tif")
-    with pytest.raises(UsageError, match="2") as failure:
-        by_patterns(*patterns)
-    assert str(failure.value) == (
-        f"2 scenes have no partner: {tmp_path}/b_pan.tif, {tmp_path}/c_ms.tif; --skip-missing goes on without."
-    )
+    text = f"2 scenes have no partner: {tmp_path}/b_pan.tif, {tmp_path}/c_ms.tif; --skip-missing goes on without."
+    refused(f"^{re.escape(text)}$", by_patterns, *patterns)
     assert keys(tmp_path, "*_pan.tif", "*_ms.tif", skip_missing=True) == {"a": ["a_ms.tif"]}
 
 
@@ -163,13 +156,7 @@ def test_scenes_without_partner(tmp_path: Path) -> None:
 )
 def test_bad_patterns(pan: str, ms: str, says: str, tmp_path: Path) -> None:
     touched(tmp_path, "a_pan.tif", "a_pam.tif", "a_ms.tif")
-    with pytest.raises(UsageError) as failure:
-        by_patterns(f"{tmp_path}/{pan}", f"{tmp_path}/{ms}")
-    assert failure.value.exit_code == 2
-    assert re.search(says, str(failure.value)), str(failure.value)
-
-
-# Outputs ------------------------------------------------------------------------------------------
+    refused(says, by_patterns, f"{tmp_path}/{pan}", f"{tmp_path}/{ms}")
 
 
 def test_outputs(tmp_path: Path) -> None:
@@ -204,13 +191,7 @@ def test_clashes(entries: list[Entry], suffix: str, says: str, tmp_path: Path) -
         Entry(e.pan.replace("victim", f"{here}/victim"), (e.ms[0].replace("OUT", here),), e.key, e.id, e.output)
         for e in entries
     ]
-    with pytest.raises(UsageError) as failure:
-        scenes_of(entries, tmp_path, suffix, uncertainty=True)
-    assert failure.value.exit_code == 2
-    assert re.search(says, str(failure.value)), str(failure.value)
-
-
-# Shards -------------------------------------------------------------------------------------------
+    refused(says, scenes_of, entries, tmp_path, suffix, uncertainty=True)
 
 
 IDS = st.lists(st.text(max_size=12), unique=True, max_size=40)
@@ -222,7 +203,7 @@ def slurm(k: int, count: int, low: int, step: int) -> dict[str, str]:
 
 
 def environment(scheduler: str, k: int, count: int, low: int = 0, step: int = 1) -> dict[str, str]:
-    """What process k (from 0) of so many finds."""
+    """The variables of process k (from 0) of several."""
     if scheduler == "slurm":
         return slurm(k, count, low, step)
     if scheduler == "slurm without count":
@@ -269,7 +250,7 @@ def test_shards_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "says"),
+    ("text", "variables", "says"),
     [
         ("0/3", {}, "0/3 is no share; K of K/N goes from 1 to N"),
         ("4/3", {}, "4/3 is no share"),
@@ -287,22 +268,15 @@ def test_shards_stay_what_they_are() -> None:
         ("auto", {"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', not a whole number"),
     ],
 )
-def test_bad_shards(text: str, found: Mapping[str, str], says: str) -> None:
-    with pytest.raises(UsageError) as failure:
-        choose_shard(text, found)
-    assert failure.value.exit_code == 2
-    assert re.search(says, str(failure.value)), str(failure.value)
+def test_bad_shards(text: str, variables: Mapping[str, str], says: str) -> None:
+    refused(says, choose_shard, text, variables)
 
 
-def test_who_wins(told: list[str]) -> None:
+def test_who_wins(messages: list[str]) -> None:
     both = environment("torchrun", 3, 4) | environment("slurm", 1, 5)
-    found = choose_shard("auto", both)
-    assert (found.index, found.count) == (2, 5)
-    assert told == ["shard 2 of 5, from SLURM_ARRAY_TASK_ID; RANK is not used"]
-    for words, variables in (
-        ("none", both),
-        ("auto", {}),
-        ("auto", {"RANK": "", "UKNOWPAN_SHARDS": "3"}),
-    ):
-        found = choose_shard(words, variables)
-        assert (found.index, found.count) == (1, 1)
+    shard = choose_shard("auto", both)
+    assert (shard.index, shard.count) == (2, 5)
+    assert messages == ["shard 2 of 5, from SLURM_ARRAY_TASK_ID; RANK is not used"]
+    for words, variables in (("none", both), ("auto", {}), ("auto", {"RANK": "", "UKNOWPAN_SHARDS": "3"})):
+        shard = choose_shard(words, variables)
+        assert (shard.index, shard.count) == (1, 1)

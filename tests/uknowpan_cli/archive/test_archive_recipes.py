@@ -8,17 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import rasterio
-from running import MakePair, Run
+from running import MakePair, Run, pixels
 
 from uknowpan.archive.report import merged_report
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to.md"
 RECIPES = PAGE.parent / "recipes" / "archives"
 SCENES = [f"s{i}" for i in range(6)]
 OPTIONS = ("--method", "brovey", "--coregister", "off")
@@ -70,13 +69,9 @@ class Shell:
     def run(self, *command: object, **environment: str) -> str:
         """stdout of a command that succeeds."""
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            [str(word) for word in command],
-            env={**os.environ, **environment, "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        variables = {**os.environ, **environment, "PATH": path}
+        words = [str(word) for word in command]
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -115,19 +110,11 @@ def scenes(tmp_path: Path, make_pair: MakePair) -> Path:
 
 
 @pytest.fixture
-def expected(shell: Shell, scenes: Path, tmp_path: Path) -> Iterator[dict[str, bytes]]:
-    """What one process makes of them."""
+def expected(shell: Shell, scenes: Path, tmp_path: Path) -> dict[str, bytes]:
+    """The pixels that one process makes."""
     folder = tmp_path / "serial"
     assert shell.uknowpan("batch", scenes, "-o", folder, *OPTIONS, "--shard", "none").code == 0
-    yield results(folder)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in folder.glob("*.tif"):
-        with rasterio.open(path) as dataset:
-            found[path.name] = dataset.read().tobytes()
-    return found
+    return pixels(folder)
 
 
 def check_shards(folder: Path, count: int, expected: Mapping[str, bytes]) -> None:
@@ -137,16 +124,13 @@ def check_shards(folder: Path, count: int, expected: Mapping[str, bytes]) -> Non
     assert len(names) > 1
     lines = [json.loads(line) for name in names for line in (folder / name).read_text().splitlines()]
     assert sorted((line["id"], line["status"]) for line in lines) == [(n, "done") for n in SCENES]
-    assert results(folder) == expected
-
-
-# Recipes ------------------------------------------------------------------------------------------
+    assert pixels(folder) == expected
 
 
 def test_plain(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     shell.run("sh", RECIPES / "plain.sh", scenes, tmp_path / "out", *OPTIONS)
     shell.replay()
-    assert results(tmp_path / "out") == expected
+    assert pixels(tmp_path / "out") == expected
 
 
 def test_xargs(shell: Shell, make_pair: MakePair, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -160,10 +144,8 @@ def test_xargs(shell: Shell, make_pair: MakePair, scenes: Path, expected: dict[s
     shell.real("uknowpan", "uknowpan")
     command = ("bash", RECIPES / "xargs.sh", source, output, *OPTIONS)
     shell.run(*command, JOBS="2")
-    assert results(output) == {
-        "s0_sharp.tif": expected["s0_sharp.tif"],
-        "s 1'_sharp.tif": expected["s1_sharp.tif"],
-    }
+    wanted = {"s0_sharp.tif": expected["s0_sharp.tif"], "s 1'_sharp.tif": expected["s1_sharp.tif"]}
+    assert pixels(output) == wanted
     shell.command("uknowpan", "#!/bin/sh\nexit 1\n")
     shell.run(*command)
     (output / "s0_sharp.tif").unlink()
@@ -180,14 +162,11 @@ def test_slurm(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path:
     )
     first, last = map(int, array.split("-"))
     for task in range(first, last + 1):
+        values = {"ID": task, "MIN": first, "MAX": last, "STEP": 1, "COUNT": last - first + 1}
         shell.run(
             *("bash", RECIPES / "slurm.sh", scenes, tmp_path / "out", *OPTIONS),
-            SLURM_ARRAY_TASK_ID=str(task),
-            SLURM_ARRAY_TASK_MIN=str(first),
-            SLURM_ARRAY_TASK_MAX=str(last),
-            SLURM_ARRAY_TASK_STEP="1",
-            SLURM_ARRAY_TASK_COUNT=str(last - first + 1),
             SLURM_CPUS_PER_TASK="1",
+            **{f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()},
         )
     shell.replay()
     check_shards(tmp_path / "out", last - first + 1, expected)
@@ -209,11 +188,8 @@ def test_aws(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: P
     container = definition["containerProperties"]
     assert {v["name"] for v in container["volumes"]} == {"archive"}
     for index in range(3):
-        shell.run(
-            *moved(container["command"], tmp_path),
-            AWS_BATCH_JOB_ARRAY_INDEX=str(index),
-            AWS_BATCH_JOB_ARRAY_SIZE="3",
-        )
+        variables = {"AWS_BATCH_JOB_ARRAY_INDEX": str(index), "AWS_BATCH_JOB_ARRAY_SIZE": "3"}
+        shell.run(*moved(container["command"], tmp_path), **variables)
     shell.replay(OPTIONS)
     check_shards(tmp_path / "out", 3, expected)
 
@@ -250,30 +226,28 @@ def test_dask_scheduler(shell: Shell, scenes: Path, expected: dict[str, bytes], 
     shell.real("uknowpan", "uknowpan")
     shell.real("dask", "dask")
     output = tmp_path / "out"
-    shell.run(
-        "bash", RECIPES / "dask-scheduler.sh", scenes, output, *OPTIONS, WORKERS="1",
-        TMPDIR=str(tmp_path),
-    )  # fmt: skip
-    assert results(output) == expected
+    words = ("bash", RECIPES / "dask-scheduler.sh", scenes, output, *OPTIONS)
+    shell.run(*words, WORKERS="1", TMPDIR=str(tmp_path))
+    assert pixels(output) == expected
     assert {line["status"] for line in merged_report(output).scenes} == {"done"}
     assert children(tmp_path) == set()
 
 
 def children(folder: Path) -> set[int]:
     """Processes of `dask` that run with a file in a folder."""
-    found = set()
+    processes = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if b"dask" in words and any(os.fsencode(folder) in word for word in words):
-            found.add(int(path.parent.name))
-    return found
+            processes.add(int(path.parent.name))
+    return processes
 
 
 def test_dask_local(shell: Shell, scenes: Path, tmp_path: Path) -> None:
-    """The command alone: test_batch_dask runs such clusters."""
+    """The command alone: test_cluster runs such clusters."""
     shell.run("sh", RECIPES / "dask-local.sh", scenes, tmp_path / "out", *OPTIONS)
     ((words, _),) = shell.noted()
     at = words.index("--dask")
@@ -287,11 +261,8 @@ def test_snakemake(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_p
         pytest.skip("Snakemake is not installed")
     shell.real("uknowpan", "uknowpan")
     config = (f"in={tmp_path}", f"out={tmp_path / 'out'}", f"options={' '.join(OPTIONS)}")
-    shell.run(
-        *("snakemake", "-s", RECIPES / "Snakefile", "--cores", 2, "-d", tmp_path / "work"),
-        *("--config", *config),
-    )
-    assert results(tmp_path / "out") == expected
+    shell.run("snakemake", "-s", RECIPES / "Snakefile", "--cores", 2, "-d", tmp_path / "work", "--config", *config)
+    assert pixels(tmp_path / "out") == expected
 
 
 def test_dask_kubernetes_is_python() -> None:
@@ -299,9 +270,6 @@ def test_dask_kubernetes_is_python() -> None:
     tree = ast.parse((RECIPES / "dask-kubernetes.py").read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert {"uknowpan", "batch", "--dask", "-o", "-j"} <= texts
-
-
-# Page ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.iterdir()))

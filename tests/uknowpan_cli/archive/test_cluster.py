@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import rasterio
 import torch
-from running import MakePair, Run
+from running import MakePair, Run, pixels
 
 from uknowpan.archive import cluster as batch_dask
 from uknowpan.archive.report import append_line, merged_report
@@ -47,19 +45,9 @@ def words(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> tuple[object
     )
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for path in folder.glob("*.tif"):
-        with rasterio.open(path) as dataset:
-            found[path.name] = dataset.read().tobytes()
-    return found
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
-
-# Local cluster ------------------------------------------------------------------------------------
 
 DEADLY = """
 import os, signal
@@ -76,8 +64,7 @@ StripStore.put = deadly
 
 @needs_dask
 def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
-    """Two processes make the same bits as one; a scene that cannot be opened and one that kills
-    its worker have failed, the others do not mind."""
+    """Two processes make the same bits as one; a broken and a deadly scene fail without harm to the others."""
     import dask
     import distributed  # noqa: F401 - before dask.config.set, which would undo its defaults
 
@@ -88,10 +75,7 @@ def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: Make
     make_pair(name="deadly", ms_shape=(24, 12))
     preload = tmp_path / "deadly.py"
     preload.write_text(DEADLY)
-    options = {
-        "distributed.worker.preload": [str(preload)],
-        "distributed.scheduler.allowed-failures": 0,
-    }
+    options = {"distributed.worker.preload": [str(preload)], "distributed.scheduler.allowed-failures": 0}
     with dask.config.set(options):
         outcome = uknowpan(*words, output, "--dask", "local", "--dask-workers", 2, "-v")
     assert outcome.code == 7, outcome.stderr
@@ -99,7 +83,7 @@ def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: Make
     assert "error: 2 of 8 scenes failed; see" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert sorted(outcome.stdout.split()) == [f"{output}/{name}_sharp.tif" for name in SCENES]
-    assert results(output) == results(serial)
+    assert pixels(output) == pixels(serial)
     last = {line["id"]: line for line in merged_report(output).scenes}
     assert (last["broken"]["code"], last["deadly"]["code"]) == (3, 1)
     assert "broken_ms.tif cannot be opened as a raster" in last["broken"]["message"]
@@ -107,8 +91,6 @@ def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: Make
     assert re.search(r"^\d/8 [a-f]: done in [\d.]+ s, [\d.e-]+ Mpx/s, \d+ MB$", outcome.stderr, re.M)
     assert re.search("INFO: f: .*cubic", outcome.stderr)  # what a worker says comes here
 
-
-# A scheduler of its own ---------------------------------------------------------------------------
 
 MORTAL = """
 import os, signal, time
@@ -197,7 +179,7 @@ def test_deaths(
     outcome = uknowpan(*words, output, "--dask", cluster.address)
     assert outcome.code == 0, outcome.stderr
     assert sorted(cluster.alive()) == [False, True, True]
-    assert results(output) == results(serial)
+    assert pixels(output) == pixels(serial)
     assert names(output) == names(serial)
     assert {line["status"] for line in merged_report(output).scenes} == {"done"}
     made = cluster.strips()
@@ -209,9 +191,9 @@ def test_deaths(
 
     again = uknowpan(*words, output, "--dask", cluster.address, "--json")
     assert again.code == 0, again.stderr
-    told = [json.loads(line) for line in again.stdout.splitlines()]
-    assert sorted(line["id"] for line in told) == list(SCENES)
-    assert {line["status"] for line in told} == {"skipped"}
+    printed = [json.loads(line) for line in again.stdout.splitlines()]
+    assert sorted(line["id"] for line in printed) == list(SCENES)
+    assert {line["status"] for line in printed} == {"skipped"}
 
     def interrupt(path: Path, line: object) -> None:
         raise KeyboardInterrupt
@@ -224,7 +206,7 @@ def test_deaths(
     settled = None
     while settled != (settled := names(other)):
         time.sleep(2)
-    assert 1 <= len(results(other)) < len(SCENES)
+    assert 1 <= len(pixels(other)) < len(SCENES)
 
     def end(path: Path, line: dict[str, object]) -> None:
         append_line(path, line)
@@ -237,9 +219,6 @@ def test_deaths(
         "uknowpan: error: The Dask scheduler is gone, or has dropped this batch; the same command goes on."
     )
     assert "Traceback" not in outcome.stderr
-
-
-# Command line -------------------------------------------------------------------------------------
 
 
 @needs_dask
@@ -265,20 +244,16 @@ def test_refused(
 ) -> None:
     monkeypatch.setattr(batch_dask, "TIMEOUT", 1)
     outcome = uknowpan(*words, tmp_path / "out", *options)
-    assert (outcome.code, outcome.stdout) == (code, "")
-    assert re.fullmatch(rf"uknowpan: error: {says}.*\n", outcome.stderr)
+    outcome.fails(code, says)
 
 
 def test_without_dask(
     words: tuple[object, ...], uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    outcome = uknowpan(*words, tmp_path / "out", "--dask", "local")
-    assert outcome.code == 2
-    assert outcome.stderr == "uknowpan: error: --dask needs Dask: pip install 'uknowpan[dask]'.\n"
-
-
-# Workers ------------------------------------------------------------------------------------------
+    uknowpan(*words, tmp_path / "out", "--dask", "local").fails(
+        2, r"--dask needs Dask: pip install 'uknowpan\[dask\]'\."
+    )
 
 
 @needs_dask
@@ -302,9 +277,5 @@ def test_model_by_any_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A file is named by its whole path; a bundled model has none."""
     monkeypatch.chdir(tmp_path)
     Path("mine.safetensors").touch()
-    for asked, found in (
-        ("mine.safetensors", os.path.abspath("mine.safetensors")),
-        ("generic", "generic"),
-        (None, None),
-    ):
-        assert batch_dask._anywhere(SharpenOptions(model=asked)).model == found
+    for asked, path in (("mine.safetensors", str(tmp_path / "mine.safetensors")), ("generic", "generic"), (None, None)):
+        assert batch_dask._anywhere(SharpenOptions(model=asked)).model == path

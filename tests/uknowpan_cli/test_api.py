@@ -109,9 +109,6 @@ def test_options_are_declared_once() -> None:
     assert (wanted.creation, wanted.max_value, wanted.bit_depth) == ({"A": "1", "B": "2"}, 2047.0, None)
 
 
-# Arrays -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def arrays(make_pair: MakePair) -> tuple[np.ndarray, np.ndarray]:
     pair = make_pair(noise=30)
