@@ -35,7 +35,7 @@ from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBat
 from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 GENERIC = find_sensor("generic")
 
 
