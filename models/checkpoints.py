@@ -63,20 +63,16 @@ class Card:
         Raises:
             ValueError: a field of the wrong kind or out of range.
         """
-        whole = {"steps": self.steps, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
-        if self.bands is not None:
-            whole["bands"] = self.bands
+        whole = {"steps": self.steps, "bands": self.bands, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
         for name, value in whole.items():
-            if type(value) is not int or value < 1:
+            if (name, value) != ("bands", None) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
         if not self.ratios:
             raise ValueError("no ratios")
-        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale")}
+        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale", "max_value")}
         positive |= {f"residual_std {i}": v for i, v in enumerate(self.residual_std)}
-        if self.max_value is not None:
-            positive["max_value"] = self.max_value
         for name, value in positive.items():
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if (name, value) != ("max_value", None) and (type(value) not in (int, float) or not 0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.steps > self.timesteps:
             raise ValueError(f"steps must be at most its {self.timesteps} timesteps, not {self.steps}")

@@ -155,7 +155,8 @@ def _normal_table() -> Tensor:
     """Quantiles of N(0, 1) at the middle of 2^16 equal probabilities, to unit variance."""
     p = (torch.arange(1 << _TABLE_BITS, dtype=torch.float64) + 0.5) / (1 << _TABLE_BITS)
     q = torch.special.ndtri(p)
-    return (q / q.square().mean().sqrt()).float()
+    table: Tensor = (q / q.square().mean().sqrt()).float()
+    return table
 
 
 def position_noise(

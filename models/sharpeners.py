@@ -100,9 +100,6 @@ class Sharpener(Protocol):
     def margin(self, statistics: SceneStatistics) -> int:
         """MS pixels around a core that a window includes."""
 
-    def bytes_per_pixel(self, bands: int) -> int:
-        """Memory for one PAN pixel of a window, about."""
-
     def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
         """Sharpen windows.
 
@@ -145,9 +142,6 @@ class ClassicalSharpener:
 
     def margin(self, statistics: SceneStatistics) -> int:
         return classical_reach(statistics)
-
-    def bytes_per_pixel(self, bands: int) -> int:
-        return 4 * (5 * bands + 3)  # ms enlarged and its copies, details, products
 
     @torch.inference_mode()
     def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
@@ -221,38 +215,23 @@ class NetworkSharpener:
                 f"{least if least == most else f'{least} to {most}'}; use --method or another model"
             )
 
-    def bytes_per_pixel(self, bands: int) -> int:
-        """See `Sharpener`. The student at tiles of 512 with 4 bands peaked at 430 to 710 MB."""
-        return 4 * 110 * bands  # features, activations and their copies
-
     def sharpen_images(self, images: Images) -> Sharpened:
         """Sharpen whole images of a test file."""
         raise NotImplementedError
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         """Denoise windows that reach `halo` PAN pixels beyond their cores."""
-        with self._precision():
-            return ddim_sample(
-                self.model,
-                self._noise(condition, origins, halo),
-                self.timesteps,
-                self.schedule,
-                condition,
-                self_conditioning=self.card.self_conditioning,
-            )
-
-    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor:
         bands, height, width = condition.lms.shape[1:]
-        return torch.stack(
+        noise = torch.stack(
             [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
         )
+        feedback = self.card.self_conditioning
+        return ddim_sample(self.model, noise, self.timesteps, self.schedule, condition, self_conditioning=feedback)
 
     def _run(self, condition: Condition, origins: Origins, halo: int, scale: Tensor) -> Sharpened:
         """hrms = lms + scale x0, without the halo; `scale` (1, C, 1, 1) is one unit of x0."""
-        answer = self._sample(condition, origins, halo)
+        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            answer = self._sample(condition, origins, halo)
         hrms = crop(condition.lms + scale * answer.x0, halo)
         if answer.log_sigma is None:
             return Sharpened(hrms)
@@ -405,8 +384,7 @@ class OnePassSharpener(UNetSharpener):
         super().__init__(model, card, steps=1, **options)
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
-        with self._precision():
-            answer: Denoised = self.model(None, None, condition)
+        answer: Denoised = self.model(None, None, condition)
         return answer
 
     def provenance(self) -> dict[str, str]:
@@ -439,9 +417,6 @@ class ConsistentSharpener:
 
     def margin(self, statistics: SceneStatistics) -> int:
         return self.inner.margin(statistics) + self._rim(statistics)
-
-    def bytes_per_pixel(self, bands: int) -> int:
-        return max(self.inner.bytes_per_pixel(bands), 4 * 4 * bands)  # the passes come afterwards
 
     @torch.inference_mode()
     def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:

@@ -177,7 +177,7 @@ def test_config_that_does_not_fit(saved, config):
 
 def test_config_of_the_paper_form_that_does_not_fit(saved):
     path = with_card(saved[0], architecture="fsa-s", config={"bands": 0})
-    refused(path, "config does not fit architecture fsa-s: a student needs at least 1 band")
+    refused(path, "config does not fit architecture fsa-s: bands must be at least 1, not 0")
 
 
 @pytest.mark.parametrize(

@@ -462,4 +462,3 @@ def test_all_work_is_done_on_the_device(monkeypatch, consistency):
         [(0, 0), (0, 64)],
     )
     assert sharpener.device == done.hrms.device.type == "meta" and done.hrms.shape == (2, 4, 64, 64)
-    assert sharpener.bytes_per_pixel(4) > 4 * ClassicalSharpener("brovey").bytes_per_pixel(4)

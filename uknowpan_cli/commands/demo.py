@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from uknowpan.datasets.synthetic import SyntheticScene
-    from uknowpan.models.sharpeners import Sharpener
 
 METHODS = ("bicubic", "brovey", "gsa")
 """Classical methods shown beside the model."""
@@ -87,9 +86,9 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     scores, images = {}, {}
     for name in (*METHODS, "uknowpan"):
         target = str(out / f"{name}.tif")
-        sharpener = load_sharpener(model) if name == "uknowpan" else load_sharpener(None, name)
+        load = partial(load_sharpener, model) if name == "uknowpan" else partial(load_sharpener, None, name)
         options = SharpenOptions(overwrite=True)
-        with prepared(str(paths.pan), [str(paths.ms)], target, options, partial(_itself, sharpener)) as opened:
+        with prepared(str(paths.pan), [str(paths.ms)], target, options, load) as opened:
             report = sharpen_scene(opened)
         with rasterio.open(target) as dataset:
             images[name] = dataset.read()
@@ -102,10 +101,6 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
         }
     write_png(out / PICTURE, _draw(scene, images))
     return scores
-
-
-def _itself(sharpener: Sharpener) -> Sharpener:
-    return sharpener
 
 
 def _draw(scene: SyntheticScene, images: dict[str, np.ndarray]) -> np.ndarray:

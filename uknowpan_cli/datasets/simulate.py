@@ -167,11 +167,11 @@ def simulate_files(
         for (number, own), (name, writer) in product(enumerate(areas), writers.items()):
             size = plan.sizes[name]
             for places in _blocks(own[name], size, plan.stride if name == "train" else size):
-                block = _simulate(opened[number], places, size, plan)
-                left_out += len(places) - len(block.places)
-                largest = max(largest, block.largest)
-                if block.patches is not None:
-                    writer.append(block.patches, np.array([(number, *place) for place in block.places]))
+                patches, kept, highest = _simulate(opened[number], places, size, plan)
+                left_out += len(places) - len(kept)
+                largest = max(largest, highest)
+                if patches is not None:
+                    writer.append(patches, np.array([(number, *place) for place in kept]))
         for name, writer in writers.items():
             if not writer.count:
                 raise DataError(
@@ -238,6 +238,10 @@ class _Scene:
         """None where the PAN is made from the bands."""
         return self.pair.ratio if self.files.pan else None
 
+    def is_valid(self, row: int, col: int, size: int) -> bool:
+        """Whether no pixel of a square is nodata."""
+        return self.pair.valid_fraction(row, col, size, size) == 1.0
+
 
 def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _Scene:
     from uknowpan.tiling import open_pair
@@ -271,10 +275,6 @@ def _measure_shift(pair: ScenePair, mode: Coregister) -> tuple[tuple[float, floa
     if mode == "shift":
         return measured.shift, [f"{lies}; removed"]
     return (0.0, 0.0), [f"{lies}; --coregister shift removes it"]
-
-
-def _is_valid(scene: _Scene, row: int, col: int, size: int) -> bool:
-    return scene.pair.valid_fraction(row, col, size, size) == 1.0
 
 
 # --------------------------------------------------------------------------------------- plan
@@ -372,10 +372,8 @@ def _areas(scene: _Scene, plan: _Plan) -> dict[str, Area]:
     cell = plan.sizes["train"]
     h, w = scene.pair.frame_shape
     rows, columns = h // cell, w // cell
-    valid = np.array(
-        [[_is_valid(scene, row * cell, column * cell, cell) for column in range(columns)] for row in range(rows)],
-        dtype=bool,
-    ).reshape(rows, columns)
+    cells = product(range(0, rows * cell, cell), range(0, columns * cell, cell))
+    valid = np.array([scene.is_valid(*place, cell) for place in cells], dtype=bool).reshape(rows, columns)
     upright = h >= w
     parts = split_cells(valid if upright else valid.T, plan.split)
     if parts is None:
@@ -386,16 +384,12 @@ def _areas(scene: _Scene, plan: _Plan) -> dict[str, Area]:
             "--patch, or --split 100,0,0."
         )
 
-    def pixels(span: Span, cells: int, length: int) -> Span:
-        """(start, size); the last part has the pixels that are left over."""
-        start = span[0] * cell
-        return start, (length if span[1] == cells else span[1] * cell) - start
-
     areas = {}
-    for name, (first, second) in parts.items():
-        down, across = (first, second) if upright else (second, first)
-        (row, height), (column, width) = pixels(down, rows, h), pixels(across, columns, w)
-        areas[name] = (row, column, height, width)
+    for name, spans in parts.items():
+        (top, bottom), (left, right) = spans if upright else spans[::-1]
+        # The last part has the pixels that are left over.
+        end, edge = (h if bottom == rows else bottom * cell), (w if right == columns else right * cell)
+        areas[name] = (top * cell, left * cell, end - top * cell, edge - left * cell)
     return areas
 
 
@@ -444,7 +438,7 @@ def _test_size(scenes: Sequence[_Scene], areas: Sequence[Mapping[str, Area]], pl
         return plan.sizes["test"] or patch
     for size in range(max(LARGEST_TEST_PATCH // patch, 1) * patch, patch, -patch):
         for scene, own in zip(scenes, areas, strict=True):
-            if any(_is_valid(scene, *place, size) for block in _blocks(own["test"], size, size) for place in block):
+            if any(scene.is_valid(*place, size) for block in _blocks(own["test"], size, size) for place in block):
                 return size
     return patch
 
@@ -469,21 +463,13 @@ def _groups(origin: int, length: int, size: int, stride: int) -> Iterator[range]
     return (starts[i : i + step] for i in range(0, len(starts), step))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Patches of one block of a scene."""
+def _simulate(
+    scene: _Scene, places: Sequence[Place], size: int, plan: _Plan
+) -> tuple[PatchBatch | None, list[Place], float]:
+    """(valid patches of a block, their places, its largest value in DN)
 
-    patches: PatchBatch | None
-    places: list[Place]
-    """Places of the valid patches."""
-    largest: float
-    """DN, of valid MS and PAN pixels."""
-
-
-def _simulate(scene: _Scene, places: Sequence[Place], size: int, plan: _Plan) -> _Block:
-    """Simulate the block that holds all places, with the margin that filters see, and cut it.
-
-    The block ends where the scene ends, so that the toolbox's own border rules act there.
+    The block holds all places and the margin that filters see. It ends where the scene ends, so that the toolbox's
+    own border rules act there.
     """
     import torch
 
@@ -512,7 +498,7 @@ def _simulate(scene: _Scene, places: Sequence[Place], size: int, plan: _Plan) ->
 
     kept = [place for place in places if valid[window(*place)].all()]
     patches = PatchBatch(pan=stack(pan), ms=stack(ms, ratio), lms=stack(lms), gt=stack(gt)) if kept else None
-    return _Block(patches, kept, largest)
+    return patches, kept, largest
 
 
 def _reduced_pan(scene: _Scene, pan: np.ndarray, gt: Tensor) -> Tensor:

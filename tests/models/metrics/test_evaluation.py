@@ -27,7 +27,7 @@ from uknowpan.models.resample import upsample
 from uknowpan.models.sharpeners import Images, load_network
 from uknowpan.models.types import Condition, Denoised
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
 FULL = ["d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr"]
 GENERIC, SCALE = SENSORS["generic"], 2047.0
