@@ -20,6 +20,7 @@ import numpy as np
 from uknowpan.durable import Scratch, sync_file, sync_folder, write_text
 from uknowpan.tiling.errors import OutputBusy, OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
+from uknowpan.tiling.identity import sampled_digest
 from uknowpan.tiling.output import SceneWriter
 
 try:
@@ -356,9 +357,9 @@ def _is_own(folder: Path) -> bool:
         os.rmdir(probe)
 
 
-def _stamp(path: Path) -> list[int]:
-    status = os.stat(path)
-    return [status.st_ino, status.st_size, status.st_mtime_ns]
+def _stamp(path: Path) -> list[object]:
+    """Size and digest of a file that has no name yet, or has got it."""
+    return [path.stat().st_size, sampled_digest(path)]
 
 
 def sweep_strips(output: str) -> None:

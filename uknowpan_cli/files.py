@@ -26,9 +26,9 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
     for option, path in named.items():
         if path is None:
             continue
-        check_output(path, inputs, overwrite)
         sweep(path)
         sweep_strips(path)
+        check_output(path, inputs, overwrite)
         other = seen.setdefault(Path(path).resolve(), option)
         if other != option:
             raise UsageError(f"{other} and {option} name the same file {path}.")
