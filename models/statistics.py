@@ -25,6 +25,9 @@ LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.9
 PSF_WINDOWS = 4
 """Samples, spread over the scene, for the estimate of blur and shift; more only cost time."""
 
+LEAST_SHARE = 0.05
+"""Share of valid MS pixels in a sample for its blur to be estimated from filled values."""
+
 
 @dataclass(frozen=True)
 class SceneStatistics:
@@ -113,7 +116,8 @@ def scene_statistics(
         windows: samples, each pan (1, H, W) and ms (C, h, w), H = ratio * h.
         ratio: PAN pixels per MS pixel.
         psf: the blur and shift, if known; else they are estimated from the samples.
-        valid: (h, w) bool per sample; invalid MS pixels (and what touches them) are left out.
+        valid: (h, w) bool per sample; invalid MS pixels (and what touches them) are left out. Where something
+            touches every pixel, the values filled in around the valid ones are trusted.
         soft: also measure the softness of the MS.
 
     Raises:
@@ -124,19 +128,28 @@ def scene_statistics(
         masks = list(valid)
     clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
     clean = clean[:: max(1, -(-len(clean) // PSF_WINDOWS))]
+    estimated = psf is None
     if psf is None:
         psf = estimate_psf(clean, ratio)
     softness = softness_of_ms(clean, ratio, psf.shift) if soft and psf.correlation > 0 else None
     reach = DETAIL_WINDOW // 2 + degrade_reach(psf.sigma, psf.shift, ratio)
-    values, details = [], []
+    values, details, keeps = [], [], []
     for (pan, ms), mask in zip(windows, masks, strict=True):
         both = torch.cat([ms, degrade(pan[None], ratio, psf.sigma, psf.shift)[0]])[None]
         detail = both - box_mean(both, DETAIL_WINDOW)
         whole = box_mean(mask[None, None].float(), 2 * reach + 1) > 1 - 1e-4
         keep = whole[0, 0] if min(mask.shape) > 2 * reach else mask
-        values.append(both[0][:, keep].double())
-        details.append(detail[0][:, keep].double())
-    value, detail = torch.cat(values, 1), torch.cat(details, 1)
+        values.append(both[0])
+        details.append(detail[0])
+        keeps.append(keep)
+    if not any(bool(keep.any()) for keep in keeps) and any(bool(mask.any()) for mask in masks):
+        by_share = sorted(zip(windows, masks, strict=True), key=lambda item: -float(item[1].float().mean()))
+        usable = [w for w, m in by_share if float(m.float().mean()) > LEAST_SHARE][:PSF_WINDOWS]
+        if estimated and not clean:
+            return scene_statistics(windows, ratio, estimate_psf(usable, ratio), masks, soft=soft)
+        keeps = masks
+    value = torch.cat([v[:, k].double() for v, k in zip(values, keeps, strict=True)], 1)
+    detail = torch.cat([d[:, k].double() for d, k in zip(details, keeps, strict=True)], 1)
     if value.shape[1] == 0:
         raise ValueError("the samples of the scene hold no pixel where PAN and all MS bands are valid")
     mean = value.mean(1)

@@ -163,8 +163,8 @@ def _warn_of(scene: Scene) -> None:
     for note in pair.notes:
         log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
     clipped = clipping_warning(pair.meta, scene.survey.high, scene.options.output_dtype)
-    if clipped is not None:
-        log.warning(clipped)
+    for sentence in (*scene.survey.warnings, *([] if clipped is None else [clipped])):
+        log.warning(sentence)
     if not sharpener.local and plan.count > 1:
         log.warning(
             "the result of model %s depends on how the scene is cut, here into %d tiles "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,15 @@ LEAST_SHIFT = 0.05
 
 FEW_LEVELS = 16
 """Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
+
+UNUSUAL = 30
+"""A value this many usual ranges beyond the usual values is an outlier; moments leave it out."""
+
+LEAST_VALUE = 1e-30
+"""Values all below it come near those that processors take for 0."""
+
+FILL_SHARE, FILL_GAP = 0.002, 0.05
+"""A value in at least this share of the pixels, with hardly any other this near, in usual ranges, may be a fill."""
 
 Progress = Callable[[int, int], None]
 
@@ -66,6 +75,8 @@ class Survey:
     high: float = 0.0
     """Full scale or high percentile of the MS, digital numbers."""
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    """Sentences about values that look like undeclared nodata."""
 
     @property
     def shift(self) -> tuple[float, float] | None:
@@ -125,7 +136,41 @@ def survey(
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
     on_progress(len(places), len(places))
     statistics = _rescaled(statistics, known, scale)
-    return Survey(scale, statistics, measured, own_softness, known.ms, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Survey(scale, statistics, measured, own_softness, known.ms, seconds, tuple(fill_warnings(pair, samples)))
+
+
+def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:
+    """Sentences that name a frequent value far from all others: probably nodata that is not declared."""
+    bands = [("the PAN", [s.pan[0][s.pan_valid] for s in samples])]
+    bands += [(f"band {b + 1} of the MS", [s.ms[b][s.ms_valid] for s in samples]) for b in range(pair.bands)]
+    named: set[float] = set()
+    for name, parts in bands:
+        values = np.concatenate(parts)
+        if values.size == 0:
+            continue
+        for value in (float(values.min()), float(values.max())):
+            rest = values[values != value]
+            share = 1 - rest.size / values.size
+            if share < FILL_SHARE or rest.size == 0 or value in named:
+                continue
+            low, high = np.percentile(rest, [0.5, 99.5])
+            near = np.abs(rest - value) < FILL_GAP * (high - low)
+            if high > low and near.sum() <= min(0.1 * share * values.size, FILL_SHARE * rest.size):
+                named.add(value)
+                yield (
+                    f"{share:.1%} of the sampled pixels of {name} are {value:g}, far from all others: "
+                    f"if {value:g} marks missing pixels, give --nodata {value:g}"
+                )
+
+
+def _usual(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Bounds of the values that are no outliers, far beyond any that a sensor gives."""
+    if values.size == 0:
+        return -np.inf, np.inf
+    low, middle, high = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
+    spread = max(high - low, 0.1 * abs(middle))
+    return (low - UNUSUAL * spread, high + UNUSUAL * spread) if spread > 0 else (-np.inf, np.inf)
 
 
 def scene_scale(pair: ScenePair, samples: Sequence[TileArrays], max_value: float | None) -> SceneScale:
@@ -144,6 +189,8 @@ def scene_scale(pair: ScenePair, samples: Sequence[TileArrays], max_value: float
     for name, pixels in (("PAN", pan), ("MS", ms)):
         if pixels.size == 0:
             raise ValueError(f"the {name} holds no valid pixel")
+        if np.abs(pixels).max() < LEAST_VALUE and (pixels.view(np.uint32) & 0x7FFFFFFF).any():
+            raise ValueError(f"the values of the {name} are below {LEAST_VALUE:g}; multiply them by a constant first")
         high = float(np.percentile(np.abs(pixels), HIGH_PERCENTILE))
         values.append(high if high > 0 else 1.0)
     return SceneScale(values[0], values[1], "percentile")
@@ -173,12 +220,17 @@ def _rescaled(statistics: SceneStatistics, old: SceneScale, new: SceneScale) -> 
 def _pieces(
     samples: Sequence[TileArrays], ratio: int, scale: SceneScale
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
-    """Scaled (pan, ms) of the clean parts of the samples, and which of their MS pixels are valid."""
+    """Scaled (pan, ms) of the clean parts of the samples, and which of their MS pixels are valid and no outliers."""
     pieces, valid = [], []
+    pan_usual = _usual(np.concatenate([s.pan[0][s.pan_valid] for s in samples]))
+    usual = [_usual(np.concatenate([s.ms[b][s.ms_valid] for s in samples])) for b in range(len(samples[0].ms))]
+    low, high = (np.array(bounds, np.float32)[:, None, None] for bounds in zip(*usual, strict=True))
     for s in samples:
         h, w = s.ms_valid.shape
-        whole = s.pan_valid.reshape(h, ratio, w, ratio).all((1, 3)) & s.ms_valid
-        pan, ms = torch.from_numpy(s.pan / scale.pan), torch.from_numpy(s.ms / scale.ms)
+        kept_pan, kept_ms = s.pan.clip(*pan_usual), s.ms.clip(low, high)
+        good = s.pan_valid & (kept_pan == s.pan)[0]
+        whole = good.reshape(h, ratio, w, ratio).all((1, 3)) & s.ms_valid & (kept_ms == s.ms).all(axis=0)
+        pan, ms = torch.from_numpy(kept_pan / scale.pan), torch.from_numpy(kept_ms / scale.ms)
         for part in _clean_parts(whole):
             rows, cols = (slice(p.start * ratio, p.stop * ratio) for p in part)
             pieces.append((pan[:, rows, cols], ms[:, part[0], part[1]]))

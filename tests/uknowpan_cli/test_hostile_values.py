@@ -1,0 +1,145 @@
+"""Values that are no measurements: scattered nodata, outliers, undeclared fill values, negatives, denormals, NaN."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasters import write_pair
+from running import Run, write_tiny_model
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from uknowpan.models.network import INJECTIONS
+from uknowpan.surveying import fill_warnings, survey
+from uknowpan.tiling import open_pair
+
+
+@pytest.fixture
+def altered(tmp_path: Path):
+    """Write a float32 pair with PAN and MS as changed by two functions; returns its paths."""
+
+    def write(pan=lambda x: x, ms=lambda x: x, pan_nodata=None, name="scene"):
+        pair = write_pair(tmp_path, name=name, ms_shape=(64, 64), dtype="float32", noise=60, pan_nodata=pan_nodata)
+        for path, change in ((pair.pan, pan), (pair.ms[0], ms)):
+            with rasterio.open(path, "r+") as dataset:
+                dataset.write(change(dataset.read()).astype("float32"))
+        return pair.pan, pair.ms[0]
+
+    return write
+
+
+def scattered(share, value):
+    def change(x):
+        out = x.copy()
+        out[np.random.default_rng(1).random(x.shape) < share] = value
+        return out
+
+    return change
+
+
+def pixel(value):
+    def change(x):
+        out = x.copy()
+        out[0, 100, 100] = value
+        return out
+
+    return change
+
+
+def facts(pan, ms):
+    with open_pair(pan, ms) as pair:
+        return survey(pair).statistics
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_scattered_nodata_in_the_pan(altered, share):
+    """Kind: validity of samples is eroded to nothing and the scene refused."""
+    clean = facts(*altered())
+    holed = facts(*altered(scattered(share, 0), pan_nodata=0, name="holed"))
+    np.testing.assert_allclose(holed.mean, clean.mean, rtol=0.1)
+    np.testing.assert_allclose(holed.detail_std[:-1], clean.detail_std[:-1], rtol=0.1)
+
+
+@pytest.mark.parametrize("value", [1e10, -3.4e38, -1e6])
+@pytest.mark.parametrize("where", ["pan", "ms"])
+def test_one_outlier_does_not_change_the_moments(altered, where, value):
+    """Kind: one wild pixel spoils the moments of the whole scene."""
+    clean = facts(*altered())
+    change = pixel(value) if where == "pan" else lambda x: np.concatenate([scattered(0.0003, value)(x[:1]), x[1:]])
+    wild = facts(*altered(**{where: change}, name="wild"))
+    np.testing.assert_allclose(wild.mean, clean.mean, rtol=0.02)
+    np.testing.assert_allclose(wild.detail_std, clean.detail_std, rtol=0.15)
+
+
+@pytest.mark.parametrize("value", [0, -9999, 65535])
+@pytest.mark.parametrize("where", ["pan", "ms"])
+def test_an_undeclared_fill_value_is_named(altered, uknowpan: Run, tmp_path: Path, where, value):
+    """Kind: a fill value that no header declares is sharpened in silence."""
+
+    def change(x):
+        out = x.copy()
+        out[:, : x.shape[1] // 5, : x.shape[2] // 5] = value
+        return out
+
+    pan, ms = altered(**{where: change})
+    outcome = uknowpan("sharpen", pan, ms, "--method", "bicubic", "-o", tmp_path / "out.tif")
+    assert outcome.code == 0 and f"give --nodata {value}" in " ".join(outcome.stderr.split())
+
+
+@pytest.mark.parametrize("limit", [1250, 1e9])
+def test_saturation_is_no_fill_value(altered, limit):
+    """Kind: a warning where values end for another reason."""
+    pan, ms = altered(lambda x: np.minimum(x, limit), lambda x: np.minimum(x, limit))
+    with open_pair(pan, ms) as pair:
+        assert list(fill_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)])) == []
+
+
+def test_negative_data_in_brovey(altered, uknowpan: Run, tmp_path: Path):
+    """Kind: the result of negative data is zero everywhere."""
+    images = {}
+    for name, sign in (("plus", 1), ("minus", -1)):
+        pan, ms = altered(lambda x, s=sign: s * x, lambda x, s=sign: s * x, name=name)
+        out = tmp_path / f"{name}.out.tif"
+        assert uknowpan("sharpen", pan, ms, "--method", "brovey", "-o", out).code == 0
+        with rasterio.open(out) as dataset:
+            images[name] = dataset.read()
+    np.testing.assert_allclose(images["minus"], -images["plus"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [(lambda x: x - x.mean(), 5, "mean is about 0"), (lambda x: x * np.float32(1e-41), 3, "below 1e-30")],
+    ids=["mean 0", "denormals"],
+)
+def test_values_that_ratios_cannot_take(altered, uknowpan: Run, tmp_path: Path, change, code, text):
+    """Kind: division by about nothing gives a wild or an empty result."""
+    outcome = uknowpan("sharpen", *altered(change), "--method", "brovey", "-o", tmp_path / "out.tif")
+    assert outcome.code == code and text in " ".join(outcome.stderr.split())
+
+
+def test_an_uncertainty_of_nan_leaves_nothing(altered, uknowpan: Run, tmp_path: Path):
+    """Kind: sigma is NaN at valid pixels, at exit 0."""
+    model = write_tiny_model(tmp_path / "tiny.safetensors")
+    with safe_open(model, framework="np") as file:
+        metadata = file.metadata()
+    weights = load_file(model)
+    weights["out.bias"].reshape(-1, 4)[INJECTIONS + 1] = np.nan  # log sigma alone
+    save_file(weights, model, metadata)
+    pan, ms = altered()
+    before = {path.name for path in tmp_path.iterdir()}
+    outcome = uknowpan(
+        "sharpen",
+        pan,
+        ms,
+        "--model",
+        model,
+        "--tile",
+        64,
+        "-o",
+        tmp_path / "o.tif",
+        "--uncertainty",
+        tmp_path / "s.tif",
+    )
+    assert outcome.code == 5 and "uncertainties that are not finite" in " ".join(outcome.stderr.split())
+    assert {path.name for path in tmp_path.iterdir()} == before
