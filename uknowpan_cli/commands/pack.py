@@ -28,10 +28,10 @@ def pack(
     """
     with opt.guarded(-1 if quiet else verbose):
         from uknowpan.datasets.pack import pack_scenes, read_recipe
-        from uknowpan.tiling import check_output
+        from uknowpan.files import check_outputs
 
         files = [str(root / name) for scene in read_recipe(recipe) for name in scene.files]
-        check_output(str(output), [str(recipe), *files], overwrite)
+        check_outputs({"--output": str(output)}, [str(recipe), *files], overwrite)
         for line in pack_scenes(recipe, root, output):
             if not quiet:
                 typer.echo(line, err=True)
