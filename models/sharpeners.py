@@ -219,19 +219,30 @@ class NetworkSharpener:
         """Sharpen whole images of a test file."""
         raise NotImplementedError
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         """Denoise windows that reach `halo` PAN pixels beyond their cores."""
+        with self._precision():
+            return ddim_sample(
+                self.model,
+                self._noise(condition, origins, halo),
+                self.timesteps,
+                self.schedule,
+                condition,
+                self_conditioning=self.card.self_conditioning,
+            )
+
+    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor:
         bands, height, width = condition.lms.shape[1:]
-        noise = torch.stack(
+        return torch.stack(
             [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
         )
-        feedback = self.card.self_conditioning
-        return ddim_sample(self.model, noise, self.timesteps, self.schedule, condition, self_conditioning=feedback)
 
     def _run(self, condition: Condition, origins: Origins, halo: int, scale: Tensor) -> Sharpened:
         """hrms = lms + scale x0, without the halo; `scale` (1, C, 1, 1) is one unit of x0."""
-        with torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            answer = self._sample(condition, origins, halo)
+        answer = self._sample(condition, origins, halo)
         hrms = crop(condition.lms + scale * answer.x0, halo)
         if answer.log_sigma is None:
             return Sharpened(hrms)
@@ -384,7 +395,8 @@ class OnePassSharpener(UNetSharpener):
         super().__init__(model, card, steps=1, **options)
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
-        answer: Denoised = self.model(None, None, condition)
+        with self._precision():
+            answer: Denoised = self.model(None, None, condition)
         return answer
 
     def provenance(self) -> dict[str, str]:
