@@ -9,9 +9,9 @@ import pytest
 import rasterio
 import torch
 from patch_files import story
-from running import MakePair, Run
+from rasters import observed, textured
+from running import MakePair, Run, read
 from safetensors.torch import load_file
-from test_sharpen import observed, read, textured
 
 from uknowpan.models.checkpoints import load_model, read_card
 from uknowpan.models.published.pan_crafter.network import PanCrafter
@@ -161,7 +161,7 @@ def test_blended_tiles_show_no_seams(trained: Trained, name: str, tmp_path: Path
     truth = textured(256)
     truth = np.concatenate([truth, truth[:1]])  # 4 bands
     truth[:, :, 128:] += 150  # tiles differ in their statistics
-    pan, ms = observed(truth, 4, tmp_path)
+    pair = observed(truth, 4, tmp_path)
     images = {}
     for cut, words in {
         "whole": ("--tile", 256),
@@ -169,7 +169,7 @@ def test_blended_tiles_show_no_seams(trained: Trained, name: str, tmp_path: Path
         "blended": ("--tile", 128),
     }.items():
         done = trained.uknowpan(
-            *("sharpen", pan, ms, "-o", tmp_path / f"{cut}.tif", "--coregister", "off", *words),
+            *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / f"{cut}.tif", "--coregister", "off", *words),
             *("--model", trained[name] / "best.safetensors", "--output-dtype", "float32"),
         )
         assert done.code == 0, done.stderr
