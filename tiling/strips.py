@@ -61,7 +61,7 @@ def _unpacked(kept: AnyArray) -> AnyArray:
 def _checksum(kept: AnyArray) -> bytes:
     """The last bytes of a strip's file: a sum over dtype, shape and values."""
     head = repr((kept.dtype.descr, kept.shape)).encode()
-    data = np.ascontiguousarray(kept).view(np.uint8) if kept.size else b""
+    data = np.ascontiguousarray(kept).view(np.uint8).data if kept.size else b""
     return _SEAL + zlib.crc32(data, zlib.crc32(head)).to_bytes(4, "little")
 
 

@@ -97,7 +97,7 @@ def test_shift_too_small_to_resample_for(sharpen: Sharpen, tmp_path: Path) -> No
 def test_one_survey_is_enough(
     mode: str, surveys: int, words: tuple[str, ...], sharpen: Sharpen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = observed(textured(96), 4, tmp_path, (3, -2))
+    pair = observed(textured(96).clip(1), 4, tmp_path, (3, -2))
     calls, scale = [], surveying.scene_scale
     monkeypatch.setattr(surveying, "scene_scale", lambda *a: calls.append(a) or scale(*a))
     sharpen(pair, *words, "--coregister", mode)
