@@ -39,8 +39,9 @@ demo: $(INSTALLED)
 	$(RUN)/uknowpan demo -o demo
 
 # The tests of the packaging build a wheel, install it into an environment of its own and run the demo from there.
+# One thread a worker: two workers of two threads each would spin on two cores.
 test: lint
-	$(RUN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .
