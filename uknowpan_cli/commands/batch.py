@@ -59,7 +59,8 @@ def batch(
     shard: Annotated[
         str,
         opt.option(
-            *("--shard", RUN),
+            "--shard",
+            RUN,
             "K/N: only the K-th of N shares, K from 1; none: all; auto: as SLURM, AWS Batch, "
             "Kubernetes or torchrun set it in the environment.",
             "K/N|auto|none",
@@ -70,7 +71,8 @@ def batch(
     dask: Annotated[
         str | None,
         opt.option(
-            *("--dask", RUN),
+            "--dask",
+            RUN,
             "Run the scenes on a Dask cluster: local makes one of processes, tcp://HOST:PORT is a scheduler that runs.",
             "local|ADDRESS",
         ),
@@ -78,9 +80,11 @@ def batch(
     dask_workers: Annotated[
         int | None,
         opt.option(
-            *("--dask-workers", RUN),
+            "--dask-workers",
+            RUN,
             "Processes of --dask local; default: one per GPU, without one per two cores.",
-            *("N", 1),
+            "N",
+            1,
         ),
     ] = None,
     report: Annotated[Path | None, opt.option("--report", RUN, "Only report on the batch in FOLDER.", "FOLDER")] = None,

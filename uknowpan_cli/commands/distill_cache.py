@@ -26,41 +26,26 @@ class FeatureDtype(StrEnum):
 
 
 def distill_cache(
-    teacher: Annotated[
-        str,
-        opt.grouped(MODEL, "--teacher", metavar="FILE", help="Checkpoint of a trained teacher (fsa-t)."),
-    ],
-    data: Annotated[
-        Path, opt.grouped(INPUT, "--data", metavar="FILE", help="Training file in PanCollection's layout.")
-    ],
-    output: Annotated[
-        Path, opt.grouped(RESULT, "--output", "-o", "--out", metavar="FILE", help="The cache to write, an h5 file.")
-    ],
-    steps: Annotated[
-        int, opt.grouped(MODEL, "--steps", metavar="N", help="Network evaluations per answer.", min=1, max=TIMESTEPS)
-    ] = 1,
+    teacher: Annotated[str, opt.option("--teacher", MODEL, "Checkpoint of a trained teacher (fsa-t).", "FILE")],
+    data: Annotated[Path, opt.option("--data", INPUT, "Training file in PanCollection's layout.", "FILE")],
+    output: Annotated[Path, opt.option("--output -o --out", RESULT, "The cache to write, an h5 file.", "FILE")],
+    steps: Annotated[int, opt.option("--steps", MODEL, "Network evaluations per answer.", "N", 1, TIMESTEPS)] = 1,
     seed: Annotated[
-        int,
-        opt.grouped(
-            MODEL, "--seed", metavar="N", help="Seed of the noise that answers start from.", min=0, max=2**63 - 1
-        ),
+        int, opt.option("--seed", MODEL, "Seed of the noise that answers start from.", "N", 0, 2**63 - 1)
     ] = 0,
     max_value: Annotated[
         float | None,
-        opt.grouped(
-            INPUT,
-            "--max-value",
-            metavar="VALUE",
-            help="Full scale in DN, if the file does not declare it; default: the teacher's.",
+        opt.option(
+            "--max-value", INPUT, "Full scale in DN, if the file does not declare it; default: the teacher's.", "VALUE"
         ),
     ] = None,
     batch_size: Annotated[
-        int, opt.grouped(TILING, "--batch-size", metavar="N", help="Samples at once, which memory depends on.", min=1)
+        int, opt.option("--batch-size", TILING, "Samples at once, which memory depends on.", "N", 1)
     ] = 16,
     dtype: Annotated[
-        FeatureDtype, opt.grouped(RESULT, "--dtype", help="Type of the features; images are float32.")
+        FeatureDtype, opt.option("--dtype", RESULT, "Type of the features; images are float32.")
     ] = FeatureDtype.float16,
-    resume: Annotated[bool, opt.grouped(RUN, "--resume", help="Go on with a cache that was interrupted.")] = False,
+    resume: Annotated[bool, opt.option("--resume", RUN, "Go on with a cache that was interrupted.")] = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,

@@ -17,28 +17,19 @@ import typer
 
 from uknowpan import errors
 from uknowpan.console import set_up_logging
-from uknowpan.options import RUN, Option, SharpenOptions, declared
-from uknowpan.options import numbers as numbers
+from uknowpan.options import RUN, SharpenOptions, declared
 
 
-def option(*described: Any) -> Any:
-    """A Typer option from the values of an `Option`: flags, group, help, metavar, min."""
-    return _for_typer(Option(*described))
+def option(
+    flags: str, group: str, help: str, metavar: str | None = None, min: Any = None, max: Any = None, env: Any = None
+) -> Any:
+    """A Typer option from the values of an `Option`."""
+    return typer.Option(*flags.split(), rich_help_panel=group, help=help, metavar=metavar, min=min, max=max, envvar=env)
 
 
 def typed(name: str, kind: type = SharpenOptions) -> Any:
     """The Typer option of a field of a class of options."""
-    return _for_typer(declared(kind)[name][1])
-
-
-def _for_typer(option: Option) -> Any:
-    more: dict[str, Any] = {"metavar": option.metavar, "min": option.min, "max": option.max, "envvar": option.env}
-    return typer.Option(*option.flags.split(), help=option.help, rich_help_panel=option.group, **more)
-
-
-def grouped(group: str, *flags: str, **more: Any) -> Any:
-    """A Typer option of a group of the help."""
-    return typer.Option(*flags, rich_help_panel=group, **more)
+    return option(**{key: value for key, value in vars(declared(kind)[name][1]).items() if key != "cli"})
 
 
 ModelOption = Annotated[str | None, typed("model")]
@@ -46,7 +37,6 @@ DeviceOption = Annotated[str, typed("device")]
 ThreadsOption = Annotated[int | None, typed("num_threads")]
 RatioOption = Annotated[int | None, typed("ratio")]
 BidxOption = Annotated[str | None, typed("bidx")]
-PanBidxOption = Annotated[int | None, typed("pan_bidx")]
 NodataOption = Annotated[float | None, typed("nodata")]
 OverwriteOption = Annotated[bool, typed("overwrite")]
 JsonOption = Annotated[bool, option("--json", RUN, "Print the result as JSON.")]
@@ -55,7 +45,7 @@ QuietOption = Annotated[bool, option("--quiet -q", RUN, "No progress, errors onl
 _STEPS = "-v: steps of the run; -vv: tracebacks."
 VerboseOption = Annotated[
     int, typer.Option("--verbose", "-v", count=True, metavar="", help=_STEPS, rich_help_panel=RUN)
-]  # fmt: skip
+]
 
 
 def shares(

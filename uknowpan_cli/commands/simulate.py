@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.errors import InputError, UsageError
-from uknowpan.options import Coregister
-
-
-def _option(flag: str, metavar: str, panel: str, help: str, **limits: Any) -> Any:
-    return typer.Option(flag, metavar=metavar, rich_help_panel=panel, help=help, **limits)
-
+from uknowpan.options import Coregister, numbers
 
 SCENES, OPTICS, PATCHES = "Scenes", "Sensor", "Patches"
 OUTPUT_HELP = (
@@ -33,36 +28,36 @@ def simulate(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "--out", "-o", metavar="FILE", help=OUTPUT_HELP)] = None,
     pair: Annotated[
-        list[str] | None, _option("--pair", "PAN;MS[;MS...]", SCENES, "One more pair; may be repeated.")
+        list[str] | None, opt.option("--pair", SCENES, "One more pair; may be repeated.", "PAN;MS[;MS...]")
     ] = None,
     ms_only: Annotated[
-        list[str] | None, _option("--ms-only", "MS[;MS...]", SCENES, "Scene without PAN; may be repeated.")
+        list[str] | None, opt.option("--ms-only", SCENES, "Scene without PAN; may be repeated.", "MS[;MS...]")
     ] = None,
     pan_weights: Annotated[
-        str | None, _option("--pan-weights", "W,W,...", SCENES, "Share of each band in the PAN of such a scene.")
+        str | None, opt.option("--pan-weights", SCENES, "Share of each band in the PAN of such a scene.", "W,W,...")
     ] = None,
-    sensor: Annotated[str, _option("--sensor", "NAME", OPTICS, SENSOR_HELP)] = "generic",
+    sensor: Annotated[str, opt.option("--sensor", OPTICS, SENSOR_HELP, "NAME")] = "generic",
     mtf: Annotated[
         str | None,
-        _option("--mtf", "GAIN,...", OPTICS, "MTF gains at the Nyquist frequency, one per band or one for all."),
+        opt.option("--mtf", OPTICS, "MTF gains at the Nyquist frequency, one per band or one for all.", "GAIN,..."),
     ] = None,
     max_value: Annotated[
-        float | None, _option("--max-value", "DN", OPTICS, "Full scale, if it differs from the sensor's.", min=0)
+        float | None, opt.option("--max-value", OPTICS, "Full scale, if it differs from the sensor's.", "DN", 0)
     ] = None,
-    patch: Annotated[int | None, _option("--patch", "N", PATCHES, "PAN pixels of a patch; default 64.", min=8)] = None,
+    patch: Annotated[int | None, opt.option("--patch", PATCHES, "PAN pixels of a patch; default 64.", "N", 8)] = None,
     stride: Annotated[
-        int | None, _option("--stride", "N", PATCHES, "Step between training patches; default 3/4 patch.", min=1)
+        int | None, opt.option("--stride", PATCHES, "Step between training patches; default 3/4 patch.", "N", 1)
     ] = None,
     test_patch: Annotated[
-        int | None, _option("--test-patch", "N", PATCHES, "Patch size of the test file; default up to 256.", min=8)
+        int | None, opt.option("--test-patch", PATCHES, "Patch size of the test file; default up to 256.", "N", 8)
     ] = None,
     split: Annotated[
-        str, _option("--split", "A,B,C", PATCHES, "Shares of the area: training, validation, test.")
+        str, opt.option("--split", PATCHES, "Shares of the area: training, validation, test.", "A,B,C")
     ] = "80,10,10",
     ratio: opt.RatioOption = None,
     bidx: opt.BidxOption = None,
     nodata: opt.NodataOption = None,
-    coregister: Annotated[Coregister, _option("--coregister", "off|check|shift", SCENES, COREGISTER_HELP)] = "check",
+    coregister: Annotated[Coregister, opt.option("--coregister", SCENES, COREGISTER_HELP, "off|check|shift")] = "check",
     sample: Annotated[
         bool, typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training.")
     ] = False,
@@ -110,9 +105,9 @@ def simulate(
         else:
             if output.is_dir():
                 raise InputError(f"-o: {output} is a folder; name a file in it.")
-            shares = opt.numbers(split, "--split", 3) or []
-            gains, weights = opt.numbers(mtf, "--mtf"), opt.numbers(pan_weights, "--pan-weights")
-            bands = opt.numbers(bidx, "--bidx")
+            shares = numbers(split, "--split", 3) or []
+            gains, weights = numbers(mtf, "--mtf"), numbers(pan_weights, "--pan-weights")
+            bands = numbers(bidx, "--bidx")
             if bands and any(band != int(band) for band in bands):
                 raise UsageError(f"--bidx takes band numbers, not {bidx!r}.")
             try:

@@ -33,82 +33,67 @@ class PresetName(StrEnum):
 def train(
     data: Annotated[
         list[Path],
-        opt.grouped(
-            INPUT,
+        opt.option(
             "--data",
-            metavar="FILE",
-            help="PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
+            INPUT,
+            "PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
+            "FILE",
         ),
     ],
     out: Annotated[
-        Path,
-        opt.grouped(
-            RESULT, "--output", "-o", "--out", help="Run folder; its name becomes the model's.", metavar="FOLDER"
-        ),
+        Path, opt.option("--output -o --out", RESULT, "Run folder; its name becomes the model's.", "FOLDER")
     ],
     stage: Annotated[
-        StageName | None, opt.grouped(TRAINING, "--stage", help="What to train of U-Know-DiffPAN; default: fsa-s.")
+        StageName | None, opt.option("--stage", TRAINING, "What to train of U-Know-DiffPAN; default: fsa-s.")
     ] = None,
     model: Annotated[
-        ModelName | None, opt.grouped(TRAINING, "--model", help="Another model to train instead, in one stage.")
+        ModelName | None, opt.option("--model", TRAINING, "Another model to train instead, in one stage.")
     ] = None,
     valid: Annotated[
         list[Path] | None,
-        opt.grouped(
-            INPUT,
+        opt.option(
             "--valid",
-            metavar="FILE",
-            help="PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
+            INPUT,
+            "PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
+            "FILE",
         ),
     ] = None,
     prior: Annotated[
-        Path | None, opt.grouped(TEACHER, "--prior", metavar="FILE", help="PriorNet checkpoint, for the stage fsa-t.")
+        Path | None, opt.option("--prior", TEACHER, "PriorNet checkpoint, for the stage fsa-t.", "FILE")
     ] = None,
     teacher: Annotated[
         Path | None,
-        opt.grouped(
-            TEACHER, "--teacher", metavar="FILE", help="Teacher checkpoint that the stage fsa-s asks about every batch."
-        ),
+        opt.option("--teacher", TEACHER, "Teacher checkpoint that the stage fsa-s asks about every batch.", "FILE"),
     ] = None,
     cache: Annotated[
         list[Path] | None,
-        opt.grouped(
-            TEACHER, "--cache", metavar="FILE", help="Its answers from `uknowpan distill-cache`, one for each --data."
-        ),
+        opt.option("--cache", TEACHER, "Its answers from `uknowpan distill-cache`, one for each --data.", "FILE"),
     ] = None,
     teacher_steps: Annotated[
-        int,
-        opt.grouped(
-            TEACHER, "--teacher-steps", metavar="N", help="Evaluations of --teacher per answer.", min=1, max=TIMESTEPS
-        ),
+        int, opt.option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", 1, TIMESTEPS)
     ] = 1,
     preset: Annotated[
-        PresetName | None, opt.grouped(TRAINING, "--preset", help="Settings to begin with: lite (default) or paper.")
+        PresetName | None, opt.option("--preset", TRAINING, "Settings to begin with: lite (default) or paper.")
     ] = None,
     config: Annotated[
         Path | None,
-        opt.grouped(
-            TRAINING, "--config", metavar="FILE", help="TOML file: preset, and the tables train, network and options."
-        ),
+        opt.option("--config", TRAINING, "TOML file: preset, and the tables train, network and options.", "FILE"),
     ] = None,
     max_value: Annotated[
         float | None,
-        opt.grouped(
-            INPUT,
+        opt.option(
             "--max-value",
-            metavar="VALUE",
-            help="Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
-            min=1,
+            INPUT,
+            "Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
+            "VALUE",
+            1,
         ),
     ] = None,
-    resume: Annotated[bool, opt.grouped(RUN, "--resume", help="Go on from the run folder.")] = False,
+    resume: Annotated[bool, opt.option("--resume", RUN, "Go on from the run folder.")] = False,
     init: Annotated[
-        Path | None,
-        opt.grouped(TRAINING, "--init", metavar="FILE", help="Checkpoint whose weights a new run starts from."),
+        Path | None, opt.option("--init", TRAINING, "Checkpoint whose weights a new run starts from.", "FILE")
     ] = None,
-    dry_run: Annotated[
-        bool, opt.grouped(RUN, "--dry-run", help="Print configuration and parameters, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, opt.option("--dry-run", RUN, "Print configuration and parameters, and stop.")] = False,
     device: opt.DeviceOption = "auto",
     num_threads: opt.ThreadsOption = None,
     quiet: opt.QuietOption = False,
