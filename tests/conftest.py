@@ -36,6 +36,12 @@ def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine would print progress between the lines that a test compares."""
+    monkeypatch.setattr("uknowpan.console._plain_lines.__defaults__", (3600.0,))
+
+
 @pytest.fixture
 def uknowpan(capfd: pytest.CaptureFixture[str]):
     """`uknowpan(*arguments)` runs a command; streams are caught below Python, where GDAL and PROJ would write."""

@@ -175,5 +175,6 @@ def test_sigterm_from_outside(make_pair: MakePair, tiny_model: Path, tmp_path: P
         before=STOPPING.format(strips=2, name="SIGTERM"),
     )
     assert outcome.code == 130
-    assert outcome.stderr.startswith("uknowpan: error: Interrupted; 2 of 3 strips are kept in ")
+    last = outcome.stderr.splitlines()[-1]  # a slow machine prints progress before it
+    assert last.startswith("uknowpan: error: Interrupted; 2 of 3 strips are kept in ")
     assert "Traceback" not in outcome.stderr
