@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, zip_longest
@@ -342,6 +342,7 @@ def _on_one_frame(
     remarks: Remarks,
 ) -> tuple[Target, list[Source]]:
     """The full scene's frame, and each MS raster on it."""
+    _refuse_same(pan, rasters)
     whole = pan.grid
     places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
     ratio = choose_ratio(places[0], rasters[0], wanted_ratio, remarks)
@@ -422,6 +423,16 @@ def _open_ms(
         if bands:
             rasters.append(select_bands(data, path, bands, nodata, remarks))
     return rasters
+
+
+def _refuse_same(pan: Raster, rasters: Sequence[Raster]) -> None:
+    """Refuse a band that is both PAN and MS."""
+    for ms in rasters:
+        same = pan.dataset is ms.dataset
+        with suppress(OSError):
+            same = same or os.path.samefile(pan.path, ms.path)
+        if same and pan.bands[0] in ms.bands:
+            raise IncompatiblePair(f"{ms.path} is given as PAN and as MS; name two files, or other bands of it.")
 
 
 def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Window]:

@@ -5,20 +5,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import ceil, floor, hypot, isfinite, sqrt
 
-import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
-from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
-from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, reason, warped
+from uknowpan.tiling.enlarged import interpolated_by, pixel_repeats
+from uknowpan.tiling.errors import IncompatiblePair
+from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, warped
 from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, same_crs
 
 MAX_RATIO = 8
-DEFAULT_RATIO = 4
-"""Taken where the MS lies on the PAN grid and its own ratio is lost."""
 _NEST_TOLERANCE = 0.01
 """PAN pixels; offsets and drift over the scene below it count as nested."""
 _CONTEXT = 64
@@ -92,14 +90,16 @@ def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Plac
     elif whole.crs is None or grid.crs is None:
         lost, other = (pan, ms) if whole.crs is None else (ms, pan)
         remarks.assume(f"{lost.path} names no CRS; that of {other.path} is assumed.")
-    affine = ~whole.transform * grid.transform
+    turn = _beside(ms.dataset.bounds, grid.crs, whole.bounds)[0] - ms.dataset.bounds[0]
+    transform = Affine.translation(turn, 0) * grid.transform
+    affine = ~whole.transform * transform
     skew = max(abs(affine.b) * grid.height, abs(affine.d) * grid.width)
     if skew > _NEST_TOLERANCE:
         raise IncompatiblePair(
             f"PAN and {ms.path} are rotated against each other ({skew:.2f} PAN pixels over the scene); "
             "warp both to a north-up grid first: gdalwarp IN OUT."
         )
-    return Placement((abs(affine.e), abs(affine.a)), _outline(affine, grid.shape), affine, grid.transform)
+    return Placement((abs(affine.e), abs(affine.a)), _outline(affine, grid.shape), affine, transform)
 
 
 def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
@@ -132,11 +132,12 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
             )
     remarks.note(f"{ms.path} is in {names[0]}, the PAN in {names[1]}: the MS is resampled to the PAN's.")
     try:
-        back = transform_bounds(whole.crs, grid.crs, *whole.bounds)
+        back = _beside(transform_bounds(whole.crs, grid.crs, *whole.bounds), grid.crs, ms.dataset.bounds)
         west, south, east, north = _common(back, ms.dataset.bounds)
         x, y = (west + east) / 2, (south + north) / 2
         xs, ys = transform_points(grid.crs, whole.crs, [x, x + grid.transform.a, x], [y, y, y + grid.transform.e])
-        box = transform_bounds(grid.crs, whole.crs, west, south, east, north)
+        xs = [_beside((x, 0, x, 0), whole.crs, whole.bounds)[0] for x in xs]
+        box = _beside(transform_bounds(grid.crs, whole.crs, west, south, east, north), whole.crs, whole.bounds)
     except GDAL_ERRORS as error:
         raise IncompatiblePair(
             f"{ms.path} in {names[0]} cannot be transformed to the PAN's {names[1]}; warp it first: gdalwarp -t_srs."
@@ -147,6 +148,17 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
         raise _apart(whole, ms)
     scale = hypot(xb - x0, yb - y0), hypot(xa - x0, ya - y0)
     return Placement(scale, Box(min(y1, y2), min(x1, x2), max(y1, y2), max(x1, x2)), None, grid.transform)
+
+
+def _beside(bounds: Bounds, crs: CRS | None, other: Bounds) -> Bounds:
+    """Bounds in degrees turned by 360 to where `other` lies, west below east; bounds in other units as they are."""
+    if crs is None or not crs.is_geographic:
+        return bounds
+    west, south, east, north = bounds
+    if east < west:
+        east += 360
+    turn = 360 * round(((other[0] + other[2]) - (west + east)) / 720)
+    return west + turn, south, east + turn, north
 
 
 def _common(a: Bounds, b: Bounds) -> Bounds:
@@ -172,7 +184,7 @@ def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: 
             "to work at."
         )
     ratio = round(mean)
-    repeats = _pixel_repeats(ms)
+    repeats = pixel_repeats(ms)
     if repeats > 1 and 1 < ratio * repeats <= MAX_RATIO:
         remarks.assume(
             f"{ms.path} was enlarged by repeating every pixel {repeats} times; it is averaged "
@@ -181,38 +193,19 @@ def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: 
         return ratio * repeats
     if ratio > MAX_RATIO:
         raise IncompatiblePair(f"{size}; ratios up to {MAX_RATIO} are supported, give a ratio to resample to.")
-    if ratio <= 1:
-        ratio = DEFAULT_RATIO
-        remarks.assume(
-            f"{ms.path} lies on the PAN grid already; it is averaged back to ratio {ratio}, "
-            "give the true ratio if it is another."
+    if ratio > 1:
+        return ratio
+    factor = interpolated_by(ms)
+    if factor is None:
+        raise IncompatiblePair(
+            f"{ms.path} lies on the PAN grid already, and its own pixel size cannot be measured; "
+            "give the ratio of the original pixels: --ratio N."
         )
-    return ratio
-
-
-def _pixel_repeats(ms: Raster) -> int:
-    """How often pixels were repeated along each axis to enlarge this raster; 1 if they were not.
-
-    Looks at the lengths of runs of equal values in the middle of the first band: an enlarged raster has hardly any run
-    shorter than the factor, and runs of just the factor abound.
-    """
-    data = ms.dataset
-    h, w = min(data.height, 256), min(data.width, 256)
-    top, left = (data.height - h) // 2, (data.width - w) // 2
-    try:
-        values = data.read(1, window=((top, top + h), (left, left + w)))
-    except GDAL_ERRORS as error:
-        raise InputUnreadable(f"{ms.path} cannot be read (truncated or corrupt?): {reason(error)}.") from error
-    factors = set()
-    for lines in (values, values.T):
-        runs = np.concatenate([np.diff(np.flatnonzero(line[1:] != line[:-1])) for line in lines])
-        if runs.size < 64:
-            return 1
-        counts = np.bincount(np.minimum(runs, MAX_RATIO + 1), minlength=MAX_RATIO + 2)
-        factor = int(counts.argmax())
-        short, exact = counts[:factor].sum() / runs.size, counts[factor] / runs.size
-        factors.add(factor if factor <= MAX_RATIO and short < 0.05 and exact > 0.5 else 1)
-    return factors.pop() if len(factors) == 1 else 1
+    remarks.assume(
+        f"{ms.path} lies on the PAN grid already; its pixels show that it was enlarged by {factor}, and it is "
+        f"averaged back to ratio {factor}, give the true ratio if it is another."
+    )
+    return factor
 
 
 @dataclass(frozen=True)

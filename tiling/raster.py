@@ -361,6 +361,10 @@ def warped(
     if same_crs:
         # One CRS object on both sides keeps PROJ out of it.
         options["src_crs"] = options["crs"] = grid.crs or _ANY_CRS
+    elif raster.dataset.crs.is_geographic and max(map(abs, raster.dataset.bounds)) > 180:
+        # PROJ ends longitudes at 180 degrees, and the raster goes on.
+        middle = sum(raster.dataset.bounds[::2]) / 2
+        options["src_crs"] = f"{raster.dataset.crs.to_proj4()} +lon_wrap={middle:.6f}"
     dataset, bands = raster.dataset, raster.bands
     if raster.may_have_holes or alpha_bands(dataset):
         dataset, bands = (

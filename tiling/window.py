@@ -70,8 +70,8 @@ class Grid:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the raster is georeferenced."""
-        return self.crs is not None or not self.transform.is_identity
+        """Whether the raster is georeferenced; a CRS alone places nothing."""
+        return not self.transform.is_identity
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

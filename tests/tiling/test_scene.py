@@ -101,19 +101,6 @@ def test_holes_at_the_rim_of_another_crs_are_announced(make_pair):
         assert pair.may_have_invalid and not pair.to_output(0, whole(pair).valid)[1].all()
 
 
-def test_ms_on_the_pan_grid(make_pair):
-    files = make_pair(ratio=1, ms_shape=(48, 44), dtype="float32")
-    with open_pair(files.pan, files.ms) as pair:
-        assert pair.assumptions == [note for note in pair.notes if "grid already" in note] != []
-        assert pair.ratio == 4 and pair.frame_shape == (12, 11)
-        assert any("average" in note for note in pair.notes)
-        tile = whole(pair)
-        means = files.ms_values.reshape(4, 12, 4, 11, 4).mean(axis=(2, 4))
-        np.testing.assert_allclose(tile.ms, means, rtol=1e-5)
-    with open_pair(files.pan, files.ms, ratio=2) as pair:
-        assert pair.frame_shape == (24, 22)
-
-
 @pytest.mark.parametrize(
     ("offset", "shift", "applied"), [((-2, -1.5), (2, 1.5), (2, 1.5)), ((-2, -1), (2.3, 0.6), (2, 1))]
 )
