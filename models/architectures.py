@@ -70,6 +70,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         trainer=_UKNOW + "stages:LiteStudentStage",
         presets={"lite": _UKNOW + "presets:student_lite"},
     ),
+    "fsa-s-streams": Architecture(
+        network=_MODELS + "streams:StreamsStudent",
+        config=_MODELS + "streams:StreamsConfig",
+        sharpener=_MODELS + "sharpeners:StudentSharpener",
+        stage="fsa-s",
+        trainer=_MODELS + "training.stages:GenericStudentStage",
+    ),
     "fsa-s": Architecture(
         network=_UKNOW + "student:FSAStudent",
         config=_UKNOW + "student:StudentConfig",
@@ -106,18 +113,23 @@ def resolve(dotted: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def architecture_of(config: object) -> Architecture:
-    """The entry of a network's config.
+def name_of(config: object) -> str:
+    """The name of the network that a config describes.
 
     Raises:
         KeyError: the config is of no network in the table.
     """
     kind = type(config)
     dotted = f"{kind.__module__}:{kind.__qualname__}"
-    for entry in ARCHITECTURES.values():
+    for name, entry in ARCHITECTURES.items():
         if entry.config == dotted:
-            return entry
+            return name
     raise KeyError(dotted)
+
+
+def architecture_of(config: object) -> Architecture:
+    """The entry of a network's config; KeyError as `name_of`."""
+    return ARCHITECTURES[name_of(config)]
 
 
 def stage_names(option: str) -> tuple[str, ...]:

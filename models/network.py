@@ -79,30 +79,30 @@ class BandBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, bands: int) -> Tensor:
         """x (B * C, channels, h, w), embedding (B, E) -> as x."""
         y = self.norm(x)
-        shared = self.context(_band_mean(y, bands)) + self.embed(embedding)[:, :, None, None]
-        y = _add_shared(self.first(y), shared, bands)
+        shared = self.context(band_mean(y, bands)) + self.embed(embedding)[:, :, None, None]
+        y = add_shared(self.first(y), shared, bands)
         residual: Tensor = self.second(F.silu(y))
         return x + residual
 
 
-def _band_mean(x: Tensor, bands: int) -> Tensor:
+def band_mean(x: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) -> (B, K, h, w)."""
     if bands == 1:
         return x
-    first, *others = _by_image(x, bands).unbind(1)
+    first, *others = by_image(x, bands).unbind(1)
     total: Tensor = first + others[0]
     for other in others[1:]:
         total = total + other
     return total / bands
 
 
-def _add_shared(x: Tensor, shared: Tensor, bands: int) -> Tensor:
+def add_shared(x: Tensor, shared: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) + (B, K, h, w) of the image that the band belongs to; overwrites x."""
-    _by_image(x, bands).add_(shared[:, None])
+    by_image(x, bands).add_(shared[:, None])
     return x
 
 
-def _by_image(x: Tensor, bands: int) -> Tensor:
+def by_image(x: Tensor, bands: int) -> Tensor:
     """(B * C, K, h, w) seen as (B, C, K, h, w)."""
     return x.view(-1, bands, *x.shape[1:])
 
@@ -176,11 +176,11 @@ class FSAStudentLite(nn.Module):
         injections = band[:, :, :INJECTIONS]
         band = band[:, :, : self.config.band_features]
         scene = scene[:, : self.config.scene_features]
-        emb = self.embed(torch.cat([_time_features(t, self.config.timesteps), scene], 1))
+        emb = self.embed(torch.cat([time_features(t, self.config.timesteps), scene], 1))
 
-        inputs = torch.cat([_compress(band), x_t[:, :, None]], 2).flatten(0, 1)
-        x = self.band_in(_to_grid(inputs))
-        x = _add_shared(x, self.pan_in(_to_grid(_compress(pan))), bands)
+        inputs = torch.cat([compress(band), x_t[:, :, None]], 2).flatten(0, 1)
+        x = self.band_in(to_grid(inputs))
+        x = add_shared(x, self.pan_in(to_grid(compress(pan))), bands)
         for block in self.head_blocks:
             x = block(x, emb, bands)
         y = self.down(x)
@@ -189,9 +189,9 @@ class FSAStudentLite(nn.Module):
         x = x + F.pixel_shuffle(self.up(y), 2)
         for block in self.tail_blocks:
             x = block(x, emb, bands)
-        features = (_band_mean(x, bands), _band_mean(y, bands)) if with_features else ()
+        features = (band_mean(x, bands), band_mean(y, bands)) if with_features else ()
         maps = F.pixel_shuffle(self.out(F.silu(self.norm_out(x))), 2).float()
-        maps = _by_image(maps, bands)  # (B, C, maps, H, W)
+        maps = by_image(maps, bands)  # (B, C, maps, H, W)
         x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
@@ -201,17 +201,17 @@ class FSAStudentLite(nn.Module):
         return Denoised(x0=x0, log_sigma=log_sigma, features=features)
 
 
-def _compress(x: Tensor) -> Tensor:
+def compress(x: Tensor) -> Tensor:
     """asinh(x), so that strong edges do not drown the rest; torch's own takes five times as long on a CPU."""
     size = x.abs()
     return torch.log(size + torch.sqrt(size * size + 1)).copysign(x)
 
 
-def _to_grid(x: Tensor) -> Tensor:
+def to_grid(x: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _time_features(t: Tensor, timesteps: int) -> Tensor:
+def time_features(t: Tensor, timesteps: int) -> Tensor:
     """(B,) -> (B, 32) sines and cosines of t / T."""
     frequency = 2.0 ** torch.arange(16, device=t.device) * (math.pi / 64)
     angle = (t.float() / timesteps)[:, None] * frequency[None, :] * 8

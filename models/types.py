@@ -73,3 +73,5 @@ class Denoised:
     """(B, C, H, W) natural logarithm of the predicted error's 1-sigma, in units of x0."""
     features: tuple[Tensor, ...] = ()
     """Intermediate activations, compared in distillation."""
+    emphasis: Tensor | None = None
+    """(B, C, H, W) factor of the error of x0 in training: small timesteps count like large ones; None: 1."""

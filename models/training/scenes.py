@@ -26,7 +26,7 @@ from uknowpan.models.training.degradations import degrade_truth, random_degradat
 from uknowpan.models.types import Condition
 
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
-BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6), (0.06, 0.16, 0.58, 0.2)
+BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6, 8), (0.06, 0.16, 0.56, 0.14, 0.08)
 LARGEST_VARIANT = 384
 """Largest side of a variant, in truth pixels."""
 LEAST_HALVED = 192
@@ -119,7 +119,7 @@ class GenericBatches:
         seed: of everything random.
         batch_size: patches per batch.
         patch: side of a patch in PAN pixels.
-        variants: degradations of each scene, of which `cache` stay in memory.
+        variants: degradations per scene, of which `cache` stay in memory; scenes drawn often have more.
         patches_per_variant: patches cut from a variant that was drawn.
         shares: of the variants whose truth is changed.
         cache: variants kept.
@@ -132,14 +132,16 @@ class GenericBatches:
         seed: int,
         batch_size: int = 16,
         patch: int = 64,
-        variants: int = 12,
+        variants: int = 6,
         patches_per_variant: int = 2,
         shares: VariantShares | None = None,
-        cache: int = 900,
+        cache: int = 1200,
     ):
         self.scenes, self.shares = list(scenes), shares or VariantShares()
         self.seed, self.batch_size, self.patch = seed, batch_size, patch
-        self.variants, self.per_variant = variants, patches_per_variant
+        self.per_variant = patches_per_variant
+        mean = sum(scene.weight for scene in self.scenes) / len(self.scenes)
+        self.variants = [max(2, round(variants * scene.weight / mean)) for scene in self.scenes]
         self._variant = lru_cache(maxsize=cache)(self._made_variant)
 
     def __call__(self, step: int) -> TrainBatch:
@@ -152,7 +154,7 @@ class GenericBatches:
         patches: list[tuple[Condition, Tensor, Tensor]] = []
         while len(patches) < self.batch_size:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
-            variant = self._variant(scene, int(rng.integers(self.variants)))
+            variant = self._variant(scene, int(rng.integers(self.variants[scene])))
             order = rng.permutation(len(variant.gt))[:bands]
             for _ in range(min(self.per_variant, self.batch_size - len(patches))):
                 patches.append(self._patch(variant, order, rng))

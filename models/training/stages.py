@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.checkpoints import Card
+from uknowpan.models.architectures import name_of
+from uknowpan.models.checkpoints import Card, network_of
 from uknowpan.models.diffusion import NoiseSchedule, add_noise
-from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.network import LiteConfig
+from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.bounds import share
 from uknowpan.models.training.loop import Stage
 from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms
@@ -63,7 +65,7 @@ def noised(
 
 
 class GenericStudentStage(Stage):
-    """Stage `fsa-s` of the `lite` form on whole scenes; the truth is the only target.
+    """Stage `fsa-s` on whole scenes; the truth is the only target.
 
     Validation takes one sampling step, as sharpening does by default.
     """
@@ -74,7 +76,7 @@ class GenericStudentStage(Stage):
 
     def __init__(
         self,
-        network: LiteConfig,
+        network: LiteConfig | StreamsConfig,
         train: GenericBatches,
         valid: GenericBatches,
         *,
@@ -99,7 +101,7 @@ class GenericStudentStage(Stage):
         }
 
     def build(self) -> nn.Module:
-        return channels_last(FSAStudentLite(self.network))
+        return channels_last(network_of(self.network))
 
     def batch(self, step: int) -> TrainBatch:
         """This process's share of a step's batch."""
@@ -117,6 +119,8 @@ class GenericStudentStage(Stage):
         inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
         x0, target = output.x0[inner], batch.x0[inner]
         error = (x0 - target).detach()  # the variance head must not bend the mean
+        if output.emphasis is not None:
+            x0 = target + output.emphasis[inner] * (x0 - target)
         return {
             options.error: ERRORS[options.error](x0, target),
             "variance": options.variance_weight * beta_nll(error, output.log_sigma[inner]),
@@ -150,7 +154,7 @@ class GenericStudentStage(Stage):
     def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         return Card(
             name=name,
-            architecture="fsa-s-lite",
+            architecture=name_of(self.network),
             config=asdict(self.network),
             stage=self.name,
             training={**self.notes, "iterations": step},

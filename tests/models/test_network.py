@@ -1,19 +1,25 @@
+"""What the students share: any bands in any order, a bounded reach, and a start as the local injection."""
+
 from dataclasses import replace
 
 import pytest
 import torch
 
+from uknowpan.models.checkpoints import network_of
 from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES
-from uknowpan.models.network import FSAStudentLite, LiteConfig, _compress
+from uknowpan.models.network import LiteConfig, compress
+from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.types import Condition
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
+STREAMS = StreamsConfig(pan_width=8, trunk_width=8, band_width=8, head_width=4)
+both = pytest.mark.parametrize("config", [TINY, STREAMS], ids=["lite", "streams"])
 
 
 def student(config=TINY, seed=0):
     """Random weights everywhere, those that start at zero too."""
     torch.manual_seed(seed)
-    model = FSAStudentLite(config).eval()
+    model = network_of(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -41,9 +47,10 @@ def pick_bands(condition, order):
     return replace(condition, lms=condition.lms[:, order], band_features=condition.band_features[:, order])
 
 
+@both
 @pytest.mark.parametrize("bands", range(1, 9))
-def test_any_number_of_bands_in_any_order(bands):
-    model = student()
+def test_any_number_of_bands_in_any_order(config, bands):
+    model = student(config)
     x_t, t, condition = inputs(2, bands)
     order = torch.randperm(bands, generator=torch.Generator().manual_seed(bands)).tolist()
     with torch.no_grad():
@@ -54,8 +61,9 @@ def test_any_number_of_bands_in_any_order(bands):
     torch.testing.assert_close(other.log_sigma, said.log_sigma[:, order], rtol=1e-4, atol=1e-5)
 
 
-def test_bands_see_each_other():
-    model = student()
+@both
+def test_bands_see_each_other(config):
+    model = student(config)
     x_t, t, condition = inputs()
     changed = x_t.clone()
     changed[:, 2] += 1
@@ -64,9 +72,10 @@ def test_bands_see_each_other():
     assert difference.abs().max() > 1e-4
 
 
-def test_the_context_is_a_mean():
+@both
+def test_the_context_is_a_mean(config):
     """Every band twice: nothing new is told, so the answers stay."""
-    model = student()
+    model = student(config)
     x_t, t, condition = inputs()
     twice = [0, 0, 1, 1, 2, 2]
     with torch.no_grad():
@@ -75,7 +84,10 @@ def test_the_context_is_a_mean():
     torch.testing.assert_close(said, once[:, twice], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [TINY, LiteConfig(8, 8, blocks=2, deep_blocks=2), LiteConfig(8, 8, 0, 0)])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, LiteConfig(8, 8, blocks=2, deep_blocks=2), LiteConfig(8, 8, 0, 0), STREAMS, StreamsConfig(8, 8, 8, 4, 1, 0)],
+)
 def test_nothing_beyond_the_reach_is_seen(config):
     model = student(config)
     n = 2 * model.reach + 8
@@ -100,30 +112,34 @@ def test_nothing_beyond_the_reach_is_seen(config):
         assert not torch.equal(here.x0[..., : core.start, :], there.x0[..., : core.start, :])
 
 
-def test_untrained_it_injects_locally():
+@both
+def test_untrained_it_injects_locally(config):
     torch.manual_seed(0)
     x_t, t, condition = inputs(2)
     with torch.no_grad():
-        said = FSAStudentLite(TINY)(x_t, t, condition)
+        said = network_of(config)(x_t, torch.full_like(t, 499), condition)
     torch.testing.assert_close(said.x0, condition.band_features[:, :, 1])
     assert said.log_sigma.abs().max() == 0
 
 
 @pytest.mark.parametrize("size", [(16, 22), (18, 16), (13, 16)])
-def test_windows_of_multiples_of_four(size):
+@both
+def test_windows_of_multiples_of_four(size, config):
     with pytest.raises(ValueError, match=f"multiples of 4, not {size[0]} x {size[1]}"):
-        student()(*inputs(size=size))
+        student(config)(*inputs(size=size))
 
 
 @pytest.mark.parametrize("missing", ["band_features", "pan_features", "scene"])
-def test_condition_without_features(missing):
+@both
+def test_condition_without_features(missing, config):
     x_t, t, condition = inputs()
     with pytest.raises(ValueError, match="generic_condition"):
-        student()(x_t, t, replace(condition, **{missing: None}))
+        student(config)(x_t, t, replace(condition, **{missing: None}))
 
 
-def test_gradients_reach_every_parameter():
-    model = student().train()
+@both
+def test_gradients_reach_every_parameter(config):
+    model = student(config).train()
     said = model(*inputs(2))
     (said.x0.square().mean() + said.log_sigma.square().mean()).backward()
     for name, parameter in model.named_parameters():
@@ -131,8 +147,9 @@ def test_gradients_reach_every_parameter():
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_everything_that_goes_in_matters():
-    model = student()
+@both
+def test_everything_that_goes_in_matters(config):
+    model = student(config)
     x_t, t, condition = inputs()
     with torch.no_grad():
         base = model(x_t, t, condition).x0
@@ -149,12 +166,13 @@ def test_everything_that_goes_in_matters():
 
 def test_input_is_compressed_by_asinh():
     x = torch.linspace(-50, 50, 1001)
-    torch.testing.assert_close(_compress(x), torch.asinh(x), rtol=1e-5, atol=1e-6)
-    assert torch.equal(_compress(-x), -_compress(x))
+    torch.testing.assert_close(compress(x), torch.asinh(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(compress(-x), -compress(x))
 
 
-def test_uncertainty_is_bounded():
-    model = student()
+@both
+def test_uncertainty_is_bounded(config):
+    model = student(config)
     x_t, t, condition = inputs()
     with torch.no_grad():
         model.out.bias.mul_(0).add_(100)

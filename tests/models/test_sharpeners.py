@@ -6,7 +6,8 @@ import pytest
 import torch
 from textures import make_pair
 
-from uknowpan.models.checkpoints import Card, save_checkpoint
+from uknowpan.models.architectures import name_of
+from uknowpan.models.checkpoints import Card, network_of, save_checkpoint
 from uknowpan.models.diffusion import position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import SCENE_FEATURES
@@ -23,18 +24,20 @@ from uknowpan.models.sharpeners import (
     sharpen_array,
 )
 from uknowpan.models.statistics import USUAL_SOFTNESS, scene_statistics
+from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.types import Denoised
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)
+STREAMS = StreamsConfig(pan_width=8, trunk_width=8, band_width=8, head_width=4)
 CARD = Card("tiny", "fsa-s-lite", asdict(TINY), "fsa-s")
 SCENES = {4: (40, 48), 3: (40, 44), 2: (48, 40)}
 """ratio -> MS pixels: 160 x 192 PAN pixels and the like"""
 
 
-def network():
+def network(config=TINY):
     """Random weights, those that start at zero too: noise and all bands reach the answer."""
     torch.manual_seed(1)
-    model = FSAStudentLite(TINY)
+    model = network_of(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -126,8 +129,10 @@ def tiled(tool, ratio, tile):
     [(4, (13, 20), 1), (4, (40, 7), 1), (4, (20, 20), 2), (3, (16, 24), 1), (3, (20, 40), 2),
      (2, (10, 22), 1)],
 )  # fmt: skip
-def test_result_does_not_depend_on_how_the_scene_was_cut(ratio, tile, steps):
-    tool = sharpener(steps=steps)
+@pytest.mark.parametrize("config", [TINY, STREAMS], ids=["lite", "streams"])
+def test_result_does_not_depend_on_how_the_scene_was_cut(ratio, tile, steps, config):
+    card = replace(CARD, architecture=name_of(config), config=asdict(config))
+    tool = StudentSharpener(network(config), card, steps=steps)
     scale = float(scene(ratio)[1].max())
     whole, whole_sigma = tiled(tool, ratio, SCENES[ratio])
     assert whole.shape == (1, 4, SCENES[ratio][0] * ratio, SCENES[ratio][1] * ratio)

@@ -28,6 +28,7 @@ TRAINING, TEACHER = "Training", "Prior and teacher"
 class PresetName(StrEnum):
     lite = "lite"
     paper = "paper"
+    streams = "streams"
 
 
 def train(
@@ -73,7 +74,8 @@ def train(
         int, opt.option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", 1, TIMESTEPS)
     ] = 1,
     preset: Annotated[
-        PresetName | None, opt.option("--preset", TRAINING, "Settings to begin with: lite (default) or paper.")
+        PresetName | None,
+        opt.option("--preset", TRAINING, "Settings to begin with: lite (default), paper, or streams (scenes)."),
     ] = None,
     config: Annotated[
         Path | None,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,13 @@ import numpy.typing as npt
 from uknowpan.durable import Scratch
 from uknowpan.models.errors import DataError
 
+if TYPE_CHECKING:
+    from uknowpan.models.blur import Psf
+
 LEAST_SIDE = 16
 """MS pixels along a side below which blur and shift cannot be measured."""
+SHARP_STEP, SHARP_GAIN = 2, 0.2
+"""MS pixels per pixel of a truth as sharp as its PAN, and the gain of both at the Nyquist frequency of that grid."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class PackedScene:
 
     name: str
     kind: str
-    """pair (PAN finer than MS), reduced (PAN on the MS's grid), ms (no PAN)."""
+    """pair (PAN finer than MS), reduced (PAN on the MS's grid), ms (no PAN); sharp (of a pair)
+    and reduced-sharp (of a reduced one): on a grid of twice the MS pixel, the truth as sharp as the PAN."""
     pan: str
     ms: str
     """Several files of one grid are joined by a semicolon."""
@@ -66,7 +74,7 @@ def read_recipe(path: Path) -> list[PackedScene]:
         raise DataError(f"{path} is no recipe, a CSV with the columns {','.join(texts)},weight: {error}.") from error
     for scene in scenes:
         for word, value, known in (
-            ("kind", scene.kind, ("pair", "reduced", "ms")),
+            ("kind", scene.kind, ("pair", "reduced", "ms", "sharp", "reduced-sharp")),
             ("split", scene.split, ("train", "valid", "skip")),
         ):
             if value not in known:
@@ -82,7 +90,7 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
     The PAN of a pair is resampled to the MS grid by an antialiased cubic. The shift that the pair
     shows is removed, so that PAN and truth lie on each other. A scene with invalid pixels is cut
-    to its largest rectangle without any.
+    to its largest rectangle without any. The truth of kind sharp is made by `_sharp_truth`.
 
     Args:
         recipe: CSV, see `PackedScene`.
@@ -124,9 +132,9 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
     files = [str(root / path) for path in scene.ms_files]
     # The first band stands in for a missing PAN, so that grid and validity are read alike.
     pan, band = (files[0], 1) if scene.kind == "ms" else (str(root / scene.pan), None)
-    ratio = None if scene.kind == "pair" else 1
+    ratio = None if scene.kind in ("pair", "sharp") else 1
     with open_pair(pan, files, pan_band=band, ratio=ratio, nodata=scene.nodata) as pair:
-        if scene.kind != "pair" and not pair.nested:
+        if ratio == 1 and not pair.nested:
             raise DataError(
                 f"the files of scene {scene.name!r} (kind {scene.kind}) do not lie on one grid: {' '.join(pair.notes)}"
             )
@@ -145,34 +153,80 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
     part = f", {gt[0].size / valid.size:.1%} of it without invalid pixels" if gt[0].size < h * w else ""
     if scene.kind == "ms":
         return gt, None, f"PAN is synthesised in training{part}"
-    reduced, note = _reduced_pan(scene, arrays.pan, gt, whole, ratio)
+    reduce = _sharp_truth if "sharp" in scene.kind else _reduced_pan
+    gt, reduced, note = reduce(scene, arrays.pan, gt, whole, ratio)
     digital = np.dtype(pair.pan_meta.dtype).kind in "iu" or float(np.abs(reduced).max()) > 64
     return gt, np.round(reduced * 8) / 8 if digital else reduced, f"ratio {ratio}, {note}{part}"
 
 
 def _reduced_pan(
     scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
-) -> tuple[np.ndarray, str]:
-    """(PAN on the grid of `gt` without the shift between the two, measurements)
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """(`gt`, PAN on its grid without the shift between the two, measurements)
 
     `pan` (1, H, W) covers the whole frame, `gt` a window of it in MS pixels.
     """
     import torch
 
-    from uknowpan.models.blur import estimate_psf, pan_on_ms_grid
+    from uknowpan.models.blur import pan_on_ms_grid
 
     whole = torch.from_numpy(pan.astype(np.float32))
+    psf = _psf_of(scene, _windowed(pan, window, ratio), gt, ratio)
+    reduced = pan_on_ms_grid(whole, ratio, psf.shift)
+    return gt, reduced[:, window[0], window[1]].numpy(), _removed(psf)
+
+
+def _sharp_truth(
+    scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """(truth, PAN, measurements) on a grid of `SHARP_STEP` MS pixels, without the shift between the two.
+
+    Both are blurred to `SHARP_GAIN`; the MS by as much less as it is softer than the PAN already.
+    Arguments as in `_reduced_pan`. Pixels that would depend on what lies beyond the window are cut.
+    """
+    import torch
+
+    from uknowpan.models.blur import gain_to_sigma
+    from uknowpan.models.resample import crop, degrade, degrade_reach
+
+    rows, cols = (slice(s.start, s.stop - (s.stop - s.start) % SHARP_STEP) for s in window)
+    gt, pan = gt[:, : rows.stop - rows.start, : cols.stop - cols.start], _windowed(pan, (rows, cols), ratio)
+    psf = _psf_of(scene, pan, gt, ratio)
+    wanted, own = gain_to_sigma(SHARP_GAIN, SHARP_STEP), psf.sigma / ratio  # MS pixels
+    missing, step = math.sqrt(wanted**2 - own**2), SHARP_STEP * ratio
+    truth, fine = (torch.from_numpy(x.astype(np.float32))[None] for x in (gt, pan))
+    truth, fine = degrade(truth, SHARP_STEP, missing), degrade(fine, step, wanted * ratio, psf.shift)
+    margin = degrade_reach(wanted * ratio, psf.shift, step)
+    truth, fine = crop(truth, margin)[0], crop(fine, margin)[0]
+    if min(truth.shape[-2:]) < LEAST_SIDE:
+        raise DataError(f"scene {scene.name!r} is too small to become a truth as sharp as its PAN; skip it.")
+    return truth.numpy(), fine.numpy(), f"MS blur {own:.2f} MS px, {_removed(psf)}"
+
+
+def _windowed(pan: np.ndarray, window: tuple[slice, slice], ratio: int) -> np.ndarray:
+    """The PAN (1, H, W) of a window in MS pixels."""
     rows, cols = (slice(s.start * ratio, s.stop * ratio) for s in window)
-    truth = torch.from_numpy(gt.astype(np.float32))
-    psf = estimate_psf([(whole[:, rows, cols], truth)], ratio)
+    return pan[:, rows, cols]
+
+
+def _removed(psf: Psf) -> str:
+    return f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, correlation {psf.correlation:.3f}"
+
+
+def _psf_of(scene: PackedScene, pan: np.ndarray, gt: np.ndarray, ratio: int) -> Psf:
+    """Blur and shift of a truth against its PAN; DataError where the two do not resemble each other."""
+    import torch
+
+    from uknowpan.models.blur import estimate_psf
+
+    fine, truth = (torch.from_numpy(x.astype(np.float32)) for x in (pan, gt))
+    psf = estimate_psf([(fine, truth)], ratio)
     if psf.correlation == 0:
         raise DataError(
             f"PAN and MS of scene {scene.name!r} do not resemble each other, so neither can be the "
             "other's truth; check its files, or make it kind ms to do without the PAN."
         )
-    reduced = pan_on_ms_grid(whole, ratio, psf.shift)
-    note = f"PAN/MS shift ({psf.shift[0]:.2f}, {psf.shift[1]:.2f}) PAN px removed, correlation {psf.correlation:.3f}"
-    return reduced[:, window[0], window[1]].numpy(), note
+    return psf
 
 
 def _largest_rectangle(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:

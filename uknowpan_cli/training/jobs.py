@@ -20,13 +20,17 @@ from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
+from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.loop import Stage, TrainConfig
 from uknowpan.models.training.parallel import current_world
-from uknowpan.models.training.presets import Settings, preset
+from uknowpan.models.training.presets import PRESETS, Settings, preset
 from uknowpan.models.training.run_folder import resolved_config
 from uknowpan.models.training.scenes import GenericBatches, Scene, VariantShares, read_scenes
 from uknowpan.models.training.stages import GenericOptions, GenericStudentStage
 from uknowpan.training.settings import overridden
+
+SCENES_PRESETS = {"lite": LiteConfig, "streams": StreamsConfig}
+"""Preset -> config of the network that a scenes file trains."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,15 @@ def resolve(request: TrainRequest) -> Settings:
     """Preset and TOML as settings; looks at the header of the training files only."""
     if is_scenes_file(request.data[0]):
         others = (request.teacher, request.cache, request.valid, request.max_value)
-        alone = len(request.data) == 1 and not any(others) and request.preset == "lite"
+        alone = len(request.data) == 1 and not any(others) and request.preset in SCENES_PRESETS
         if request.stage != "fsa-s" or not alone:
             raise UsageError(
-                "A scenes file of `uknowpan pack` trains the lite form of the stage fsa-s, alone "
+                "A scenes file of `uknowpan pack` trains the presets lite and streams of the stage fsa-s, alone "
                 "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`)."
             )
-        return overridden(Settings(TrainConfig(), LiteConfig(), GenericOptions()), request.config)
+        return overridden(Settings(TrainConfig(), SCENES_PRESETS[request.preset](), GenericOptions()), request.config)
+    if request.preset not in PRESETS:
+        raise UsageError(f"The preset {request.preset} takes a scenes file of `uknowpan pack`; leave --preset out.")
     bands = PanCollectionFile(request.data[0], needs_gt=True).header.bands
     return overridden(preset(request.preset, request.stage, bands), request.config)
 

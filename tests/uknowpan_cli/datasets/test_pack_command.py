@@ -7,8 +7,14 @@ import h5py
 import numpy as np
 import pytest
 import rasterio
-from rasters import write_raster
+import torch
+from rasterio import Affine
+from rasters import ORIGIN, write_raster
 from running import MakePair, Run
+from textures import make_pair as make_waves
+
+from uknowpan.models.blur import estimate_psf, gain_to_sigma
+from uknowpan.models.resample import crop, degrade
 
 HEADER = "name,kind,pan,ms,sensor,licence,split,weight\n"
 
@@ -146,6 +152,29 @@ def test_pack_takes_bands_in_files_of_their_own(kind: str, pack_one: PackOne, ma
         assert np.abs(pan[0] - pair.pan_values[5:])[2:-2, 2:-2].max() < 20
 
 
+def write_waves(folder: Path) -> torch.Tensor:
+    """A pair of ratio 4 whose MS has a gain of 0.3 and lies off the PAN; returns its bands behind the PAN's optics."""
+    pair = make_waves(4, (72, 64), sigma=gain_to_sigma(0.3, 4), shift=(1.5, -0.8), seed=5)
+    for name, values, size in (("pan", pair.pan, 0.5), ("ms", pair.ms, 2.0)):
+        transform = Affine(size, 0, ORIGIN[0], 0, -size, ORIGIN[1])
+        write_raster(folder / f"scene_{name}.tif", 100 * values.numpy(), transform)
+    return 100 * pair.gt
+
+
+def test_pack_makes_truths_as_sharp_as_the_pan(pack_one: PackOne, tmp_path: Path) -> None:
+    """PAN and truth on twice the MS pixel: both with a gain of 0.2, the MS's own counted in, and without the shift."""
+    sharp = write_waves(tmp_path)
+    gt, pan, note = pack_one("sharp", "scene_pan.tif", "scene_ms.tif")
+    expected = degrade(sharp[None], 8, gain_to_sigma(0.2, 8), (1.5, -0.8))[0]
+    expected = crop(expected, (expected.shape[-1] - gt.shape[-1]) // 2)
+    assert pan is not None and gt.shape == expected.shape == (4, 30, 26) and pan.shape == (1, 30, 26)
+    contrast = float(expected.std((1, 2)).mean())
+    assert np.abs(gt - expected.numpy()).mean() < 0.03 * contrast
+    assert np.abs(pan[0] - gt.mean(0)).mean() < 0.03 * contrast
+    assert estimate_psf([(torch.from_numpy(pan), torch.from_numpy(gt))], 1).sigma < 0.3
+    assert "shift (1.5" in note and "MS blur 0.49 MS px" in note
+
+
 def test_pack_refuses_scenes(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     holes = np.ones((40, 32), bool)
     holes[:16, :15] = False
@@ -165,6 +194,7 @@ def test_pack_refuses_scenes(uknowpan: Run, make_pair: MakePair, tmp_path: Path)
         ("reduced,small.tif,fine_ms.tif", "PAN and MS of scene 'a' do not resemble each other"),
         ("reduced,fine_pan.tif,fine_ms.tif", r"'a' \(kind reduced\) do not lie on one grid"),
         ("ms,,fine_ms.tif;other_ms.tif", r"'a' \(kind ms\) do not lie on one grid"),
+        ("sharp,fine_pan.tif,fine_ms.tif", "'a' is too small to become a truth as sharp as its PAN"),
     ):
         recipe, output = tmp_path / "recipe.csv", tmp_path / "scenes.h5"
         recipe.write_text(f"{HEADER}a,{row},s,l,train,1\n")

@@ -1,0 +1,195 @@
+"""The student of two streams: a wide trunk, once per image, and a narrow stream for every band.
+
+Every band passes the same weights. The trunk sees the PAN and the mean of the bands, the bands see
+the trunk. So the network serves any number of bands, and permuting the bands permutes the result.
+All operators are local: with a halo of `reach` pixels the result does not depend on how the scene
+was cut. Most work is done on the grid of 4 x 4 PAN pixels.
+
+The prediction D without x_t is combined with x_t as two measurements of one value (Karras et al.
+2022, equation 7, with the variance of D for that of the data): x0 = D + c_skip (x_t - a D) with
+c_skip = a v^2 / (a^2 v^2 + s^2). a and s are signal and noise of the timestep, v the error of D.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uknowpan.models.architectures import TIMESTEPS
+from uknowpan.models.diffusion import NoiseSchedule
+from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, SCENE_FEATURES
+from uknowpan.models.network import PixelNorm, add_shared, band_mean, by_image, compress, time_features, to_grid
+from uknowpan.models.types import Condition, Denoised
+
+CORRECTION, LOG_SIGMA, MISSING, LOG_V, MAPS = INJECTIONS, INJECTIONS + 1, INJECTIONS + 2, INJECTIONS + 3, INJECTIONS + 4
+"""Places of the maps after the injections' weights: correction, log sigma, weight of the back-projection, log v."""
+ON_PAN = 3
+"""Number of leading band features that are a smooth gain times the PAN's detail."""
+CELLS = 4 * BAND_FEATURES
+"""Numbers per band and 4 x 4 PAN pixels that are made of its features."""
+LEAST_POWER = 1e-3
+"""Power of the PAN's detail, in units of its contrast, below which gains fade to 0."""
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """Widths of the student of two streams; the defaults take 25,224 multiply-adds per PAN pixel for four bands."""
+
+    pan_width: int = field(default=24, metadata={"least": 1})
+    """Channels of the PAN on the 2 x 2 grid."""
+    trunk_width: int = field(default=64, metadata={"least": 1})
+    """Channels of the trunk on the 4 x 4 grid."""
+    band_width: int = field(default=32, metadata={"least": 1})
+    """Channels per band on the 4 x 4 grid."""
+    head_width: int = field(default=16, metadata={"least": 1})
+    """Channels per band on the 2 x 2 grid."""
+    trunk_blocks: int = 2
+    """Residual blocks of the trunk."""
+    band_blocks: int = 1
+    """Residual blocks of each band, after the trunk's."""
+    timesteps: int = field(default=TIMESTEPS, metadata={"least": 1})
+    """Length of the noise schedule (scales the time embedding)."""
+    scene_features: int = SCENE_FEATURES
+    """Number of the scene's numbers that are inputs."""
+
+
+class StreamBlock(nn.Module):
+    """Residual block of one stream that receives the other stream."""
+
+    def __init__(self, channels: int, other: int, embedding: int):
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.context = nn.Conv2d(other, channels, 1)
+        self.embed = nn.Linear(embedding, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        self.second.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, embedding: Tensor, other: Tensor, bands: int = 1) -> Tensor:
+        """x (B * bands, channels, h, w), embedding (B, E), other (B, other, h, w) -> as x."""
+        shared = self.context(other) + self.embed(embedding)[:, :, None, None]
+        y = add_shared(self.first(self.norm(x)), shared, bands)
+        residual: Tensor = self.second(F.silu(y))
+        return x + residual
+
+
+class StreamsStudent(nn.Module):
+    """x0-predicting denoiser (x_t, t, condition) -> `Denoised` for any number of bands.
+
+    At the last timestep x_t is pure noise: the network takes zeros for it, whatever is handed in.
+    """
+
+    pixel_multiple = 4
+    """Windows start and end at multiples of this number of PAN pixels."""
+    starts_from_zeros = True
+    """Whether x_t has no influence at the last timestep, so that one step needs no noise."""
+
+    def __init__(self, config: StreamsConfig | None = None):
+        super().__init__()
+        self.config = config = config or StreamsConfig()
+        pan, trunk, band, head = config.pan_width, config.trunk_width, config.band_width, config.head_width
+        emb = 4 * pan
+        self.schedule = NoiseSchedule.cosine(config.timesteps)
+        self.embed = nn.Sequential(
+            nn.Linear(32 + config.scene_features, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
+        )
+        self.pan_in = nn.Conv2d(4 * PAN_FEATURES, pan, 3, padding=1)
+        self.down = nn.Conv2d(pan, trunk, 2, stride=2)
+        self.band_in = nn.Conv2d(CELLS + 16, band, 3, padding=1)
+        self.trunk_blocks = nn.ModuleList(StreamBlock(trunk, band, emb) for _ in range(config.trunk_blocks))
+        self.band_blocks = nn.ModuleList(StreamBlock(band, trunk, emb) for _ in range(config.band_blocks))
+        self.trunk_up = nn.Conv2d(trunk, 4 * head, 1)
+        self.band_up = nn.Conv2d(band, 4 * head, 1)
+        self.pan_out = nn.Conv2d(pan, head, 3, padding=1)
+        self.norm_out = PixelNorm(head)
+        self.out = nn.Conv2d(head, 4 * MAPS, 3, padding=1)
+        self._start_as_local_injection()
+
+    @property
+    def reach(self) -> int:
+        """PAN pixels around an output pixel that it depends on (an upper bound)."""
+        cells = 1 + 2 * (self.config.trunk_blocks + self.config.band_blocks)
+        # `out` reaches a neighbour on the 2 x 2 grid, which lies anywhere in its 4 x 4 cell.
+        return math.ceil((4 * cells + 5) / self.pixel_multiple) * self.pixel_multiple
+
+    def _start_as_local_injection(self) -> None:
+        """Untrained, the network predicts the local injection (band feature 1)."""
+        nn.init.zeros_(self.out.weight)
+        bias = torch.zeros(MAPS, 4)
+        bias[1], bias[LOG_V] = 1.0, -1.0
+        self.out.bias = nn.Parameter(bias.flatten())
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+        """Predict the clean standardised residual.
+
+        Args:
+            x_t: (B, C, H, W), H and W multiples of 4.
+            t: (B,) timesteps.
+            condition: from `generic_condition`.
+
+        Returns:
+            `Denoised` with x0, log_sigma and, unless all timesteps are the last, emphasis (B, C, H, W).
+
+        Raises:
+            ValueError: H or W is no multiple of 4, or the condition has no features.
+        """
+        height, width = x_t.shape[-2:]
+        if height % 4 or width % 4:
+            raise ValueError(f"the student needs windows of multiples of 4, not {height} x {width}")
+        band, pan, scene = condition.band_features, condition.pan_features, condition.scene
+        if band is None or pan is None or scene is None:
+            raise ValueError("the student needs the condition made by generic_condition")
+        at_end = (t == self.config.timesteps - 1).view(-1, 1, 1, 1)
+        blind = bool(at_end.all())
+        maps = self._maps(None if blind else x_t.masked_fill(at_end, 0.0), t, band, pan, scene)
+        mean = torch.addcmul(maps[:, :, CORRECTION], maps[:, :, MISSING], band[:, :, BACK_PROJECTION])
+        for k in range(INJECTIONS):
+            mean = torch.addcmul(mean, maps[:, :, k], band[:, :, k])
+        log_sigma = maps[:, :, LOG_SIGMA].clamp(-8.0, 6.0)
+        if blind:
+            return Denoised(x0=mean, log_sigma=log_sigma)
+        signal, noise = self.schedule.signal(t).masked_fill(at_end, 0.0), self.schedule.noise(t)
+        variance = torch.exp(2 * maps[:, :, LOG_V].clamp(-5.0, 3.0))
+        spread = signal**2 * variance + noise**2
+        x0 = mean + signal * variance / spread * (x_t - signal * mean)
+        return Denoised(x0=x0, log_sigma=log_sigma, emphasis=(spread.sqrt() / noise).detach())
+
+    def _maps(self, x_t: Tensor | None, t: Tensor, band: Tensor, pan: Tensor, scene: Tensor) -> Tensor:
+        """(B, C, MAPS, H, W) float32; x_t None: zeros."""
+        bands = band.shape[1]
+        emb = self.embed(
+            torch.cat([time_features(t, self.config.timesteps), scene[:, : self.config.scene_features]], 1)
+        )
+        fine = F.silu(self.pan_in(to_grid(compress(pan))))
+        trunk = self.down(fine)
+        cells = to_grid(compress(_cells(band, pan[:, :1])).flatten(0, 1))
+        if x_t is None:
+            y = F.conv2d(cells, self.band_in.weight[:, :CELLS], self.band_in.bias, padding=1)
+        else:
+            y = self.band_in(torch.cat([cells, F.pixel_unshuffle(x_t.flatten(0, 1)[:, None], 4)], 1))
+        mean = band_mean(y, bands)
+        for block in self.trunk_blocks:
+            trunk = block(trunk, emb, mean)
+        for block in self.band_blocks:
+            y = block(y, emb, trunk, bands)
+        up = add_shared(self.band_up(y), self.trunk_up(trunk), bands)
+        head = add_shared(F.pixel_shuffle(up, 2), self.pan_out(fine), bands)
+        maps: Tensor = F.pixel_shuffle(self.out(F.silu(self.norm_out(head))), 2).float()
+        return by_image(maps, bands)
+
+
+def _cells(band: Tensor, detail: Tensor) -> Tensor:
+    """Band features (B, C, F, H, W) on the 2 x 2 grid: the gain of those that follow the PAN's detail, the mean of
+    the others, which are smooth."""
+    height, width = band.shape[-2:]
+
+    def average(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(1, -3), 2).view(*x.shape[:-2], height // 2, width // 2)
+
+    on_pan = average(band[:, :, :ON_PAN] * detail[:, None]) / (average(detail**2)[:, None] + LEAST_POWER)
+    return torch.cat([on_pan, average(band[:, :, ON_PAN:])], 2)
