@@ -17,9 +17,6 @@ from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.resample import UPSAMPLE_REACH, degrade, degrade_reach, upsample
 from uknowpan.models.statistics import SceneStatistics
 
-LEAST_MEAN = 0.1
-"""Mean of the PAN, in its standard deviations, below which ratios to it mean nothing."""
-
 Method = Callable[[Tensor, Tensor, SceneStatistics], Tensor]
 
 
@@ -57,11 +54,10 @@ def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     """Weighted Brovey: lms * pan / intensity, the weights by regression on the degraded PAN."""
     lms = upsample(ms, statistics.ratio)
     intensity = _intensity(lms, *_intensity_weights(statistics))
-    mean = float(statistics.mean[-1])
-    if abs(mean) < LEAST_MEAN * float(statistics.covariance[-1, -1].clamp_min(0).sqrt()):
+    if not statistics.pan_sign:
         raise ModelMismatch("brovey divides by the PAN's level, and this PAN's mean is about 0; use gsa or mtf-glp.")
-    floor = 0.02 * abs(mean) + 1e-9
-    if mean < 0:
+    floor = 0.02 * abs(float(statistics.mean[-1])) + 1e-9
+    if statistics.pan_sign < 0:
         pan, intensity = -pan, -intensity
     return lms * (pan / intensity.clamp_min(floor)).clamp(0.0, 10.0)
 

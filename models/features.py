@@ -7,7 +7,8 @@ and shift of the scene (`uknowpan.models.blur`). The network weighs them at each
 Band features (F = 7), in units of r_b:
     0 global injection  g_b (pan - pan_low)             g_b: regression of details, whole scene
     1 local injection   g_b(x) (pan - pan_low)          `local_gain`
-    2 ratio injection   lms_b / pan_low (pan - pan_low) `ratio_gain`, high-pass modulation
+    2 ratio injection   lms_b / pan_low (pan - pan_low) `ratio_gain`, high-pass modulation; as 0 where the PAN's mean
+                        is about 0
     3 own detail        lms_b - local mean
     4 unexplained       own detail - g_b(x) detail of the degraded PAN
     5 correlation       `local_correlation`, -1 to 1
@@ -70,13 +71,15 @@ def local_correlation(cross: Tensor, pan_power: Tensor, ms_power: Tensor) -> Ten
     return cross / ((pan_power + 0.01) * (ms_power + 0.01)).sqrt()
 
 
-def ratio_gain(lms: Tensor, pan_low: Tensor, mean: Tensor) -> Tensor:
-    """lms_b / pan_low, from 0 to `LARGEST_RATIO_GAIN` times the scene's mean ratio.
+def ratio_gain(lms: Tensor, pan_low: Tensor, mean: Tensor, sign: int = 1) -> Tensor:
+    """lms_b / pan_low, from 0 to `LARGEST_RATIO_GAIN` times the scene's mean ratio; sign: of the PAN's values.
 
     The quotient needs a zero level; the bound serves scenes without one.
     """
     mean_ratio = (mean[:-1] / mean[-1].abs().clamp_min(1e-6)).view(1, -1, 1, 1).abs()
     floor = 0.05 * mean[-1].abs() + 1e-6
+    if sign < 0:
+        lms, pan_low = -lms, -pan_low
     gain = lms / pan_low.clamp_min(floor)
     return torch.minimum(gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
 
@@ -180,10 +183,13 @@ def generic_condition(
     on_ms_grid = torch.cat([gain, ms_detail - gain * pan_detail, correlation, ms_detail, missing], 1)
     gain_up, unexplained_up, correlation_up, own_up, missing_up = enlarged(on_ms_grid).chunk(5, 1)
 
+    injected = by_ratio = global_gain * detail_unit
+    if sign := statistics.pan_sign:
+        by_ratio = ratio_gain(lms, pan_low, statistics.mean.to(pan), sign) * detail / band_scale
     band_features = [
-        global_gain * detail_unit,
+        injected,
         gain_up * detail_unit,
-        ratio_gain(lms, pan_low, statistics.mean.to(pan)) * detail / band_scale,
+        by_ratio,
         own_up,
         unexplained_up,
         correlation_up.clamp(-1, 1),

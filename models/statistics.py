@@ -28,6 +28,9 @@ PSF_WINDOWS = 4
 LEAST_SHARE = 0.05
 """Share of valid MS pixels in a sample for its blur to be estimated from filled values."""
 
+LEAST_MEAN = 0.1
+"""Mean of the PAN, in its standard deviations, below which ratios to it mean nothing."""
+
 
 @dataclass(frozen=True)
 class SceneStatistics:
@@ -57,6 +60,14 @@ class SceneStatistics:
     @property
     def bands(self) -> int:
         return len(self.mean) - 1
+
+    @property
+    def pan_sign(self) -> int:
+        """Sign of the PAN's level, 1 or -1; 0 where its mean is so near 0 that ratios to it mean nothing."""
+        mean = float(self.mean[-1])
+        if abs(mean) < LEAST_MEAN * float(self.covariance[-1, -1].clamp_min(0).sqrt()):
+            return 0
+        return -1 if mean < 0 else 1
 
     @property
     def detail_std(self) -> Tensor:

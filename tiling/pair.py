@@ -163,15 +163,19 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         means = (sums / np.maximum(counts, 1)).astype(np.float32)
         return means[:1], means[1:]
 
-    def valid_fraction(self, row: int, col: int, height: int, width: int) -> float:
+    def valid_fraction(self, row: int, col: int, height: int, width: int, whole: bool = True) -> float:
         """Share of the MS pixels in a window of the frame where MS and PAN are both valid; cheaper than `read_frame`,
-        nothing is filled."""
+        nothing is filled.
+
+        whole: all of an MS pixel's PAN pixels must be valid, not just any.
+        """
         window, r = self.frame.in_scene(Window(row, col, height, width)), self.ratio
         _, data, inside = self._read(self.ms_sources, window)
         valid = data & inside
         if valid.any():
             _, data, inside = self._read([self.pan_source], self.frame.on_pan(window))
-            valid &= (data & inside).reshape(height, r, width, r).all(axis=(1, 3))
+            blocks = (data & inside).reshape(height, r, width, r)
+            valid &= blocks.all(axis=(1, 3)) if whole else blocks.any(axis=(1, 3))
         return float(valid.mean())
 
     def is_empty(self, row: int, col: int, height: int, width: int) -> bool:
@@ -195,8 +199,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
                 total += (own_rows + 2 * height) * data.width * data.count * itemsize
         return total
 
-    @cached_property
-    def blocks_with_data(self) -> list[Window]:
+    def blocks_with_data(self, whole: bool = True) -> list[Window]:
         """Blocks of the *full* scene's frame, MS pixels, that hold a pixel valid in both; reads all of the MS."""
         height, width = self.full_shape
         blocks = [
@@ -204,7 +207,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             for row in range(0, height, _SEARCH_BLOCK)
             for col in range(0, width, _SEARCH_BLOCK)
         ]
-        return [block for block in blocks if self.valid_fraction(*self._from_scene(block)) > 0]
+        return [block for block in blocks if self.valid_fraction(*self._from_scene(block), whole) > 0]
 
     def _from_scene(self, window: Window) -> Window:
         return window.moved(-self.origin[0], -self.origin[1])
@@ -441,8 +444,14 @@ def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Win
     They lie on a fixed lattice over the *full* scene - with bounds some or all lie outside of the frame, at negative
     positions even - so that a trial run on bounds takes the same scale as the full run. Windows less than half valid
     are passed over; a finer lattice is searched before fewer windows, or mostly invalid ones, are returned. Where no
-    lattice meets a valid pixel - little data in a very large scene - all of the scene is searched.
+    lattice meets a valid pixel - little data in a very large scene - all of the scene is searched. Where no MS pixel
+    has all of its PAN pixels - scattered nodata - any of them will do.
     """
+    return _sampled(pair, count, size, whole=True) or _sampled(pair, count, size, whole=False)
+
+
+def _sampled(pair: ScenePair, count: int, size: int, whole: bool) -> list[Window]:
+    """The windows of `sample_windows`, where valid pixels are `whole` or not."""
     h, w = (min(size, n) for n in pair.full_shape)
     poor: list[tuple[float, Window]] = []
     seen: set[tuple[int, int]] = set()
@@ -456,7 +465,7 @@ def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Win
                 continue
             seen.add(place)
             window = pair._from_scene(Window(*place, h, w))
-            share = pair.valid_fraction(*window)
+            share = pair.valid_fraction(*window, whole)
             if share >= 0.5:
                 good.append(window)
             elif share > 0:
@@ -476,7 +485,7 @@ def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Win
         if look(places, 2 * lattice + 1 if len(places) == lattice**2 else 1) or good:
             return sorted(good)
     if not poor:
-        look(_within_blocks(pair.blocks_with_data, h, w, count))
+        look(_within_blocks(pair.blocks_with_data(whole), h, w, count))
     if good:
         return sorted(good)
     poor.sort(key=lambda item: (-item[0], item[1]))

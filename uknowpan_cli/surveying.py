@@ -41,8 +41,9 @@ UNUSUAL = 30
 LEAST_VALUE = 1e-30
 """Values all below it come near those that processors take for 0."""
 
-FILL_SHARE, FILL_GAP = 0.002, 0.05
-"""A value in at least this share of the pixels, with hardly any other this near, in usual ranges, may be a fill."""
+FILL_SHARE, FILL_COUNT, FILL_GAP = 0.002, 8, 0.05
+"""A value in at least this share and number of the pixels, with hardly any other this near, in usual ranges, may be a
+fill."""
 
 Progress = Callable[[int, int], None]
 
@@ -152,7 +153,8 @@ def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[st
         for value in (float(values.min()), float(values.max())):
             rest = values[values != value]
             share = 1 - rest.size / values.size
-            if share < FILL_SHARE or rest.size == 0 or value in named:
+            rare = share < FILL_SHARE or values.size - rest.size < FILL_COUNT
+            if rare or rest.size == 0 or value in named:
                 continue
             low, high = np.percentile(rest, [0.5, 99.5])
             near = np.abs(rest - value) < FILL_GAP * (high - low)
@@ -225,11 +227,16 @@ def _pieces(
     pan_usual = _usual(np.concatenate([s.pan[0][s.pan_valid] for s in samples]))
     usual = [_usual(np.concatenate([s.ms[b][s.ms_valid] for s in samples])) for b in range(len(samples[0].ms))]
     low, high = (np.array(bounds, np.float32)[:, None, None] for bounds in zip(*usual, strict=True))
+    kept, wholes, parts = [], [], []
     for s in samples:
         h, w = s.ms_valid.shape
         kept_pan, kept_ms = s.pan.clip(*pan_usual), s.ms.clip(low, high)
-        good = s.pan_valid & (kept_pan == s.pan)[0]
-        whole = good.reshape(h, ratio, w, ratio).all((1, 3)) & s.ms_valid & (kept_ms == s.ms).all(axis=0)
+        good = (s.pan_valid & (kept_pan == s.pan)[0]).reshape(h, ratio, w, ratio)
+        good_ms = s.ms_valid & (kept_ms == s.ms).all(axis=0)
+        kept.append((kept_pan, kept_ms))
+        wholes.append(good.all((1, 3)) & good_ms)
+        parts.append(good.any((1, 3)) & good_ms)
+    for (kept_pan, kept_ms), whole in zip(kept, wholes if any(w.any() for w in wholes) else parts, strict=True):
         pan, ms = torch.from_numpy(kept_pan / scale.pan), torch.from_numpy(kept_ms / scale.ms)
         for part in _clean_parts(whole):
             rows, cols = (slice(p.start * ratio, p.stop * ratio) for p in part)

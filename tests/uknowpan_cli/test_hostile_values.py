@@ -10,6 +10,7 @@ from running import Run, write_tiny_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import uknowpan
 from uknowpan.models.network import INJECTIONS
 from uknowpan.surveying import fill_warnings, survey
 from uknowpan.tiling import open_pair
@@ -20,7 +21,7 @@ def altered(tmp_path: Path):
     """Write a float32 pair with PAN and MS as changed by two functions; returns its paths."""
 
     def write(pan=lambda x: x, ms=lambda x: x, pan_nodata=None, name="scene"):
-        pair = write_pair(tmp_path, name=name, ms_shape=(64, 64), dtype="float32", noise=60, pan_nodata=pan_nodata)
+        pair = write_pair(tmp_path, name=name, ms_shape=(SIDE, SIDE), dtype="float32", noise=60, pan_nodata=pan_nodata)
         for path, change in ((pair.pan, pan), (pair.ms[0], ms)):
             with rasterio.open(path, "r+") as dataset:
                 dataset.write(change(dataset.read()).astype("float32"))
@@ -47,12 +48,26 @@ def pixel(value):
     return change
 
 
+SIDE = 40
+"""MS pixels."""
+QUICK = ("--coregister", "off", "-j", 1)
+
+
+def sharpened(pair, folder, **options):
+    """The image that `uknowpan.sharpen` makes of a pair."""
+    report = uknowpan.sharpen(
+        *pair, folder / "image.tif", overwrite=True, coregister="off", num_threads=1, output_dtype="float32", **options
+    )
+    with rasterio.open(report.output) as dataset:
+        return dataset.read()
+
+
 def facts(pan, ms):
     with open_pair(pan, ms) as pair:
         return survey(pair).statistics
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
 def test_scattered_nodata_in_the_pan(altered, share):
     """Kind: validity of samples is eroded to nothing and the scene refused."""
     clean = facts(*altered())
@@ -83,8 +98,16 @@ def test_an_undeclared_fill_value_is_named(altered, uknowpan: Run, tmp_path: Pat
         return out
 
     pan, ms = altered(**{where: change})
-    outcome = uknowpan("sharpen", pan, ms, "--method", "bicubic", "-o", tmp_path / "out.tif")
+    outcome = uknowpan("sharpen", pan, ms, "--method", "bicubic", *QUICK, "-o", tmp_path / "out.tif")
     assert outcome.code == 0 and f"give --nodata {value}" in " ".join(outcome.stderr.split())
+
+
+def test_one_pixel_is_no_fill_value(altered):
+    """Kind: a warning about one bright pixel among few valid ones."""
+    few = scattered(0.7, 0)
+    pan, ms = altered(few, few, pan_nodata=0)
+    with open_pair(pan, ms, nodata=0) as pair:
+        assert list(fill_warnings(pair, [pair.read_frame(0, 0, 20, 20)])) == []
 
 
 @pytest.mark.parametrize("limit", [1250, 1e9])
@@ -99,12 +122,36 @@ def test_negative_data_in_brovey(altered, uknowpan: Run, tmp_path: Path):
     """Kind: the result of negative data is zero everywhere."""
     images = {}
     for name, sign in (("plus", 1), ("minus", -1)):
-        pan, ms = altered(lambda x, s=sign: s * x, lambda x, s=sign: s * x, name=name)
-        out = tmp_path / f"{name}.out.tif"
-        assert uknowpan("sharpen", pan, ms, "--method", "brovey", "-o", out).code == 0
-        with rasterio.open(out) as dataset:
-            images[name] = dataset.read()
+        pair = altered(lambda x, s=sign: s * x, lambda x, s=sign: s * x, name=name)
+        images[name] = sharpened(pair, tmp_path, method="brovey")
     np.testing.assert_allclose(images["minus"], -images["plus"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: -x, lambda x: -x / 100 - 5, lambda x: x - x.mean()], ids=["negative", "decibels", "mean 0"]
+)
+def test_a_network_takes_any_level(altered, tmp_path: Path, change):
+    """Kind: the ratio to a PAN that is negative, or 0 on average, makes a network's result wild."""
+    model = write_tiny_model(tmp_path / "tiny.safetensors")
+    pair = altered(change, change)
+    wanted = sharpened(pair, tmp_path, method="gsa")
+    image = sharpened(pair, tmp_path, model=model)
+    assert (image != 0).all() and np.abs(image - wanted).std() < 0.3 * wanted.std()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_nodata_scattered_over_both(altered, tmp_path: Path, share: float):
+    """Kind: no MS pixel has all of its PAN pixels, and the scene is refused, or filled with zeros."""
+    hole = scattered(share, 0)
+    pan, ms = altered(hole, hole, pan_nodata=0)
+    with rasterio.open(ms, "r+") as dataset:
+        dataset.nodata = 0
+        data = (dataset.read() != 0).all(axis=0)
+    with rasterio.open(pan) as dataset:
+        valid = (dataset.read(1) != 0) & data.repeat(4, 0).repeat(4, 1)
+    image = sharpened((pan, ms), tmp_path, model=write_tiny_model(tmp_path / "tiny.safetensors"))
+    np.testing.assert_array_equal((image != 0).all(axis=0), valid)
+    assert abs(image[:, valid].mean() / 1500 - 1) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -114,7 +161,7 @@ def test_negative_data_in_brovey(altered, uknowpan: Run, tmp_path: Path):
 )
 def test_values_that_ratios_cannot_take(altered, uknowpan: Run, tmp_path: Path, change, code, text):
     """Kind: division by about nothing gives a wild or an empty result."""
-    outcome = uknowpan("sharpen", *altered(change), "--method", "brovey", "-o", tmp_path / "out.tif")
+    outcome = uknowpan("sharpen", *altered(change), "--method", "brovey", *QUICK, "-o", tmp_path / "out.tif")
     assert outcome.code == code and text in " ".join(outcome.stderr.split())
 
 
@@ -128,18 +175,7 @@ def test_an_uncertainty_of_nan_leaves_nothing(altered, uknowpan: Run, tmp_path: 
     save_file(weights, model, metadata)
     pan, ms = altered()
     before = {path.name for path in tmp_path.iterdir()}
-    outcome = uknowpan(
-        "sharpen",
-        pan,
-        ms,
-        "--model",
-        model,
-        "--tile",
-        64,
-        "-o",
-        tmp_path / "o.tif",
-        "--uncertainty",
-        tmp_path / "s.tif",
-    )
+    files = ("-o", tmp_path / "o.tif", "--uncertainty", tmp_path / "s.tif")
+    outcome = uknowpan("sharpen", pan, ms, "--model", model, "--tile", 64, *QUICK, *files)
     assert outcome.code == 5 and "uncertainties that are not finite" in " ".join(outcome.stderr.split())
     assert {path.name for path in tmp_path.iterdir()} == before
