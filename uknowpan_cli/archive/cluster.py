@@ -42,8 +42,12 @@ def check_cluster(where: str | None, workers: int | None) -> None:
         raise UsageError(f"--dask-workers goes with --dask local; {where} has its own.")
     try:
         import distributed  # noqa: F401 - only whether it is there
-    except ImportError:
-        raise UsageError("--dask needs Dask: pip install 'uknowpan[dask]'.") from None
+
+        if where == LOCAL:
+            import cryptography  # noqa: F401 - for certificates
+    except ImportError as error:
+        missing = "cryptography" if error.name == "cryptography" else "Dask"
+        raise UsageError(f"--dask {where} needs {missing}: pip install 'uknowpan[dask]'.") from None
 
 
 def on_cluster(
@@ -113,9 +117,14 @@ def _reached(address: str) -> Iterator[Client]:
 
 @contextmanager
 def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[BatchSettings, Client]]:
-    """Processes with a share of the cores each, or a GPU. They die with this one."""
+    """Processes with a share of the cores each, or a GPU. They die with this one.
+
+    A scheduler and its workers run what anyone sends them: only holders of a certificate that is made for this run,
+    and never leaves its processes, may.
+    """
     import dask
     from distributed import Client, LocalCluster
+    from distributed.security import Security
 
     from uknowpan.models.devices import usable_cores
 
@@ -132,7 +141,8 @@ def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[Batch
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=None,
+            security=Security.temporary(),
             memory_limit=0,  # strips bound what a scene takes; Dask would stop a worker above 80 %
             silence_logs=logging.CRITICAL,
         ) as cluster,

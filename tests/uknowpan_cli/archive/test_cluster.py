@@ -24,6 +24,10 @@ needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None,
     reason="distributed is not installed (uknowpan[dask])",
 )
+needs_certificates = pytest.mark.skipif(
+    importlib.util.find_spec("cryptography") is None,
+    reason="cryptography is not installed (uknowpan[dask])",
+)
 SCENES = "abcdef"
 
 
@@ -63,6 +67,7 @@ StripStore.put = deadly
 
 
 @needs_dask
+@needs_certificates
 def test_local_cluster(words: tuple[object, ...], uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     """Two processes make the same bits as one; a broken and a deadly scene fail without harm to the others."""
     import dask
@@ -251,9 +256,30 @@ def test_without_dask(
     words: tuple[object, ...], uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    uknowpan(*words, tmp_path / "out", "--dask", "local").fails(
-        2, r"--dask needs Dask: pip install 'uknowpan\[dask\]'\."
-    )
+    needs = r"needs {}: pip install 'uknowpan\[dask\]'\."
+    uknowpan(*words, tmp_path / "out", "--dask", "local").fails(2, needs.format("Dask"))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    uknowpan(*words, tmp_path / "out", "--dask", "local").fails(2, needs.format("cryptography"))
+
+
+@needs_dask
+@needs_certificates
+def test_a_local_cluster_takes_no_orders_of_others() -> None:
+    """Kind: another user of the machine sends code to an open port."""
+    from distributed import Client
+    from distributed.security import Security
+
+    settings = batch_dask.BatchSettings(SharpenOptions(device="cpu"), "out")
+    with batch_dask._local(settings, 1) as (_, client):
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert all(worker.startswith("tls://") for worker in client.scheduler_info()["workers"])
+        assert client.submit(int, "7").result() == 7
+        for stranger in (None, Security.temporary()):
+            where = address if stranger else address.replace("tls://", "tcp://")
+            with pytest.raises(OSError, match=r"."):
+                Client(where, security=stranger, timeout=3, set_as_default=False)
 
 
 @needs_dask
