@@ -85,10 +85,34 @@ def mtf_glp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     return lms + _bands(gains, lms) * (pan - pan_low)
 
 
+def awlp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+    """Proportional additive injection with haze correction (AWLP-H).
+
+    Vivone, Alparone, Garzelli and Lolli, Remote Sens. 2019, 11(19):2315, with the pyramid of `mtf_glp`:
+    lms + (lms_b - haze_b) / (pan_low - haze_pan) (pan - pan_low). The PAN's haze is the bands' haze in the regression
+    of the degraded PAN on the bands.
+    """
+    lms = upsample(ms, statistics.ratio)
+    psf = statistics.psf
+    pan_low = upsample(degrade(pan, statistics.ratio, psf.sigma, psf.shift), statistics.ratio)
+    haze = torch.zeros_like(statistics.mean[:-1]) if statistics.haze is None else statistics.haze
+    weights, intercept = _intensity_weights(statistics)
+    haze_pan = float(weights @ haze + intercept)
+    level = float(statistics.mean[-1]) - haze_pan
+    if level < LEAST_MEAN * float(statistics.covariance[-1, -1].clamp_min(0).sqrt()):
+        haze_pan, level = 0.0, abs(float(statistics.mean[-1]))
+    mean_gain = _bands((statistics.mean[:-1] - haze) / max(level, 1e-9), lms)
+    above = pan_low - haze_pan
+    lit = above > 0.05 * level + 1e-9  # darker places get the gain of the whole scene
+    gain = torch.where(lit, (lms - _bands(haze, lms)) / torch.where(lit, above, 1.0), mean_gain)
+    return lms + gain * (pan - pan_low)
+
+
 CLASSICAL_METHODS: dict[str, Method] = {
     "bicubic": bicubic,
     "brovey": brovey,
     "gsa": gsa,
     "mtf-glp": mtf_glp,
+    "awlp": awlp,
 }
 """Name -> function(pan (B, 1, H, W), ms (B, C, h, w), statistics) -> hrms (B, C, H, W)."""

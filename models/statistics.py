@@ -22,6 +22,9 @@ to 0.8 (SPOT-6)."""
 LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.9
 """Range of softness in training, about."""
 
+HAZE_SHARE = 0.01
+"""Share of a band's pixels that are as dark as haze alone, as in dark-object subtraction (Chavez 1988)."""
+
 PSF_WINDOWS = 4
 """Samples, spread over the scene, for the estimate of blur and shift; more only cost time."""
 
@@ -50,6 +53,8 @@ class SceneStatistics:
     softness: float | None = None
     """Sigma, in MS pixels, of the MS against the PAN on the MS's own grid; None: not measured, or
     not measurable."""
+    haze: Tensor | None = None
+    """(C,) float64, `HAZE_SHARE` quantile of each band: the light that haze adds. None: 0."""
 
     @property
     def softness_of_result(self) -> float:
@@ -90,6 +95,7 @@ class SceneStatistics:
             self.covariance[index][:, index],
             self.detail[index][:, index],
             self.softness,
+            None if self.haze is None else self.haze[index[:-1]],
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,6 +109,7 @@ class SceneStatistics:
             "covariance": self.covariance.tolist(),
             "detail": self.detail.tolist(),
             "softness": self.softness,
+            "haze": None if self.haze is None else self.haze.tolist(),
         }
 
     @staticmethod
@@ -110,7 +117,8 @@ class SceneStatistics:
         """The inverse of `as_dict`."""
         as_tensor = {k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")}
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data.get("softness"), **as_tensor)
+        haze = None if data.get("haze") is None else torch.tensor(data["haze"], dtype=torch.float64)
+        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data.get("softness"), haze=haze, **as_tensor)
 
 
 def scene_statistics(
@@ -167,4 +175,5 @@ def scene_statistics(
     centred = value - mean[:, None]
     n = value.shape[1]
     covariances = centred @ centred.T / n, detail @ detail.T / n
-    return SceneStatistics(ratio, psf, mean, *covariances, softness)
+    haze = value[:-1].kthvalue(1 + int(HAZE_SHARE * (n - 1))).values
+    return SceneStatistics(ratio, psf, mean, *covariances, softness, haze)

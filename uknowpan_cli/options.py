@@ -17,7 +17,7 @@ from uknowpan.errors import UsageError
 INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling and memory", "Output format", "Run"
 """Groups of options in the help."""
 
-Method = Literal["bicubic", "brovey", "gsa", "mtf-glp"]
+Method = Literal["bicubic", "brovey", "gsa", "mtf-glp", "awlp"]
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
 Coregister = Literal["off", "check", "shift"]
 OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]

@@ -216,6 +216,7 @@ def _rescaled(statistics: SceneStatistics, old: SceneScale, new: SceneScale) -> 
         mean=statistics.mean * gain,
         covariance=statistics.covariance * gain.outer(gain),
         detail=statistics.detail * gain.outer(gain),
+        haze=None if statistics.haze is None else statistics.haze * gain[:-1],
     )
 
 

@@ -11,7 +11,7 @@ from uknowpan.models.sharpeners import ClassicalSharpener, sharpen_array
 from uknowpan.models.statistics import scene_statistics
 
 GAINS = torch.tensor([0.4, 1.0, 2.5]).view(-1, 1, 1)
-SHARPENING = ["brovey", "gsa", "mtf-glp"]
+SHARPENING = ["brovey", "gsa", "mtf-glp", "awlp"]
 
 
 def multiples(ratio):
@@ -79,3 +79,16 @@ def test_flat_and_dark_scenes_stay_finite(method):
         pan, ms = torch.full((1, 80, 80), value), torch.full((2, 20, 20), value)
         hrms = sharpen_array(ClassicalSharpener(method), pan, ms).hrms
         torch.testing.assert_close(hrms, torch.full((2, 80, 80), value), rtol=1e-3, atol=1e-6)
+
+
+def test_haze_of_the_bands_does_not_bend_the_injection():
+    """Each band is a multiple of the PAN plus its own haze: awlp is right, the ratio without haze is not."""
+    pan, ms, truth = multiples(4)
+    haze = torch.tensor([0.3, 0.1, 0.02]).view(-1, 1, 1)
+    low = float(pan.min())
+    hrms = sharpen_array(ClassicalSharpener("awlp"), pan - low, ms - GAINS * low + haze).hrms
+    wanted = truth - GAINS * low + haze
+    error, before = (
+        crop(x - wanted, 24).square().mean().sqrt() for x in (hrms, upsample((ms - GAINS * low + haze)[None], 4)[0])
+    )
+    assert error < 0.15 * before

@@ -81,7 +81,7 @@ def test_warnings_are_python_warnings(
         ({"tile": 4}, 2, "--tile must be a whole number of at least 16, not 4"),
         ({"tile": "512"}, 2, "--tile must be a whole number"),
         ({"format": "bmp"}, 2, "--format takes gtiff or cog, not 'bmp'"),
-        ({"method": "magic"}, 2, "--method takes bicubic, brovey, gsa or mtf-glp"),
+        ({"method": "magic"}, 2, "--method takes bicubic, brovey, gsa, mtf-glp or awlp"),
         ({"method": "gsa", "model": "generic"}, 2, "--method and --model exclude each other"),
         ({"bands": 3}, 2, "There is no option 'bands'; the options are bidx, "),
         ({"softness": 2}, 2, "--softness is ms or a number from 0.2 to 1, not 2"),

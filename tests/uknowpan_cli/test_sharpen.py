@@ -92,7 +92,7 @@ def test_uncertainty_scales_with_digital_numbers(sharpen: Sharpen, make_pair: Ma
     np.testing.assert_allclose(sigmas[1], 10 * sigmas[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["bicubic", "brovey", "gsa", "mtf-glp"])
+@pytest.mark.parametrize("method", ["bicubic", "brovey", "gsa", "mtf-glp", "awlp"])
 def test_every_method(method: str, sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
     pair = make_pair()
     sharpen(pair, "--method", method, "--tile", 64)
