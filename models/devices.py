@@ -18,12 +18,13 @@ def tune_cpu(threads: int | None = None) -> int:
     element-wise operation.
 
     Args:
-        threads: number of threads; None: one for each core that the process may use.
+        threads: number of threads; None: `OMP_NUM_THREADS`, else one for each core that the process may use.
 
     Returns:
         The number of threads.
     """
-    count = threads or usable_cores()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores())
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)
     try:

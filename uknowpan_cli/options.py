@@ -138,7 +138,7 @@ class SharpenOptions:
         None
     )
     num_threads: Annotated[
-        int | None, Option("--num-threads -j", TILING, "CPU threads; default: all cores.", "N", 1)
+        int | None, Option("--num-threads -j", TILING, "CPU threads; default: $OMP_NUM_THREADS or all cores.", "N", 1)
     ] = None
     output_dtype: Annotated[
         OutputDtype | None,

@@ -9,7 +9,8 @@ from uknowpan.models.devices import tune_cpu
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _as_before(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     count = torch.get_num_threads()
     yield
     torch.set_num_threads(count)
@@ -19,6 +20,15 @@ def _as_before():
 def test_one_thread_for_each_core_of_this_process():
     assert tune_cpu() == len(os.sched_getaffinity(0)) == torch.get_num_threads()
     assert tune_cpu(1) == 1 == torch.get_num_threads()
+
+
+def test_the_environment_sets_the_threads(monkeypatch):
+    """Two processes of two threads each spin on two cores; OMP_NUM_THREADS=1 prevents that."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert tune_cpu() == 1 == torch.get_num_threads()
+    assert tune_cpu(2) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert tune_cpu() == len(os.sched_getaffinity(0))
 
 
 def test_systems_that_do_not_say_which_cores(monkeypatch):

@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperOption
 
 from uknowpan import __version__
 from uknowpan.commands.batch import batch
+from uknowpan.commands.compare import compare
 from uknowpan.commands.demo import demo
 from uknowpan.commands.distill_cache import distill_cache
 from uknowpan.commands.evaluate import evaluate
@@ -56,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (sharpen, batch, info, demo, train, pack, simulate, distill_cache, evaluate):
+for command in (sharpen, batch, info, compare, demo, train, pack, simulate, distill_cache, evaluate):
     app.command(cls=Command)(command)
 app.add_typer(models_app, name="models")
 

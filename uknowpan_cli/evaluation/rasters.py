@@ -25,6 +25,7 @@ from uknowpan.evaluation.reading import (
 )
 from uknowpan.evaluation.report import Report
 from uknowpan.evaluation.reprojection import SecondJudge, second_judge
+from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
 from uknowpan.models.metrics.full_resolution import Enlargement, WithoutReference
 from uknowpan.models.metrics.indices import AgainstReference
@@ -34,6 +35,7 @@ from uknowpan.options import band_numbers
 from uknowpan.surveying import FEW_LEVELS
 from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
 from uknowpan.tiling.metadata import declared_bits
+from uknowpan.tiling.placing import Bounds
 from uknowpan.tiling.raster import Opener, Raster, RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
@@ -101,6 +103,8 @@ def evaluate_without(
     ms_bands: Sequence[int] | None = None,
     nodata: float | None = None,
     ratio: int | None = None,
+    bounds: Bounds | None = None,
+    measured: Psf | None = None,
     reproject: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[Results, SecondJudge | None]:
@@ -110,11 +114,12 @@ def evaluate_without(
 
     Args:
         result: a file that GDAL opens, or an open dataset, in the MS's unit.
-        pan, ms, pan_band, ms_bands, ratio: see `uknowpan.tiling.open_pair`.
+        pan, ms, pan_band, ms_bands, ratio, bounds: see `uknowpan.tiling.open_pair`.
         nodata: value of invalid pixels in all rasters; None: as the files declare.
         sensor: sensor whose MTF gains Khan's D_lambda uses.
         registration: place of the enlarged MS, see `Enlargement`. "area" follows the georeferencing;
             "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner.
+        measured: blur and shift of the scene, if they are known; None: they are measured.
         reproject: measure by reprojection too. The second result is None without it, and where the scene is too
             small for it.
         on_progress: called with (windows done, windows), again from the start by the reprojection.
@@ -123,7 +128,8 @@ def evaluate_without(
         TilingError: rasters that cannot be read, do not fit, or hold nothing to measure.
     """
     with ExitStack() as stack:
-        pair = stack.enter_context(open_pair(pan, ms, pan_band=pan_band, ms_bands=ms_bands, nodata=nodata, ratio=ratio))
+        asked: dict[str, Any] = {"pan_band": pan_band, "ms_bands": ms_bands, "nodata": nodata, "ratio": ratio}
+        pair = stack.enter_context(open_pair(pan, ms, bounds=bounds, **asked))
         fused = open_image(Opener(stack), result, nodata)
         for note in pair.notes:
             log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
@@ -157,7 +163,7 @@ def evaluate_without(
         judge = None
         if reproject:
             try:
-                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), on_progress)
+                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), measured, on_progress)
             except ValueError as error:
                 log.info("%s is not measured by reprojection: %s", fused.path, error)
     values = {name: getattr(scores, name).reshape(1) for name in FULL_INDICES}

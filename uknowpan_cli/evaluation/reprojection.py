@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uknowpan.evaluation.reading import Scene
+from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.images import gaussian_kernel, mtf_kernel
 from uknowpan.models.metrics.reprojection import (
     Displacement,
@@ -48,7 +49,12 @@ class SecondJudge:
 
 
 def second_judge(
-    scene: Scene, fused: Raster, gains: Sequence[float], d_lambda_k: float, on_progress: Progress | None = None
+    scene: Scene,
+    fused: Raster,
+    gains: Sequence[float],
+    d_lambda_k: float,
+    measured: Psf | None = None,
+    on_progress: Progress | None = None,
 ) -> SecondJudge:
     """Scores by reprojection.
 
@@ -57,13 +63,14 @@ def second_judge(
         fused: the result, on the PAN's grid.
         gains: MTF gain of each band.
         d_lambda_k: Khan's D_lambda of the result, for RQNR.
+        measured: blur and shift of the scene, if they are known; None: they are measured.
         on_progress: called with (regions done, regions) in both passes together.
 
     Raises:
         ValueError: an MS of fewer than 32 x 32 pixels, or nothing left to measure.
     """
     images, ratio = scene.images(fused), scene.pair.ratio
-    measured = survey(scene.pair).measured
+    measured = measured or survey(scene.pair).measured
 
     def stage(number: int) -> Progress:
         def show(done: int, total: int) -> None:

@@ -1,0 +1,76 @@
+"""`uknowpan compare`: one page with every method, its scores, and pictures that a browser shows."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from running import Run
+
+from uknowpan.datasets.synthetic import load_demo_scene, write_scene
+from uknowpan.evaluation.comparing import choose_window
+from uknowpan.tiling import open_pair
+
+METHODS = ["bicubic", "brovey", "gsa", "mtf-glp", "awlp", "generic"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    paths = write_scene(load_demo_scene(160), tmp_path_factory.mktemp("scene"))
+    return [str(paths.pan), str(paths.ms)]
+
+
+def test_a_page_that_a_browser_shows(scene: list[str], uknowpan: Run, tmp_path: Path) -> None:
+    """All results and scores are on the page, nothing comes from elsewhere, and a browser draws every picture."""
+    page = tmp_path / "c.html"
+    outcome = uknowpan("compare", *scene, "-o", page, "--png", tmp_path / "c.png", "--json", "-q")
+    assert outcome.code == 0, outcome.stderr
+    scores = json.loads(outcome.stdout)["scores"]
+    assert list(scores) == METHODS and all(scores[name]["seconds"] > 0 for name in METHODS)
+    # Sharpening explains the MS better than an enlarged MS does.
+    assert scores["generic"]["r_ergas"] < 0.5 * scores["bicubic"]["r_ergas"]
+
+    text = page.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [entry["name"] for entry in data["entries"]] == METHODS
+    assert (data["width"], data["height"], data["ratio"]) == (160, 160, 4)
+    assert all(len(entry["pictures"]) == 2 for entry in data["entries"])  # four bands
+    assert not re.search(r"(src|href)=|https?://", text)
+    assert page.stat().st_size < 8e6 and (tmp_path / "c.png").stat().st_size > 10_000
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("the page is right, but no chromium is installed to show it")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run([chromium, *flags, page.as_uri()], capture_output=True, text=True, timeout=300)
+    body = re.search(r"<body[^>]*>", done.stdout)[0]
+    assert 'data-ready="7"' in body and "data-error" not in body
+
+
+def test_inputs_and_outputs_are_checked(scene: list[str], uknowpan: Run, tmp_path: Path) -> None:
+    there = tmp_path / "c.html"
+    there.write_text("kept")
+    uknowpan("compare", *scene, "-o", there).fails(4, "exists")
+    uknowpan("compare", *scene, "-o", tmp_path / "d.html", "-m", tmp_path / "none.safetensors").fails(5)
+    assert there.read_text() == "kept" and not (tmp_path / "d.html").exists()
+
+
+def test_the_window_shows_structure(tmp_path: Path) -> None:
+    """Flat ground everywhere but in one place: the window holds that place."""
+    import numpy as np
+    from affine import Affine
+    from rasters import write_raster
+
+    rng = np.random.default_rng(0)
+    pan = np.full((1, 1024, 1024), 500.0, np.float32) + rng.normal(size=(1, 1024, 1024)).astype(np.float32)
+    pan[:, 640:896, 128:384] += 200 * rng.random((1, 256, 256), np.float32)
+    write_raster(tmp_path / "pan.tif", pan, Affine(1, 0, 0, 0, -1, 0))
+    ms = pan.reshape(1, 256, 4, 256, 4).mean((2, 4))
+    write_raster(tmp_path / "ms.tif", ms, Affine(4, 0, 0, 0, -4, 0))
+    with open_pair(str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif")) as pair:
+        row, col, height, width = choose_window(pair, 256)
+    assert (height, width) == (256, 256)
+    shared = max(min(row + 256, 896) - max(row, 640), 0) * max(min(col + 256, 384) - max(col, 128), 0)
+    assert shared > 0.5 * 256**2
