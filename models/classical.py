@@ -98,12 +98,11 @@ def awlp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     haze = torch.zeros_like(statistics.mean[:-1]) if statistics.haze is None else statistics.haze
     weights, intercept = _intensity_weights(statistics)
     haze_pan = float(weights @ haze + intercept)
-    level = float(statistics.mean[-1]) - haze_pan
-    if level < LEAST_MEAN * float(statistics.covariance[-1, -1].clamp_min(0).sqrt()):
-        haze_pan, level = 0.0, abs(float(statistics.mean[-1]))
-    mean_gain = _bands((statistics.mean[:-1] - haze) / max(level, 1e-9), lms)
+    spread = float(statistics.covariance[-1, -1].clamp_min(0).sqrt())
+    level = max(float(statistics.mean[-1]) - haze_pan, 0.1 * spread, 1e-9)
+    mean_gain = _bands((statistics.mean[:-1] - haze) / level, lms)
     above = pan_low - haze_pan
-    lit = above > 0.05 * level + 1e-9  # darker places get the gain of the whole scene
+    lit = above > 0.05 * level  # darker places get the gain of the whole scene
     gain = torch.where(lit, (lms - _bands(haze, lms)) / torch.where(lit, above, 1.0), mean_gain)
     return lms + gain * (pan - pan_low)
 
