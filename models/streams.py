@@ -186,10 +186,11 @@ class StreamsStudent(nn.Module):
 def _cells(band: Tensor, detail: Tensor) -> Tensor:
     """Band features (B, C, F, H, W) on the 2 x 2 grid: the gain of those that follow the PAN's detail, the mean of
     the others, which are smooth."""
-    height, width = band.shape[-2:]
+    gain = _mean_of_cells(band[:, :, :ON_PAN] * detail[:, None]) / (_mean_of_cells(detail**2)[:, None] + LEAST_POWER)
+    return torch.cat([gain, _mean_of_cells(band[:, :, ON_PAN:])], 2)
 
-    def average(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x.flatten(1, -3), 2).view(*x.shape[:-2], height // 2, width // 2)
 
-    on_pan = average(band[:, :, :ON_PAN] * detail[:, None]) / (average(detail**2)[:, None] + LEAST_POWER)
-    return torch.cat([on_pan, average(band[:, :, ON_PAN:])], 2)
+def _mean_of_cells(x: Tensor) -> Tensor:
+    """Mean over 2 x 2 pixels; torch's own pooling takes five times as long on a CPU."""
+    rows = x[..., ::2, :] + x[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4

@@ -6,6 +6,11 @@
 Every scene of the split "valid" is degraded in several ways (Wald's protocol), two of them by
 kernels that training never draws, sharpened by every method and compared with the truth. PAN and
 truth lie on each other (`uknowpan pack` removed the shift between them, for all methods alike).
+With --sharp, the truths are those as sharp as their PAN, degraded in one way:
+
+    uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
+    python tests/benchmarks/validate.py runs/scenes4.h5 --sharp --softness default
+
 Prints Markdown; `--stamp FILE` writes the (one) model again with the measured calibration and
 scores on its card.
 """
@@ -32,6 +37,8 @@ from uknowpan.models.training.scenes import Scene, read_scenes
 COARSE_PAN = ("Landsat", "Sentinel")
 """Sensors whose MS pixel is two PAN pixels."""
 LARGEST, BORDER = 512, 8
+SHARP = "_sharp"
+"""End of the names of scenes whose truth is as sharp as the PAN, see the kind `sharp` of `uknowpan pack`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,11 @@ def unseen_degradations(ratio: int) -> dict[str, Degradation]:
         "tent, phase +1.3/-0.9": Degradation(ratio, "tent", (), (1.3, -0.9)),
         "Lanczos, phase -1.1/+0.6": Degradation(ratio, "lanczos", (), (-1.1, 0.6)),
     }
+
+
+def ratio_of(scene: Scene) -> int:
+    """Ratio at which a scene is degraded."""
+    return 2 if scene.sensor.startswith(COARSE_PAN) and not scene.name.endswith(SHARP) else 4
 
 
 def prepare(scene: Scene, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +147,7 @@ def measure(
         blur_pan: a classical method may also take the PAN blurred as soft as the truth; the better score counts.
     """
     for scene in scenes:
-        ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
+        ratio = ratio_of(scene)
         gt, pan = prepare(scene, ratio)
         known = softness_of(scene, ratio)
         if softness != "default":
@@ -143,6 +155,8 @@ def measure(
                 set_softness(sharpener, known if softness == "own" else float(softness))
         soft_pan = degrade(pan[None], 1, known, (0.0, 0.0))[0]
         every = degradations(ratio, len(gt)) | unseen_degradations(ratio)
+        if scene.name.endswith(SHARP):
+            every = {"MTF 0.30, nested": Degradation(ratio, "gaussian", (0.30,) * len(gt))}
         for name, degradation in every.items():
             ms = degrade_truth(gt, degradation)
             scores = {m: score(s, pan, ms, gt, ratio) for m, s in methods.items()}
@@ -181,13 +195,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--softness", default="own", help="own (that of each truth), default, or a number")
     parser.add_argument("--blur-pan", action="store_true", help="classical methods get a PAN as soft as the truth, too")
+    parser.add_argument("--sharp", action="store_true", help="truths as sharp as their PAN, instead of the others")
     parser.add_argument("--only", help="comma-separated scene names")
     parser.add_argument("--stamp", help="write the model with calibration and scores here")
     arguments = parser.parse_args()
     models = arguments.model or ["generic"]
     methods: dict[str, Sharpener] = {m: load_sharpener(None, m) for m in CLASSICAL_METHODS}
     methods |= {name: load_sharpener(name, steps=arguments.steps) for name in models}
-    scenes = read_scenes(arguments.scenes, "valid")
+    scenes = [s for s in read_scenes(arguments.scenes, "valid") if s.name.endswith(SHARP) == arguments.sharp]
     if arguments.only:
         scenes = [s for s in scenes if s.name in arguments.only.split(",")]
 
@@ -211,7 +226,7 @@ def main() -> None:
     seen = [r for r in rows if r not in unseen]
     for kind, part in (("training's kernels", seen), ("kernels new to it", unseen)):
         print(f"\n{kind}")
-        for model in models:
+        for model in models if part else ():
             print(f"{model}: {summary(part, model)}")
     if arguments.stamp:
         stamp(models[0], arguments.stamp, seen, unseen, scenes)
@@ -227,7 +242,7 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
     sharpener = load_sharpener(model)
     factors = []
     for scene in scenes:
-        ratio = 2 if scene.sensor.startswith(COARSE_PAN) else 4
+        ratio = ratio_of(scene)
         gt, pan = prepare(scene, ratio)
         set_softness(sharpener, softness_of(scene, ratio))
         for degradation in degradations(ratio, len(gt)).values():

@@ -9,10 +9,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from patch_files import write_patches
 from running import Run
 from safetensors.numpy import load_file
 
+from uknowpan.models.checkpoints import load_model
 from uknowpan.models.network import FSAStudentLite, LiteConfig
+from uknowpan.models.streams import StreamsStudent
 from uknowpan.models.training.stages import GenericStudentStage
 
 CONFIG = """
@@ -65,6 +68,21 @@ def test_train_dry_run(uknowpan: Run, tmp_path: Path, config: Path, scenes: Path
     network = FSAStudentLite(LiteConfig(**resolved["network"]))
     assert resolved["parameters"] == sum(p.numel() for p in network.parameters())
     assert not out.exists()
+
+
+def test_train_makes_the_student_of_two_streams(uknowpan: Run, tmp_path: Path, scenes: Path) -> None:
+    config, out = tmp_path / "streams.toml", tmp_path / "run"
+    config.write_text(
+        'preset = "streams"\n[train]\niterations = 1\nbatch_size = 2\n'
+        "[network]\npan_width = 4\ntrunk_width = 4\nband_width = 4\nhead_width = 4\n"
+    )
+    outcome = uknowpan("train", "--data", scenes, "--out", out, "--config", config, "-q", "-j", 1)
+    assert outcome.code == 0, outcome.stderr
+    model, card = load_model(out / "best.safetensors")
+    assert type(model) is StreamsStudent and card.architecture == "fsa-s-streams"
+    patches = write_patches(tmp_path / "train.h5")
+    outcome = uknowpan("train", "--stage", "prior", "--data", patches, "--preset", "streams", "-o", out)
+    outcome.fails(2, "The preset streams takes a scenes file")
 
 
 @pytest.mark.parametrize(
