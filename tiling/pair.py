@@ -345,7 +345,8 @@ def _on_one_frame(
     remarks: Remarks,
 ) -> tuple[Target, list[Source]]:
     """The full scene's frame, and each MS raster on it."""
-    _refuse_same(pan, rasters)
+    if ratio != 1:  # a ratio of 1 sharpens nothing: the images are wanted side by side
+        _refuse_same(pan, rasters)
     whole = pan.grid
     places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
     ratio = choose_ratio(places[0], rasters[0], wanted_ratio, remarks)

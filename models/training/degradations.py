@@ -15,8 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uknowpan.models.blur import gain_to_sigma
-from uknowpan.models.resample import Kernel, box, cubic, decimate, gaussian, lanczos, tent
+from uknowpan.models.blur import Psf, gain_to_sigma
+from uknowpan.models.resample import (
+    Kernel,
+    box,
+    crop,
+    cubic,
+    decimate,
+    degrade,
+    degrade_reach,
+    gaussian,
+    lanczos,
+    tent,
+)
+
+SHARP_STEP, SHARP_GAIN = 2, 0.2
+"""MS pixels per pixel of a truth as sharp as its PAN, and the gain of both at the Nyquist frequency of that grid."""
+LEAST_SHARP = 16
+"""Least side of such a truth."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +106,34 @@ def synthetic_pan(gt: Tensor, rng: np.random.Generator) -> Tensor:
     contrast = float((pan[:, :, 1:] - pan[:, :, :-1]).std())
     noise = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.05) * contrast, pan.shape))
     return pan + noise.to(gt)
+
+
+def sharp_truth(pan: Tensor, ms: Tensor, ratio: int, psf: Psf) -> tuple[Tensor, Tensor]:
+    """A truth as sharp as its PAN, made of a real pair, and that PAN: their pixel is `SHARP_STEP` MS pixels.
+
+    Both are blurred to `SHARP_GAIN`; the MS by as much less as it is softer than the PAN already. The shift between
+    the two is taken out. Pixels that depend on what lies beyond the images are cut.
+
+    Args:
+        pan: (1, H, W), H = ratio * h.
+        ms: (C, h, w).
+        ratio: PAN pixels per MS pixel.
+        psf: blur and shift of the MS against the PAN.
+
+    Returns:
+        Truth (C, h', w') and PAN (1, h', w').
+
+    Raises:
+        ValueError: the MS is softer than the truth is to be, or the pair is too small.
+    """
+    wanted, own = gain_to_sigma(SHARP_GAIN, SHARP_STEP), psf.sigma / ratio  # MS pixels
+    if own >= wanted:
+        raise ValueError(f"its MS is too soft: its blur of {own:.2f} MS pixels is above {wanted:.2f}")
+    rows, cols = (n // SHARP_STEP * SHARP_STEP for n in ms.shape[-2:])
+    step, missing = SHARP_STEP * ratio, math.sqrt(wanted**2 - own**2)
+    truth = degrade(ms[None, :, :rows, :cols], SHARP_STEP, missing)
+    fine = degrade(pan[None, :, : rows * ratio, : cols * ratio], step, wanted * ratio, psf.shift)
+    margin = degrade_reach(wanted * ratio, psf.shift, step)
+    if min(truth.shape[-2:]) < LEAST_SHARP + 2 * margin:
+        raise ValueError(f"it is too small for {LEAST_SHARP} x {LEAST_SHARP} pixels of {SHARP_STEP} MS pixels")
+    return crop(truth, margin)[0], crop(fine, margin)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 LEAST_SIDE = 16
 """MS pixels along a side below which blur and shift cannot be measured."""
-SHARP_STEP, SHARP_GAIN = 2, 0.2
-"""MS pixels per pixel of a truth as sharp as its PAN, and the gain of both at the Nyquist frequency of that grid."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
     The PAN of a pair is resampled to the MS grid by an antialiased cubic. The shift that the pair
     shows is removed, so that PAN and truth lie on each other. A scene with invalid pixels is cut
-    to its largest rectangle without any. The truth of kind sharp is made by `_sharp_truth`.
+    to its largest rectangle without any. `sharp_truth` makes the truth of kind sharp.
 
     Args:
         recipe: CSV, see `PackedScene`.
@@ -179,28 +176,18 @@ def _reduced_pan(
 def _sharp_truth(
     scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """(truth, PAN, measurements) on a grid of `SHARP_STEP` MS pixels, without the shift between the two.
-
-    Both are blurred to `SHARP_GAIN`; the MS by as much less as it is softer than the PAN already.
-    Arguments as in `_reduced_pan`. Pixels that would depend on what lies beyond the window are cut.
-    """
+    """(truth, PAN, measurements), see `sharp_truth`; arguments as in `_reduced_pan`."""
     import torch
 
-    from uknowpan.models.blur import gain_to_sigma
-    from uknowpan.models.resample import crop, degrade, degrade_reach
+    from uknowpan.models.training.degradations import sharp_truth
 
-    rows, cols = (slice(s.start, s.stop - (s.stop - s.start) % SHARP_STEP) for s in window)
-    gt, pan = gt[:, : rows.stop - rows.start, : cols.stop - cols.start], _windowed(pan, (rows, cols), ratio)
+    pan = _windowed(pan, window, ratio)
     psf = _psf_of(scene, pan, gt, ratio)
-    wanted, own = gain_to_sigma(SHARP_GAIN, SHARP_STEP), psf.sigma / ratio  # MS pixels
-    missing, step = math.sqrt(wanted**2 - own**2), SHARP_STEP * ratio
-    truth, fine = (torch.from_numpy(x.astype(np.float32))[None] for x in (gt, pan))
-    truth, fine = degrade(truth, SHARP_STEP, missing), degrade(fine, step, wanted * ratio, psf.shift)
-    margin = degrade_reach(wanted * ratio, psf.shift, step)
-    truth, fine = crop(truth, margin)[0], crop(fine, margin)[0]
-    if min(truth.shape[-2:]) < LEAST_SIDE:
-        raise DataError(f"scene {scene.name!r} is too small to become a truth as sharp as its PAN; skip it.")
-    return truth.numpy(), fine.numpy(), f"MS blur {own:.2f} MS px, {_removed(psf)}"
+    try:
+        truth, fine = sharp_truth(*(torch.from_numpy(x.astype(np.float32)) for x in (pan, gt)), ratio, psf)
+    except ValueError as error:
+        raise DataError(f"scene {scene.name!r} gives no truth as sharp as its PAN; skip it: {error}.") from error
+    return truth.numpy(), fine.numpy(), f"MS blur {psf.sigma / ratio:.2f} MS px, {_removed(psf)}"
 
 
 def _windowed(pan: np.ndarray, window: tuple[slice, slice], ratio: int) -> np.ndarray:

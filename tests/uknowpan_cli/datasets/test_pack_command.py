@@ -194,7 +194,7 @@ def test_pack_refuses_scenes(uknowpan: Run, make_pair: MakePair, tmp_path: Path)
         ("reduced,small.tif,fine_ms.tif", "PAN and MS of scene 'a' do not resemble each other"),
         ("reduced,fine_pan.tif,fine_ms.tif", r"'a' \(kind reduced\) do not lie on one grid"),
         ("ms,,fine_ms.tif;other_ms.tif", r"'a' \(kind ms\) do not lie on one grid"),
-        ("sharp,fine_pan.tif,fine_ms.tif", "'a' is too small to become a truth as sharp as its PAN"),
+        ("sharp,fine_pan.tif,fine_ms.tif", "'a' gives no truth as sharp as its PAN; skip it: it is too small"),
     ):
         recipe, output = tmp_path / "recipe.csv", tmp_path / "scenes.h5"
         recipe.write_text(f"{HEADER}a,{row},s,l,train,1\n")
