@@ -345,7 +345,7 @@ def _on_one_frame(
     remarks: Remarks,
 ) -> tuple[Target, list[Source]]:
     """The full scene's frame, and each MS raster on it."""
-    if ratio != 1:  # a ratio of 1 sharpens nothing: the images are wanted side by side
+    if wanted_ratio != 1:  # a ratio of 1 sharpens nothing: the images are wanted side by side
         _refuse_same(pan, rasters)
     whole = pan.grid
     places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
