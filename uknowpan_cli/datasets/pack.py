@@ -184,7 +184,8 @@ def _sharp_truth(
     pan = _windowed(pan, window, ratio)
     psf = _psf_of(scene, pan, gt, ratio)
     try:
-        truth, fine = sharp_truth(*(torch.from_numpy(x.astype(np.float32)) for x in (pan, gt)), ratio, psf)
+        fine, truth = (torch.from_numpy(x.astype(np.float32)) for x in (pan, gt))
+        truth, fine = sharp_truth(fine, truth, ratio, psf)
     except ValueError as error:
         raise DataError(f"scene {scene.name!r} gives no truth as sharp as its PAN; skip it: {error}.") from error
     return truth.numpy(), fine.numpy(), f"MS blur {psf.sigma / ratio:.2f} MS px, {_removed(psf)}"
