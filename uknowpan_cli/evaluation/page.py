@@ -16,6 +16,8 @@ from uknowpan.evaluation.comparing import Comparison
 from uknowpan.pictures import enlarge, panels, stretch_from
 
 SHOWN = {
+    "sharp_ergas": "ERGAS, coarse twin",
+    "sharp_sam": "SAM, coarse twin",
     "hqnr": "HQNR",
     "r_ergas": "R-ERGAS",
     "r_sam": "R-SAM, deg",
