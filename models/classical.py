@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.resample import UPSAMPLE_REACH, degrade, degrade_reach, upsample
+from uknowpan.models.geometry import Geometry, displacement_reach
+from uknowpan.models.resample import UPSAMPLE_REACH, degrade_reach
 from uknowpan.models.statistics import SceneStatistics
 
-Method = Callable[[Tensor, Tensor, SceneStatistics], Tensor]
+Method = Callable[[Tensor, Tensor, SceneStatistics, Geometry], Tensor]
 
 
 def classical_reach(statistics: SceneStatistics) -> int:
     """MS pixels around an output pixel that it depends on, with any of these methods."""
     psf = statistics.psf
-    return UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, statistics.ratio)
+    return UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, statistics.ratio) + displacement_reach(statistics)
 
 
 def _bands(values: Tensor, like: Tensor) -> Tensor:
@@ -45,14 +46,14 @@ def _intensity(lms: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
     return (lms * _bands(weights, lms)).sum(1, keepdim=True) + float(intercept)
 
 
-def bicubic(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+def bicubic(pan: Tensor, ms: Tensor, statistics: SceneStatistics, geometry: Geometry) -> Tensor:
     """MS interpolated, PAN unused (EXP of the toolbox, with a cubic kernel)."""
-    return upsample(ms, statistics.ratio)
+    return geometry.enlarged(ms)
 
 
-def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics, geometry: Geometry) -> Tensor:
     """Weighted Brovey: lms * pan / intensity, the weights by regression on the degraded PAN."""
-    lms = upsample(ms, statistics.ratio)
+    lms = geometry.enlarged(ms)
     intensity = _intensity(lms, *_intensity_weights(statistics))
     if not statistics.pan_sign:
         raise ModelMismatch("brovey divides by the PAN's level, and this PAN's mean is about 0; use gsa or mtf-glp.")
@@ -62,9 +63,9 @@ def brovey(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     return lms * (pan / intensity.clamp_min(floor)).clamp(0.0, 10.0)
 
 
-def gsa(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+def gsa(pan: Tensor, ms: Tensor, statistics: SceneStatistics, geometry: Geometry) -> Tensor:
     """Gram-Schmidt adaptive (Aiazzi et al. 2007): lms + g_b (pan - intensity)."""
-    lms = upsample(ms, statistics.ratio)
+    lms = geometry.enlarged(ms)
     weights, intercept = _intensity_weights(statistics)
     ms_covariance = statistics.covariance[:-1, :-1]
     variance = (weights @ ms_covariance @ weights).clamp_min(1e-30)
@@ -72,29 +73,27 @@ def gsa(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
     return lms + _bands(gains, lms) * (pan - _intensity(lms, weights, intercept))
 
 
-def mtf_glp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+def mtf_glp(pan: Tensor, ms: Tensor, statistics: SceneStatistics, geometry: Geometry) -> Tensor:
     """MTF-matched generalised Laplacian pyramid with regression gains (MTF-GLP-CBD, global).
 
     Aiazzi et al. 2006: lms + g_b (pan - pan_low), g_b = cov(ms_b, pan_low) / var(pan_low).
     """
-    lms = upsample(ms, statistics.ratio)
-    psf = statistics.psf
-    pan_low = upsample(degrade(pan, statistics.ratio, psf.sigma, psf.shift), statistics.ratio)
+    lms = geometry.enlarged(ms)
+    pan_low = geometry.enlarged(geometry.degraded(pan))
     covariance = statistics.covariance
     gains = covariance[:-1, -1] / covariance[-1, -1].clamp_min(1e-30)
     return lms + _bands(gains, lms) * (pan - pan_low)
 
 
-def awlp(pan: Tensor, ms: Tensor, statistics: SceneStatistics) -> Tensor:
+def awlp(pan: Tensor, ms: Tensor, statistics: SceneStatistics, geometry: Geometry) -> Tensor:
     """Proportional additive injection with haze correction (AWLP-H).
 
     Vivone, Alparone, Garzelli and Lolli, Remote Sens. 2019, 11(19):2315, with the pyramid of `mtf_glp`:
     lms + (lms_b - haze_b) / (pan_low - haze_pan) (pan - pan_low). The PAN's haze is the bands' haze in the regression
     of the degraded PAN on the bands.
     """
-    lms = upsample(ms, statistics.ratio)
-    psf = statistics.psf
-    pan_low = upsample(degrade(pan, statistics.ratio, psf.sigma, psf.shift), statistics.ratio)
+    lms = geometry.enlarged(ms)
+    pan_low = geometry.enlarged(geometry.degraded(pan))
     haze = torch.zeros_like(statistics.mean[:-1]) if statistics.haze is None else statistics.haze
     weights, intercept = _intensity_weights(statistics)
     haze_pan = float(weights @ haze + intercept)
@@ -114,4 +113,4 @@ CLASSICAL_METHODS: dict[str, Method] = {
     "mtf-glp": mtf_glp,
     "awlp": awlp,
 }
-"""Name -> function(pan (B, 1, H, W), ms (B, C, h, w), statistics) -> hrms (B, C, H, W)."""
+"""Name -> function(pan (B, 1, H, W), ms (B, C, h, w), statistics, geometry) -> hrms (B, C, H, W)."""

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uknowpan.models.blur import DETAIL_WINDOW
-from uknowpan.models.resample import UPSAMPLE_REACH, box_mean, crop, degrade, degrade_reach, upsample, upsample_small
+from uknowpan.models.geometry import Geometry, Nested, displacement_reach
+from uknowpan.models.resample import UPSAMPLE_REACH, box_mean, crop, degrade, degrade_reach, upsample
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
 from uknowpan.models.types import Condition
 
@@ -52,8 +53,9 @@ def condition_reach(statistics: SceneStatistics) -> int:
     """MS pixels around a pixel that its condition depends on."""
     psf = statistics.psf
     blur = degrade_reach(psf.sigma, psf.shift, statistics.ratio)
+    moved = displacement_reach(statistics)
     windows = 2 * (DETAIL_WINDOW // 2)  # details are local themselves, and regressed locally
-    return UPSAMPLE_REACH + blur + max(windows, UPSAMPLE_REACH + blur)
+    return UPSAMPLE_REACH + blur + max(windows, UPSAMPLE_REACH + blur) + moved
 
 
 def takes_softness(network: Mapping[str, Any]) -> bool:
@@ -133,6 +135,7 @@ def generic_condition(
     offset: float = 0.0,
     margin: int = 0,
     softness: float = USUAL_SOFTNESS,
+    geometry: Geometry | None = None,
 ) -> Condition:
     """Features of one window of a scene.
 
@@ -145,6 +148,7 @@ def generic_condition(
         margin: MS pixels on every side that the condition leaves out; with `condition_reach`
             the result is valid everywhere.
         softness: of the result against the PAN, sigma in PAN pixels; in training the truth's own.
+        geometry: of a displaced MS, in place of `offset` and `margin`.
 
     Returns:
         A `Condition` whose outermost `condition_reach` MS pixels of the window are not valid: they
@@ -153,18 +157,14 @@ def generic_condition(
     ratio, psf = statistics.ratio, statistics.psf
     scale = statistics.detail_std.to(pan)  # (C + 1,)
     band_scale, pan_scale = scale[:-1].view(1, -1, 1, 1), scale[-1]
-    pan_lr = degrade(pan, ratio, psf.sigma, psf.shift)
-    spare = max(margin - UPSAMPLE_REACH, 0)
-    rim = (margin - spare) * ratio
-
-    def enlarged(x: Tensor) -> Tensor:
-        interpolate = upsample_small if margin else upsample
-        return crop(interpolate(crop(x, spare), ratio, offset), rim)
-
+    if geometry is None:
+        geometry = Nested.without(margin, ratio, psf, offset)
+    enlarged = geometry.enlarged
+    pan_lr = geometry.degraded(pan)  # a displaced MS has one for each band
     lms, pan_low = enlarged(ms), enlarged(pan_lr)
-    near = crop(pan, spare * ratio)
-    high_pass = crop(near - box_mean(near, 5), rim) / pan_scale
-    pan = crop(near, rim)
+    near = crop(pan, geometry.spare * ratio)
+    high_pass = crop(near - box_mean(near, 5), geometry.rim) / pan_scale
+    pan = crop(near, geometry.rim)
     detail = pan - pan_low
     detail_unit = detail / pan_scale
 
@@ -198,7 +198,9 @@ def generic_condition(
     return Condition(
         lms=lms,
         pan=pan,
-        pan_features=torch.cat([detail_unit, high_pass, enlarged(pan_detail)], 1),
+        pan_features=torch.cat(
+            [detail_unit.mean(1, keepdim=True), high_pass, enlarged(pan_detail).mean(1, keepdim=True)], 1
+        ),
         band_features=torch.stack(band_features, 2),
         scene=scene_numbers(statistics, offset, softness).to(pan).expand(len(pan), -1),
     )

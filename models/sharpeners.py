@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +17,8 @@ from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
 from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition, takes_softness
-from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade, degrade_reach, reflect, upsample
+from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
+from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade_reach, reflect
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition, Denoised
 
@@ -27,10 +27,6 @@ HIGH_PERCENTILE = 99.5
 
 AS_MS = "ms"
 """Softness of a result that is as soft, pixel for pixel, as the scene's MS."""
-
-Origins = Sequence[tuple[int, int]]
-"""(row, col) of each core in PAN pixels of the scene's frame, multiples of `Sharpener.multiple`.
-They fix the noise."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +141,9 @@ class ClassicalSharpener:
 
     @torch.inference_mode()
     def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
-        hrms = self._method(pan, ms, statistics)
-        return Sharpened(crop(hrms, self.margin(statistics) * statistics.ratio))
+        margin = self.margin(statistics)
+        hrms = self._method(pan, ms, statistics, geometry_of(statistics, origins, margin, ms))
+        return Sharpened(crop(hrms, margin * statistics.ratio))
 
     def provenance(self) -> dict[str, str]:
         return {"METHOD": self.name}
@@ -292,12 +289,14 @@ class StudentSharpener(NetworkSharpener):
         self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins, offset: float = 0.0
     ) -> Sharpened:
         """Sharpen windows, see `Sharpener`; `offset` as in `upsample`."""
-        halo = self._network_halo()
-        border = self.margin(statistics) * statistics.ratio - halo
+        halo, margin = self._network_halo(), self.margin(statistics)
+        border = margin * statistics.ratio - halo
         pan, ms = (x.to(self.device, non_blocking=True) for x in (pan, ms))
-        condition = generic_condition(pan, ms, statistics, offset, softness=self._softness_for(statistics))
+        geometry = geometry_of(statistics, origins, margin, ms, border, offset)
+        softness = self._softness_for(statistics)
+        condition = generic_condition(pan, ms, statistics, offset, softness=softness, geometry=geometry)
         scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device) * self.card.residual_scale
-        return self._run(condition.shrink(border), origins, halo, scale)
+        return self._run(condition.shrink(border - geometry.rim), origins, halo, scale)
 
     def sharpen_images(self, images: Images) -> Sharpened:
         """Sharpen whole images, mirrored at their edges as a scene is; `lms` is not used."""
@@ -359,7 +358,8 @@ class UNetSharpener(NetworkSharpener):
         return -(-self.context // whole) * whole * ratio
 
     def margin(self, statistics: SceneStatistics) -> int:
-        return self._network_halo(statistics.ratio) // statistics.ratio + UPSAMPLE_REACH
+        halo = self._network_halo(statistics.ratio) // statistics.ratio
+        return halo + UPSAMPLE_REACH + displacement_reach(statistics)
 
     @property
     def _residual_unit(self) -> Tensor:
@@ -372,9 +372,10 @@ class UNetSharpener(NetworkSharpener):
         Raises:
             ValueError: cores whose PAN pixels are no multiple of `multiple`.
         """
-        ratio = statistics.ratio
-        condition = Condition(lms=upsample(ms, ratio), pan=pan, ms=ms)
-        condition = condition.shrink(UPSAMPLE_REACH * ratio).to(self.device)
+        ratio, margin = statistics.ratio, self.margin(statistics)
+        lms = geometry_of(statistics, origins, margin, ms).enlarged(ms)
+        condition = Condition(lms=lms, pan=pan, ms=ms)
+        condition = condition.shrink(margin * ratio - self._network_halo(ratio)).to(self.device)
         return self._run(condition, origins, self._network_halo(ratio), self._residual_unit)
 
     @torch.inference_mode()
@@ -425,7 +426,8 @@ class ConsistentSharpener:
     def _rim(self, statistics: SceneStatistics) -> int:
         """MS pixels by which the inner sharpener's cores are larger; they keep to its multiple."""
         psf, ratio = statistics.psf, statistics.ratio
-        reach = UPSAMPLE_REACH + degrade_reach(psf.sigma, psf.shift, ratio)  # of a pixel in one pass
+        blur = degrade_reach(psf.sigma, psf.shift, ratio)
+        reach = UPSAMPLE_REACH + blur + displacement_reach(statistics)  # of a pixel in one pass
         whole = self.multiple // math.gcd(self.multiple, ratio)
         return -(-self.passes * reach // whole) * whole
 
@@ -435,14 +437,14 @@ class ConsistentSharpener:
     @torch.inference_mode()
     def sharpen(self, pan: Tensor, ms: Tensor, statistics: SceneStatistics, origins: Origins) -> Sharpened:
         """Sharpen windows, see `Sharpener`."""
-        ratio, psf, rim = statistics.ratio, statistics.psf, self._rim(statistics)
+        ratio, rim = statistics.ratio, self._rim(statistics)
         wide = [(row - rim * ratio, col - rim * ratio) for row, col in origins]
         done = self.inner.sharpen(pan, ms, statistics, wide)
         hrms = done.hrms
         given = crop(ms, self.inner.margin(statistics)).to(hrms)
+        geometry = geometry_of(statistics, origins, rim, given)
         for _ in range(self.passes):
-            missing = given - degrade(hrms, ratio, psf.sigma, psf.shift)
-            hrms = hrms + upsample(missing, ratio)
+            hrms = hrms + geometry.enlarged(given - geometry.degraded(hrms))
         sigma = None if done.sigma is None else crop(done.sigma, rim * ratio)
         return Sharpened(crop(hrms, rim * ratio), sigma)
 

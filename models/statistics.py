@@ -6,13 +6,14 @@ Samples spread over the scene give them once, so that no result depends on its t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
+from uknowpan.models.registration.field import Registration
 from uknowpan.models.resample import box_mean, degrade, degrade_reach
 
 USUAL_SOFTNESS = 0.45
@@ -55,6 +56,8 @@ class SceneStatistics:
     not measurable."""
     haze: Tensor | None = None
     """(C,) float64, `HAZE_SHARE` quantile of each band: the light that haze adds. None: 0."""
+    field: Registration | None = None
+    """Displacement of the MS that is taken out; the shift of `psf` is 0 then. None: nothing is moved."""
 
     @property
     def softness_of_result(self) -> float:
@@ -88,14 +91,13 @@ class SceneStatistics:
     def select(self, bands: Sequence[int]) -> SceneStatistics:
         """The statistics of a subset (or another order) of the bands."""
         index = torch.tensor([*bands, self.bands])
-        return SceneStatistics(
-            self.ratio,
-            self.psf,
-            self.mean[index],
-            self.covariance[index][:, index],
-            self.detail[index][:, index],
-            self.softness,
-            None if self.haze is None else self.haze[index[:-1]],
+        return replace(
+            self,
+            mean=self.mean[index],
+            covariance=self.covariance[index][:, index],
+            detail=self.detail[index][:, index],
+            haze=None if self.haze is None else self.haze[index[:-1]],
+            field=None if self.field is None else replace(self.field, bands=self.field.bands[list(bands)]),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +112,7 @@ class SceneStatistics:
             "detail": self.detail.tolist(),
             "softness": self.softness,
             "haze": None if self.haze is None else self.haze.tolist(),
+            "field": None if self.field is None else self.field.as_dict(),
         }
 
     @staticmethod
@@ -117,8 +120,11 @@ class SceneStatistics:
         """The inverse of `as_dict`."""
         as_tensor = {k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")}
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        haze = None if data.get("haze") is None else torch.tensor(data["haze"], dtype=torch.float64)
-        return SceneStatistics(ratio=data["ratio"], psf=psf, softness=data.get("softness"), haze=haze, **as_tensor)
+        haze = None if data["haze"] is None else torch.tensor(data["haze"], dtype=torch.float64)
+        field = None if data["field"] is None else Registration.from_dict(data["field"])
+        return SceneStatistics(
+            ratio=data["ratio"], psf=psf, softness=data["softness"], haze=haze, field=field, **as_tensor
+        )
 
 
 def scene_statistics(

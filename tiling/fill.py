@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 AnyArray = npt.NDArray[Any]
 
@@ -93,10 +94,18 @@ def _dilate(mask: BoolArray) -> BoolArray:
     return wide
 
 
-def output_valid(pan_valid: BoolArray, ms_valid: BoolArray, ratio: int) -> BoolArray:
-    """(H, W): the PAN is valid and so is the MS pixel that holds the PAN pixel.
+def output_valid(pan_valid: BoolArray, ms_valid: BoolArray, ratio: int, off: DoubleArray | None = None) -> BoolArray:
+    """(H, W): the PAN is valid and so is the MS pixel that holds what the PAN pixel shows.
 
     `ms_valid` (h, w) may count reflected pixels as valid where the output is allowed to extrapolate:
-    `ScenePair.read_frame` does so up to half an MS pixel outside of the MS.
+    `ScenePair.read_frame` does so up to half an MS pixel outside of the MS. `off` (2, H, W) is the displacement of
+    the MS in PAN pixels, None for none; beyond the window its nearest pixel counts.
     """
-    return pan_valid & ms_valid.repeat(ratio, axis=0).repeat(ratio, axis=1)
+    if off is None or ms_valid.all():
+        return pan_valid & ms_valid.repeat(ratio, axis=0).repeat(ratio, axis=1)
+    rows, cols = (
+        np.clip((np.floor(np.arange(n * ratio).reshape(line) + 0.5 + d) // ratio).astype(np.intp), 0, n - 1)
+        for d, n, line in zip(off, ms_valid.shape, ((-1, 1), (1, -1)), strict=True)
+    )
+    valid: BoolArray = pan_valid & ms_valid[rows, cols]
+    return valid

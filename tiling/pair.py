@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, zip_longest
 from math import ceil, sqrt
+from typing import Protocol
 
 import numpy as np
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
-from uknowpan.tiling.fill import FILL_REACH, AnyArray, BoolArray, FloatArray, TileArrays, fill_invalid, output_valid
+from uknowpan.tiling.fill import (
+    FILL_REACH,
+    AnyArray,
+    BoolArray,
+    DoubleArray,
+    FloatArray,
+    TileArrays,
+    fill_invalid,
+    output_valid,
+)
 from uknowpan.tiling.identity import files_behind, stamp
 from uknowpan.tiling.metadata import MsMeta, PanMeta, ms_meta, pan_meta
 from uknowpan.tiling.placing import (
@@ -45,6 +55,21 @@ _SEARCH_BLOCK = 512
 """MS pixels; blocks of this side are searched for data where samples met none."""
 
 
+class Displacement(Protocol):
+    """Where an MS lies off its PAN, in PAN pixels: it shows at x + d(x) what the PAN shows at x."""
+
+    @property
+    def own_bands(self) -> bool:
+        """Whether each band has a displacement of its own."""
+
+    @property
+    def bound(self) -> float:
+        """A number that no displacement exceeds along an axis."""
+
+    def over(self, row: int, col: int, height: int, width: int, band: int | None = None) -> DoubleArray:
+        """(2, height, width) of a window of the full scene's frame; None: the bands' common displacement."""
+
+
 @dataclass(eq=False)
 class ScenePair(AbstractContextManager["ScenePair"]):
     """An opened pair; made by `open_pair`, used as a context manager. Reads are serialised."""
@@ -57,8 +82,6 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     ms_sources: Sequence[Source]
     pan_meta: PanMeta
     meta: MsMeta
-    shift: tuple[float, float]
-    """(dy, dx) PAN pixels the MS content was moved"""
     resampling: str
     notes: list[str]
     """what was assumed or done, one sentence each"""
@@ -81,6 +104,8 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
         self._stamps = [stamp(path) for path in dict.fromkeys([*self.inputs, *files_behind(self.inputs)])]
         self._lock = threading.RLock()
+        self.displacement: Displacement | None = None
+        """where the MS lies off the PAN; validity follows it"""
 
     def _extrapolates(self) -> bool:
         """Whether the output holds pixels for which the MS is too far away."""
@@ -115,14 +140,24 @@ class ScenePair(AbstractContextManager["ScenePair"]):
                 if not ms_data[band].all():
                     ms[band] = self._filled([source], window, FILL_REACH, self.fill_values[1][band : band + 1])[0]
             each = [
-                output_valid(pan_valid, data, self.ratio) & self._within_extents([source], window)
-                for data, source in zip(ms_data, self.ms_sources, strict=True)
+                self._valid(pan_valid, data, window, band) & self._within_extents([source], window)
+                for band, (data, source) in enumerate(zip(ms_data, self.ms_sources, strict=True))
             ]
             return TileArrays(pan, ms, pan_valid, ms_valid, np.logical_or.reduce(each), np.stack(each))
         if not ms_data.all():
             ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
-        valid = output_valid(pan_valid, np.logical_and.reduce(ms_data), self.ratio)
+        valid = self._valid(pan_valid, np.logical_and.reduce(ms_data), window)
         return TileArrays(pan, ms, pan_valid, ms_valid, valid & self._within_extents(self.ms_sources, window))
+
+    def _valid(self, pan_valid: BoolArray, ms_data: BoolArray, window: Window, band: int | None = None) -> BoolArray:
+        """(H, W): PAN and MS are valid where they show the same place; None: all bands together."""
+        field = self.displacement
+        if field is None or ms_data.all():
+            return output_valid(pan_valid, ms_data, self.ratio)
+        bands = [None] if not field.own_bands else range(self.bands) if band is None else [band]
+        fields = (field.over(*window.scaled(self.ratio), b) for b in bands)
+        valid: BoolArray = np.logical_and.reduce([output_valid(pan_valid, ms_data, self.ratio, off) for off in fields])
+        return valid
 
     def _read(self, sources: Sequence[Source], window: Window) -> tuple[FloatArray, BoolArray, BoolArray]:
         """Values (C, h, w), and data and inside (h, w) of all sources together."""
@@ -182,8 +217,10 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """Whether the MS alone shows that no output pixel of a window of the frame is valid."""
         if not self.may_have_invalid:
             return False
+        beyond = 0 if self.displacement is None else ceil(self.displacement.bound / self.ratio) + 1
+        window = self.frame.in_scene(Window(row, col, height, width).grown(beyond))
         with self._lock:
-            _, data, _ = read_stack(self.ms_sources, self.frame.in_scene(Window(row, col, height, width)))
+            _, data, _ = read_stack(self.ms_sources, window)
         return not (data.any() if self.each_band else data.all(axis=0).any())
 
     def bytes_across(self, rows: int) -> int:
@@ -207,9 +244,10 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             for row in range(0, height, _SEARCH_BLOCK)
             for col in range(0, width, _SEARCH_BLOCK)
         ]
-        return [block for block in blocks if self.valid_fraction(*self._from_scene(block), whole) > 0]
+        return [block for block in blocks if self.valid_fraction(*self.from_scene(block), whole) > 0]
 
-    def _from_scene(self, window: Window) -> Window:
+    def from_scene(self, window: Window) -> Window:
+        """A window of the full scene's frame as one of this frame."""
         return window.moved(-self.origin[0], -self.origin[1])
 
     def to_output(self, row: int, rows: AnyArray) -> tuple[int, AnyArray]:
@@ -230,7 +268,6 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             "grid": [self.grid.height, self.grid.width, *self.grid.transform[:6]],
             "frame": [*self.frame_shape, *self.offset, *self.origin],
             "ratio": self.ratio,
-            "shift": list(self.shift),
             "resampling": self.resampling,
             "valid": "any" if self.each_band else "all",
             "nodata": None if self.meta.nodata is None else repr(self.meta.nodata),
@@ -261,7 +298,6 @@ def open_pair(
     nodata: float | None = None,
     ratio: int | None = None,
     resampling: str = "cubic",
-    shift: tuple[float, float] = (0.0, 0.0),
     bounds: Bounds | None = None,
     valid: str = "all",
 ) -> ScenePair:
@@ -276,8 +312,6 @@ def open_pair(
         nodata: overrides what the files declare, except of a file whose dtype cannot hold it.
         ratio: overrides the rounded one, 1 to 8.
         resampling: name of a `rasterio.enums.Resampling`, for an MS that does not nest.
-        shift: (dy, dx) PAN pixels to move the MS content down and right; an MS that nests is moved by
-            whole ones and not resampled.
         bounds: (left, bottom, right, top) in the PAN's CRS, widened to whole PAN pixels.
         valid: an output pixel is valid where "all" bands are, or, band by band, where "any" is.
 
@@ -304,7 +338,6 @@ def open_pair(
                 pan_raster,
                 rasters,
                 ratio,
-                (float(shift[0]), float(shift[1])),
                 resampling,
                 valid == "any",
                 remarks,
@@ -318,7 +351,6 @@ def open_pair(
                 ms_sources=sources,
                 pan_meta=pan_meta(pan_raster),
                 meta=ms_meta(rasters, nodata),
-                shift=target.shift,
                 resampling=resampling,
                 notes=remarks.notes,
                 assumptions=remarks.assumptions,
@@ -339,7 +371,6 @@ def _on_one_frame(
     pan: Raster,
     rasters: Sequence[Raster],
     wanted_ratio: int | None,
-    shift: tuple[float, float],
     resampling: str,
     each: bool,
     remarks: Remarks,
@@ -350,22 +381,9 @@ def _on_one_frame(
     whole = pan.grid
     places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
     ratio = choose_ratio(places[0], rasters[0], wanted_ratio, remarks)
-
-    def nesting() -> list[tuple[int, int] | None]:
-        return [place.nested_offset(raster, ratio) for place, raster in zip(places, rasters, strict=True)]
-
-    offsets = nesting()
+    offsets = [place.nested_offset(raster, ratio) for place, raster in zip(places, rasters, strict=True)]
     full_offset = next((offset for offset in offsets if offset is not None), (0, 0))
-    if any(shift):
-        if None not in offsets and len(set(offsets)) == 1:
-            # By whole pixels nothing need be resampled, which costs more than half a pixel does.
-            shift = (float(round(shift[0])), float(round(shift[1])))
-            places = [place.moved(*shift) for place in places]
-            offsets = nesting()
-            full_offset = offsets[0] or (0, 0)
-        else:
-            offsets = [None] * len(offsets)
-    target = Target(whole, Frame.full(whole.shape, full_offset, ratio), shift, resampling)
+    target = Target(whole, Frame.full(whole.shape, full_offset, ratio), resampling)
     sources = [
         source
         for raster, place, own in zip(rasters, places, offsets, strict=True)
@@ -465,7 +483,7 @@ def _sampled(pair: ScenePair, count: int, size: int, whole: bool) -> list[Window
             if place in seen:
                 continue
             seen.add(place)
-            window = pair._from_scene(Window(*place, h, w))
+            window = pair.from_scene(Window(*place, h, w))
             share = pair.valid_fraction(*window, whole)
             if share >= 0.5:
                 good.append(window)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor, hypot, isfinite, sqrt
 
 from affine import Affine
@@ -37,13 +37,6 @@ class Placement:
     """MS (col, row) -> PAN (col, row); None if the CRS differ"""
     transform: Affine
     """of the MS, as read or as assumed"""
-
-    def moved(self, dy: float, dx: float) -> "Placement":
-        """Box and affine moved down and right by PAN pixels; the transform stays."""
-        assert self.affine is not None
-        top, left, bottom, right = self.box
-        box = Box(top + dy, left + dx, bottom + dy, right + dx)
-        return replace(self, box=box, affine=Affine.translation(dx, dy) * self.affine)
 
     def nested_offset(self, ms: Raster, ratio: int) -> tuple[int, int] | None:
         """(oy, ox) of the full frame under which the MS needs no resampling, or None."""
@@ -215,8 +208,6 @@ class Target:
     pan: Grid
     frame: Frame
     """of the full scene"""
-    shift: tuple[float, float]
-    """(dy, dx) PAN pixels by which resampling moves the MS down and right"""
     resampling: str
 
     def sources(
@@ -240,9 +231,9 @@ class Target:
         return self._resampled(closing, ms, place, remarks)
 
     def _resampled(self, closing: ExitStack, ms: Raster, place: Placement, remarks: Remarks) -> Source:
-        ratio, offset, shift = self.frame.ratio, self.frame.offset, self.shift
-        top, bottom = ((v + offset[0] + shift[0]) / ratio for v in (place.box.top, place.box.bottom))
-        left, right = ((v + offset[1] + shift[1]) / ratio for v in (place.box.left, place.box.right))
+        ratio, offset = self.frame.ratio, self.frame.offset
+        top, bottom = ((v + offset[0]) / ratio for v in (place.box.top, place.box.bottom))
+        left, right = ((v + offset[1]) / ratio for v in (place.box.left, place.box.right))
         if place.affine is not None:
             # Pixels whose centres lie inside: outside of them GDAL gives nothing.
             t, b = ceil(top - 0.5 + 1e-6), floor(bottom - 0.5 - 1e-6) + 1
@@ -256,18 +247,15 @@ class Target:
         scale = (place.scale[0] / ratio, place.scale[1] / ratio)
         finer = sqrt(scale[0] * scale[1]) < 0.75
         method = Resampling.average if finer else Resampling[self.resampling]
-        corner = Affine.translation(l_ * ratio - offset[1] - shift[1], t * ratio - offset[0] - shift[0])
+        corner = Affine.translation(l_ * ratio - offset[1], t * ratio - offset[0])
         crs = self.pan.crs or ms.dataset.crs
         grid = Grid(crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t)
         same = place.affine is not None
         view = warped(closing, ms, grid, src_transform=place.transform, same_crs=same, scale=scale, resampling=method)
-        if any(shift):
-            why = "moved by ({:+.2f}, {:+.2f}) PAN pixels (y, x)".format(*shift)
-        else:
-            why = (
-                f"{place.scale[0]:.4f} x {place.scale[1]:.4f} PAN pixels large, at offset "
-                f"({place.box.top:.2f}, {place.box.left:.2f})"
-            )
+        why = (
+            f"{place.scale[0]:.4f} x {place.scale[1]:.4f} PAN pixels large, at offset "
+            f"({place.box.top:.2f}, {place.box.left:.2f})"
+        )
         remarks.note(f"{ms.path} is resampled ({method.name}) to nest in the PAN grid: {why}.")
         if place.affine is None:  # through another CRS the outline is only roughly known
             return Source(view, t, l_, Box(t, l_, b, r), may_have_holes=True, warped=True)

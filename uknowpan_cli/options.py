@@ -19,7 +19,9 @@ INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling 
 
 Method = Literal["bicubic", "brovey", "gsa", "mtf-glp", "awlp"]
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
-Coregister = Literal["off", "check", "shift"]
+Coregister = Literal["off", "check", "global", "local", "auto", "shift"]
+ShiftOfTruth = Literal["off", "check", "shift"]
+"""`--coregister` of `simulate`, which moves whole truths."""
 OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 
 
@@ -66,8 +68,15 @@ class SharpenOptions:
         Option("--valid", INPUT, "A pixel is valid where all MS bands are, or, each band by itself, where any is."),
     ] = "all"
     coregister: Annotated[
-        Coregister, Option("--coregister", INPUT, "Shift between PAN and MS: ignore it, warn of it, or remove it.")
-    ] = "check"
+        Coregister,
+        Option(
+            "--coregister",
+            INPUT,
+            "Displacement of the MS on the PAN: off ignores it, check warns of it, global takes out a shift or an "
+            "affine map, local a smooth field and shifts of the bands too, auto what the scene clearly shows; "
+            "shift is global.",
+        ),
+    ] = "auto"
     bounds: Annotated[
         str | Sequence[float] | None,
         Option("--bounds", INPUT, "Only this part, in the PAN's CRS.", "LEFT,BOTTOM,RIGHT,TOP", cli=str | None),
@@ -163,6 +172,7 @@ class SharpenOptions:
         self._set("max_value", _full_scale(self.max_value, self.bit_depth))
         self._set("bit_depth", None)
         self._set("softness", _softness(self.softness))
+        self._set("coregister", "global" if self.coregister == "shift" else self.coregister)
         self._set("bidx", band_numbers(self.bidx))
         bounds = numbers(self.bounds, "--bounds", 4)
         self._set("bounds", None if bounds is None else tuple(bounds))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from uknowpan.errors import UsageError
@@ -16,7 +15,9 @@ from uknowpan.files import check_outputs, try_creation
 from uknowpan.loading import tiles_at_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
-from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warning, coregistered, no_progress
+from uknowpan.registering import report
+from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warning, no_progress
+from uknowpan.surveying import survey as survey_pair
 from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, plan_tiles
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
@@ -85,9 +86,8 @@ def open_scene(
     pan: RasterLike,
     ms: RasterLike | Sequence[RasterLike],
     options: SharpenOptions,
-    shift: tuple[float, float] = (0.0, 0.0),
 ) -> ScenePair:
-    """Open the pair as the options ask, its MS moved by (dy, dx) PAN pixels."""
+    """Open the pair as the options ask."""
     bounds: Any = options.bounds
     bands: Any = options.bidx
     return open_pair(
@@ -99,7 +99,6 @@ def open_scene(
         ratio=options.ratio,
         resampling=options.resampling,
         valid=options.valid,
-        shift=shift,
         bounds=bounds,
     )
 
@@ -136,7 +135,7 @@ def prepared(
     with ExitStack() as stack:
         stack.enter_context(bounded_gdal_cache())
         pair = open_scene(pan, ms, options)
-        stack.callback(lambda: pair.close())  # the one that `coregistered` returns
+        stack.callback(pair.close)
         if not in_memory:
             named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
@@ -149,9 +148,15 @@ def prepared(
         if options.uncertainty is not None:
             check_uncertainty(sharpener)
         sharpener.check(pair.bands, pair.ratio)
-        reopen = partial(open_scene, pan, ms, options)
-        windows = DRY_WINDOWS if dry_run else SURVEY_WINDOWS
-        pair, survey = coregistered(pair, reopen, sharpener, options, windows, on_progress)
+        survey = survey_pair(
+            pair,
+            sharpener,
+            max_value=options.max_value,
+            coregister=options.coregister,
+            windows=DRY_WINDOWS if dry_run else SURVEY_WINDOWS,
+            on_progress=on_progress,
+        )
+        pair.displacement = survey.field
         scene = Scene(pair, sharpener, options, output, survey, plan_scene(pair, sharpener, survey, options), 1, began)
         _warn_of(scene)
         yield replace(scene, batch_size=options.batch_size or tiles_at_once(sharpener.device, scene.tile_bytes))
@@ -162,6 +167,8 @@ def _warn_of(scene: Scene) -> None:
     pair, plan, sharpener = scene.pair, scene.plan, scene.sharpener
     for note in pair.notes:
         log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
+    if scene.survey.displacement is not None:
+        report(scene.survey.displacement, scene.survey.field, scene.options.coregister)
     clipped = clipping_warning(pair.meta, scene.survey.high, scene.options.output_dtype)
     for sentence in (*scene.survey.warnings, *([] if clipped is None else [clipped])):
         log.warning(sentence)

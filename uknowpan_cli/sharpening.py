@@ -20,6 +20,7 @@ from uknowpan.durable import Scratch
 from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
 from uknowpan.files import check_outputs
 from uknowpan.models.errors import ModelMismatch
+from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import Sharpened
 from uknowpan.scenes import Scene, creation_of, plan_scene
 from uknowpan.surveying import Progress, SceneScale, no_progress, remember, remembered
@@ -65,7 +66,11 @@ class SharpenReport:
     shift: tuple[float, float] | None
     """(dy, dx), PAN pixels, from the PAN to the MS, + is down and right; None: not measured."""
     applied_shift: tuple[float, float]
-    """(dy, dx), PAN pixels, by which the MS was moved, + is down and right."""
+    """(dy, dx), PAN pixels, by which the MS was moved in the mean, + is down and right."""
+    registration: str
+    """What was taken out: none, shift, affine or local, and bands."""
+    largest_displacement: float
+    """PAN pixels that were taken out at most."""
     correlation: float | None
     """Correlation of PAN and MS where the shift was measured; None: not measured."""
     tiles: int
@@ -324,6 +329,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         "max_value": options.max_value,
         "dtype": options.output_dtype,
         "output_nodata": repr(options.nodata),
+        "coregister": options.coregister,
     }
     store = StripStore(scene.output, fingerprint, list(scene.layers), len(plan.rows), resume=options.resume)
     if store.dropped and first:  # later they are this run's own
@@ -351,7 +357,9 @@ def _with_survey_of(store: StripStore, scene: Scene) -> Scene:
         store.drop_strips()
         survey = scene.survey
         remember(survey, path)
-    return replace(scene, survey=survey)
+    scene.pair.displacement = survey.field
+    plan = plan_scene(scene.pair, scene.sharpener, survey, scene.options)
+    return replace(scene, survey=survey, plan=plan)
 
 
 def _report(scene: Scene, skipped: int) -> SharpenReport:
@@ -368,7 +376,7 @@ def _report(scene: Scene, skipped: int) -> SharpenReport:
         scale=survey.scale,
         sigma=survey.statistics.psf.sigma,
         shift=survey.shift,
-        applied_shift=pair.shift,
+        **_applied(survey.field),
         correlation=None if survey.measured is None else survey.measured.correlation,
         tiles=scene.plan.count,
         skipped_tiles=skipped,
@@ -377,6 +385,15 @@ def _report(scene: Scene, skipped: int) -> SharpenReport:
         uncertainty=scene.layers.get("uncertainty"),
         notes=list(pair.notes),
     )
+
+
+def _applied(field: Registration | None) -> dict[str, Any]:
+    """What was taken out, as the report names it."""
+    if field is None:
+        return {"applied_shift": (0.0, 0.0), "registration": "none", "largest_displacement": 0.0}
+    dy, dx = (-round(value, 3) for value in field.shift)
+    name = f"{field.model}, bands" if field.own_bands else field.model
+    return {"applied_shift": (dy, dx), "registration": name, "largest_displacement": round(field.largest, 3)}
 
 
 @contextmanager
@@ -456,7 +473,7 @@ def _assemble(scene: Scene, store: StripStore, tags: Mapping[str, str]) -> None:
 
 
 def _tags(scene: Scene) -> dict[str, str]:
-    pair, survey = scene.pair, scene.survey
+    pair, survey, applied = scene.pair, scene.survey, _applied(scene.survey.field)
     tags = {
         "VERSION": __version__,
         **scene.sharpener.provenance(),
@@ -464,7 +481,9 @@ def _tags(scene: Scene) -> dict[str, str]:
         "SCALE_PAN": f"{survey.scale.pan:g}",
         "SCALE_MS": f"{survey.scale.ms:g}",
         "BLUR_SIGMA": f"{survey.statistics.psf.sigma:.3f}",
-        "APPLIED_SHIFT": " ".join(f"{value:z.3f}" for value in pair.shift),
+        "APPLIED_SHIFT": " ".join(f"{value:z.3f}" for value in applied["applied_shift"]),
+        "REGISTRATION": applied["registration"],
+        "LARGEST_DISPLACEMENT": f"{applied['largest_displacement']:.3f}",
         "PAN": Path(pair.inputs[0]).name,
         "MS": " ".join(Path(p).name for p in pair.inputs[1:]),
     }

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +15,16 @@ import torch
 
 from uknowpan.durable import write_text
 from uknowpan.models.blur import Psf, default_psf
+from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
-from uknowpan.options import SharpenOptions
+from uknowpan.registering import measured_field, moved_sample, wanted_field
 from uknowpan.tiling import IncompatiblePair, MsMeta, ScenePair, TileArrays, sample_windows
 
 log = logging.getLogger("uknowpan")
 
 SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
 """Number of samples, and their side in PAN pixels."""
-
-NOTICEABLE_SHIFT = 0.5
-"""PAN pixels above which `--coregister check` warns."""
-
-LEAST_SHIFT = 0.05
-"""PAN pixels below which `--coregister shift` leaves the MS as it is: resampling costs more."""
 
 FEW_LEVELS = 16
 """Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
@@ -78,10 +72,19 @@ class Survey:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     """Sentences about values that look like undeclared nodata."""
+    displacement: Registration | None = None
+    """Displacement of the MS before any was taken out; None: not looked for."""
+
+    @property
+    def field(self) -> Registration | None:
+        """The displacement that is taken out."""
+        return self.statistics.field
 
     @property
     def shift(self) -> tuple[float, float] | None:
         """(dy, dx), PAN pixels, from the PAN to the MS, + is down and right; None: not measured."""
+        if self.displacement is not None and self.displacement.model != "none":
+            return self.displacement.shift
         if self.measured is None:
             return None
         dy, dx = self.measured.shift
@@ -93,7 +96,7 @@ def survey(
     sharpener: Sharpener | None = None,
     *,
     max_value: float | None = None,
-    measure: bool = True,
+    coregister: str = "check",
     softness: bool = False,
     windows: int = SURVEY_WINDOWS,
     on_progress: Progress = no_progress,
@@ -104,7 +107,8 @@ def survey(
         pair: the opened scene.
         sharpener: the method whose assumptions and scale count; None: the scene's own.
         max_value: full scale in digital numbers, if it is known.
-        measure: measure blur and shift even where the sharpener assumes them.
+        coregister: see `SharpenOptions.coregister`. Without "off" blur and displacement are measured even where the
+            sharpener assumes them.
         softness: measure the softness of the MS too.
         windows: largest number of samples.
         on_progress: called with (samples read, samples in all).
@@ -118,27 +122,42 @@ def survey(
     places = sample_windows(pair, windows, max(SURVEY_SIZE // pair.ratio, 32))
     if not places:
         raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
+    displacement = None if coregister == "off" else measured_field(pair, coregister)
+    field = None if displacement is None else wanted_field(displacement, coregister)
     samples: list[TileArrays] = []
     for place in places:
         on_progress(len(samples), len(places))
-        samples.append(pair.read_frame(*place))
+        samples.append(pair.read_frame(*place) if field is None else moved_sample(pair, place, field))
     try:
         known = scene_scale(pair, samples, max_value)
         scale = _scale_for(sharpener, known)
         pieces, valid = _pieces(samples, pair.ratio, known)
         measured, own_softness = None, None
-        if assumed is None or measure:
+        if assumed is None or coregister != "off":
             statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=softness)
             own_softness = statistics.softness
             measured = None if statistics.psf == default_psf(pair.ratio) else statistics.psf
+        if field is not None and measured is not None:  # what is left of a shift is the error of its measure
+            dy, dx = field.shift
+            measured = replace(measured, shift=(-dy, -dx))
         if assumed is not None:
-            statistics = scene_statistics(pieces, pair.ratio, assumed, valid)
+            statistics = replace(scene_statistics(pieces, pair.ratio, assumed, valid), field=field)
+        elif field is not None:
+            there = replace(statistics.psf, shift=(0.0, 0.0))
+            statistics = replace(scene_statistics(pieces, pair.ratio, there, valid), field=field, softness=own_softness)
     except ValueError as error:
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
     on_progress(len(places), len(places))
-    statistics = _rescaled(statistics, known, scale)
-    seconds = time.monotonic() - began
-    return Survey(scale, statistics, measured, own_softness, known.ms, seconds, tuple(fill_warnings(pair, samples)))
+    return Survey(
+        scale,
+        _rescaled(statistics, known, scale),
+        measured,
+        own_softness,
+        known.ms,
+        time.monotonic() - began,
+        tuple(fill_warnings(pair, samples)),
+        displacement,
+    )
 
 
 def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:
@@ -263,52 +282,6 @@ def _extent(flags: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return (int(true[0]), int(true[-1]) + 1) if true.size else (0, len(flags))
 
 
-def coregistered(
-    pair: ScenePair,
-    reopen: Callable[[tuple[float, float]], ScenePair],
-    sharpener: Sharpener,
-    options: SharpenOptions,
-    windows: int,
-    on_progress: Progress,
-) -> tuple[ScenePair, Survey]:
-    """Survey the scene, and warn of the shift between PAN and MS or remove it.
-
-    `reopen` opens the pair anew with its MS moved by (dy, dx) PAN pixels. The first pair is closed
-    where another one is returned.
-    """
-    look = partial(survey, sharpener=sharpener, max_value=options.max_value, windows=windows, on_progress=on_progress)
-    mode = options.coregister
-    first = look(pair, measure=mode != "off")
-    if mode == "off":
-        return pair, first
-    if first.shift is None:
-        log.info("PAN and MS resemble each other too little to measure a shift")
-        return pair, first
-    dy, dx = first.shift
-    lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels, + is down and right)"
-    if mode == "check":
-        if max(abs(dy), abs(dx)) > NOTICEABLE_SHIFT:
-            log.warning("%s off the PAN; --coregister shift moves it back", lies)
-        return pair, first
-    if max(abs(dy), abs(dx)) < LEAST_SHIFT:
-        log.info("%s off the PAN: too little to resample it for", lies)
-        return pair, first
-    # Rounded, so that a resumed run, which measures anew, opens the very same pair.
-    moved = reopen((round(-dy, 3), round(-dx, 3)))
-    if moved.shift == (0.0, 0.0):
-        moved.close()
-        log.info("%s off the PAN: less than half a pixel stays as it is", lies)
-        return pair, first
-    pair.close()
-    log.info("%s off the PAN and is moved by %+.2f and %+.2f", lies, *moved.shift)
-    try:
-        again = look(moved, measure=False)
-    except BaseException:
-        moved.close()
-        raise
-    return moved, replace(again, measured=first.measured)
-
-
 def clipping_warning(meta: MsMeta, high: float, dtype: str | None) -> str | None:
     """A sentence where another output dtype would damage MS values that reach `high`."""
     if dtype is None or np.dtype(dtype).kind == "f":
@@ -331,6 +304,7 @@ def remembered(path: Path) -> Survey | None:
             SceneScale(**data["scale"]),
             SceneStatistics.from_dict(data["statistics"]),
             None if psf is None else Psf(psf["sigma"], tuple(psf["shift"]), psf["correlation"]),
+            displacement=None if data["displacement"] is None else Registration.from_dict(data["displacement"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -342,5 +316,6 @@ def remember(survey: Survey, path: Path) -> None:
         "scale": asdict(survey.scale),
         "statistics": survey.statistics.as_dict(),
         "measured": None if survey.measured is None else asdict(survey.measured),
+        "displacement": None if survey.displacement is None else survey.displacement.as_dict(),
     }
     write_text(path, json.dumps(data))

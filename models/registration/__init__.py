@@ -112,7 +112,7 @@ def register_samples(
         return best
     share = min(1.0, 2 * best.voters / len(windows)) * best.share
     best = replace(best, measured=best.model, confidence=share)
-    return replace(best, model="none") if _size_of(best) < least else best
+    return replace(best, model="none") if best.size < least else best
 
 
 def _looks(windows: list[Window], best: Registration) -> tuple[list[Vote], Array, Array]:
@@ -144,12 +144,3 @@ def _looks(windows: list[Window], best: Registration) -> tuple[list[Vote], Array
         step[band] = np.linalg.solve(normal, sum(e[1] for e in equations))
         doubt[band] = np.sqrt(np.linalg.inv(normal).diagonal())
     return votes, np.clip(step, -0.7, 0.7), doubt
-
-
-def _size_of(registration: Registration) -> float:
-    """Rms of the displacement over the scene and the bands."""
-    h, w = registration.span
-    rows = registration.centre[0] + np.linspace(-0.5, 0.5, 9)[:, None] * h
-    cols = registration.centre[1] + np.linspace(-0.5, 0.5, 9)[None, :] * w
-    squares = [(registration.at(rows, cols, b) ** 2).sum(0).mean() for b in range(len(registration.bands))]
-    return math.sqrt(float(np.mean(squares)))

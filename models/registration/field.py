@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from scipy.ndimage import map_coordinates
 Array = npt.NDArray[np.float64]
 
 MODELS = ("none", "shift", "affine", "local")
+STEPS = 256
+"""Displacements of pixels are multiples of 1 / STEPS PAN pixels, so that no rounding depends on the window."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,83 @@ class Registration:
         result += beyond.reshape(2, *[1] * rows.ndim)
         return result
 
+    def over(self, row: int, col: int, height: int, width: int, band: int | None = None) -> Array:
+        """(2, height, width) displacement of the PAN pixels of a window, in whole steps of 1 / `STEPS`.
+
+        The sums have one order for any window: a pixel's displacement does not depend on the cut.
+        """
+        rows, cols = row + np.arange(height, dtype=float), col + np.arange(width, dtype=float)
+        u, v = ((x - middle) / self.unit for x, middle in zip((rows, cols), self.centre, strict=True))
+        beyond = self.bands[band] if band is not None else self.bands.mean(0)
+        a = self.coefficients
+        result: Array = np.stack([(a[k, 0] + beyond[k] + a[k, 1] * u)[:, None] + a[k, 2] * v for k in (0, 1)])
+        if self.nodes is not None:
+            down, across = (
+                axis_weights(x, middle, span, count)
+                for x, middle, span, count in zip(
+                    (rows, cols), self.centre, self.span, self.nodes.shape[1:], strict=True
+                )
+            )
+            for k, nodes in enumerate(self.nodes):
+                for j in range(nodes.shape[1]):
+                    line = sum(down[:, i] * nodes[i, j] for i in range(nodes.shape[0]))
+                    result[k] += np.asarray(line)[:, None] * across[:, j]
+        return np.round(result * STEPS) / STEPS
+
+    def places(self, row: int, col: int, height: int, width: int, ratio: int, band: int | None = None) -> Array:
+        """(2, height, width) places on the PAN of the MS pixels of a window, in whole steps of 1 / `STEPS`.
+
+        Row and column are MS pixels of the frame.
+        """
+        rows, cols = (
+            (k + np.arange(n, dtype=float)) * ratio + (ratio - 1) / 2 for k, n in ((row, height), (col, width))
+        )
+        result: Array = np.round(self.pan_places(rows[:, None], cols[None, :], band) * STEPS) / STEPS
+        return result
+
+    @property
+    def bound(self) -> float:
+        """PAN pixels that no displacement exceeds along an axis, up to a tenth of the scene beyond it."""
+        u, v = (0.6 * span / self.unit for span in self.span)
+        a = np.abs(self.coefficients)
+        most = a[:, 0] + a[:, 1] * u + a[:, 2] * v + np.abs(self.bands).max(0)
+        if self.nodes is not None:
+            most = most + np.abs(self.nodes).max((1, 2))
+        return float(most.max())
+
+    @property
+    def largest(self) -> float:
+        """Largest length of a displacement in the scene, PAN pixels."""
+        rows, cols = self._lattice()
+        lengths = [np.hypot(*self.at(rows, cols, band)).max() for band in range(len(self.bands))]
+        return float(max(lengths))
+
+    @property
+    def size(self) -> float:
+        """Rms of the displacement over the scene and the bands, PAN pixels."""
+        rows, cols = self._lattice()
+        squares = [(self.at(rows, cols, band) ** 2).sum(0).mean() for band in range(len(self.bands))]
+        return math.sqrt(float(np.mean(squares)))
+
+    def _lattice(self) -> tuple[Array, Array]:
+        places = (m + np.linspace(-0.5, 0.5, 9) * n for m, n in zip(self.centre, self.span, strict=True))
+        rows, cols = places
+        return rows[:, None], cols[None, :]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The field for JSON, without the votes."""
+        data = asdict(self)
+        del data["votes"]
+        return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in data.items()}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Registration:
+        """The inverse of `as_dict`."""
+        arrays = {k: np.array(data[k], float) for k in ("bands", "coefficients")}
+        nodes = None if data["nodes"] is None else np.array(data["nodes"], float)
+        pairs = {k: tuple(data[k]) for k in ("centre", "span")}
+        return Registration(**{**data, **arrays, **pairs, "nodes": nodes})
+
     def pan_places(self, rows: Array, cols: Array, band: int | None = None) -> Array:
         """(2, ...) places on the PAN that the MS shows at PAN indices (rows, cols): x with x + d(x) = (rows, cols)."""
         target = np.stack(np.broadcast_arrays(np.asarray(rows, float), np.asarray(cols, float)))
@@ -85,12 +165,17 @@ def node_of(x: Array, middle: float, span: float, nodes: int) -> Array:
     return np.clip((x - middle) / span + 0.5, 0, 1) * (nodes - 3) + 1
 
 
+def axis_weights(x: Array, middle: float, span: float, nodes: int) -> Array:
+    """(n, nodes) weights of the nodes of a cubic B-spline along one axis."""
+    away = np.abs(node_of(x, middle, span, nodes)[:, None] - np.arange(nodes))
+    near = (4 - 6 * away**2 + 3 * away**3) / 6
+    weights: Array = np.where(away < 1, near, np.clip(2 - away, 0, None) ** 3 / 6)
+    return weights
+
+
 def spline_weights(none: Registration, rows: Array, cols: Array, nodes: Sequence[int]) -> Array:
     """(n, nodes) products of the weights of each node."""
-    weights = []
-    for x, middle, span, count in zip((rows, cols), none.centre, none.span, nodes, strict=True):
-        away = np.abs(node_of(x, middle, span, count)[:, None] - np.arange(count))
-        near = (4 - 6 * away**2 + 3 * away**3) / 6
-        weights.append(np.where(away < 1, near, np.clip(2 - away, 0, None) ** 3 / 6))
+    axes = zip((rows, cols), none.centre, none.span, nodes, strict=True)
+    weights = [axis_weights(*axis) for axis in axes]
     products: Array = weights[0][:, :, None] * weights[1][:, None, :]
     return products.reshape(len(rows), -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from uknowpan.models.registration.consensus import Vote
 from uknowpan.models.registration.field import Array
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 PARTS = 4
 """Quarters of a window that vote by themselves when looked at again."""
@@ -42,9 +44,9 @@ class Sample:
     row: int
     """MS pixel of the frame at which the MS patch begins."""
     col: int
-    pan: Array
+    pan: Array | Floats
     """(ratio h, ratio w)"""
-    ms: Array
+    ms: Array | Floats
     """(C, h, w)"""
     valid_pan: Bools | None = None
     """(ratio h, ratio w)"""
@@ -299,7 +301,7 @@ class Window:
 _NEAR = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
 
 
-def _blurred(pan: Array, valid: Bools | None, ratio: int, sigma: float) -> tuple[Array, Bools]:
+def _blurred(pan: Array | Floats, valid: Bools | None, ratio: int, sigma: float) -> tuple[Array, Bools]:
     """The PAN by a Gaussian, at places half a pixel on where the ratio is even, and where it is measured."""
     half = math.ceil(3 * sigma)
     even = ratio % 2 == 0
@@ -307,7 +309,7 @@ def _blurred(pan: Array, valid: Bools | None, ratio: int, sigma: float) -> tuple
     taps = np.exp(-0.5 * (offsets / sigma) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
 
-    def blur(x: Array) -> Array:
+    def blur(x: Any) -> Any:
         for axis in (0, 1):
             x = correlate1d(x, taps, axis, mode="nearest", origin=-1 if even else 0)
         return x

@@ -92,7 +92,7 @@ def scene(ratio):
 def window_of(tool, pan, ms, row, col, rows, cols, statistics=None):
     """PAN and MS of a window with its margin, mirrored at the scene's edges; MS pixels."""
     ratio = pan.shape[-1] // ms.shape[-1]
-    m = tool.margin(statistics or SimpleNamespace(ratio=ratio))
+    m = tool.margin(statistics or SimpleNamespace(field=None, psf=None, ratio=ratio))
     index = [
         mirrored((at - m) * k, (n + 2 * m) * k, x.shape[axis])
         for x, k in ((ms, 1), (pan, ratio))
@@ -279,7 +279,7 @@ def test_unet_adds_its_residual_to_the_lms_of_the_place(ratio):
     pan, ms = pair_of(ratio, (32, 32))
     tool = UNetSharpener(NoiseBack(), PAPER, seed=9)
     read = window_of(tool, pan, ms, 8, 16, 16, 8)
-    noisy = tool.sharpen(*read, SimpleNamespace(ratio=ratio), [(8 * ratio, 16 * ratio)])
+    noisy = tool.sharpen(*read, SimpleNamespace(field=None, psf=None, ratio=ratio), [(8 * ratio, 16 * ratio)])
     assert noisy.sigma is None
     lms = upsample(ms[None], ratio)[..., 8 * ratio : 24 * ratio, 16 * ratio : 24 * ratio]
     noise = (noisy.hrms - lms) / torch.tensor([0.02, 0.05]).view(1, 2, 1, 1)
@@ -288,7 +288,7 @@ def test_unet_adds_its_residual_to_the_lms_of_the_place(ratio):
 
 
 def test_unet_sees_real_pixels_around_the_core():
-    tool, statistics = unet(), SimpleNamespace(ratio=4)
+    tool, statistics = unet(), SimpleNamespace(field=None, psf=None, ratio=4)
     pan, ms = pair_of(4, (40, 40))
     pan_window, ms_window = window_of(tool, pan, ms, 16, 16, 8, 8)
     border = (pan_window.shape[-1] - 32) // 2

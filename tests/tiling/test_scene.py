@@ -101,27 +101,6 @@ def test_holes_at_the_rim_of_another_crs_are_announced(make_pair):
         assert pair.may_have_invalid and not pair.to_output(0, whole(pair).valid)[1].all()
 
 
-@pytest.mark.parametrize(
-    ("offset", "shift", "applied"), [((-2, -1.5), (2, 1.5), (2, 1.5)), ((-2, -1), (2.3, 0.6), (2, 1))]
-)
-def test_shift_moves_the_ms(make_pair, offset, shift, applied):
-    """An MS that nests is moved by whole pixels: its values are those of the file."""
-    files, true = make_pair(offset=offset, dtype="float32"), make_pair(dtype="float32", name="true")
-    with rasterio.open(files.ms[0]) as off, rasterio.open(true.ms[0], "r+") as dataset:
-        dataset.transform = off.transform
-    nests = applied == (2, 1)
-    with open_pair(files.pan, true.ms, shift=shift) as pair:
-        assert pair.shift == applied and pair.nested == nests
-        assert any("resampled" in note for note in pair.notes) != nests
-        assert_aligned(pair, 0.51 if nests else 3.0, edge=EDGE)
-        if nests:
-            np.testing.assert_array_equal(pair.read_frame(0, 0, *true.ms_values.shape[1:]).ms, true.ms_values)
-    with open_pair(files.pan, true.ms) as pair, pytest.raises(AssertionError):
-        assert_aligned(pair, 3.0, edge=EDGE)
-    with open_pair(files.pan, true.ms, shift=(0.4, -0.4)) as pair:
-        assert pair.shift == ((0, 0) if nests else (0.4, -0.4))
-
-
 def test_same_rotation_nests_another_is_refused(make_pair):
     files = make_pair(rotation=20)
     with open_pair(files.pan, files.ms) as pair:
@@ -483,8 +462,6 @@ def test_identity_follows_inputs(make_pair):
     files = make_pair()
     with open_pair(files.pan, files.ms) as a, open_pair(files.pan, files.ms) as b:
         assert a.identity() == b.identity()
-    with open_pair(files.pan, files.ms, shift=(0, 1)) as c:
-        assert c.identity() != a.identity()
     narrow = make_pair(name="narrow", dtype="uint8", pan_dtype="uint16")
     with open_pair(narrow.pan, narrow.ms) as plain, open_pair(narrow.pan, narrow.ms, nodata=4000) as given:
         assert plain.meta.nodata is given.meta.nodata is None

@@ -11,7 +11,7 @@ import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.errors import InputError, UsageError
-from uknowpan.options import Coregister, numbers
+from uknowpan.options import ShiftOfTruth, numbers
 
 SCENES, OPTICS, PATCHES = "Scenes", "Sensor", "Patches"
 OUTPUT_HELP = (
@@ -57,7 +57,9 @@ def simulate(
     ratio: opt.RatioOption = None,
     bidx: opt.BidxOption = None,
     nodata: opt.NodataOption = None,
-    coregister: Annotated[Coregister, opt.option("--coregister", SCENES, COREGISTER_HELP, "off|check|shift")] = "check",
+    coregister: Annotated[
+        ShiftOfTruth, opt.option("--coregister", SCENES, COREGISTER_HELP, "off|check|shift")
+    ] = "check",
     sample: Annotated[
         bool, typer.Option("--sample", help="A tiny drawn data set in the folder -o, to try training.")
     ] = False,

@@ -24,8 +24,8 @@ from uknowpan.models.metrics.sensors import Sensor, find_sensor
 from uknowpan.models.pancollection.file import PatchBatch, is_full_scale
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
-from uknowpan.options import Coregister
-from uknowpan.surveying import NOTICEABLE_SHIFT
+from uknowpan.options import ShiftOfTruth
+from uknowpan.registering import NOTICEABLE_SHIFT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class SimulationOptions:
     bands: tuple[int, ...] | None = None
     """MS bands to use, 1-based."""
     nodata: float | None = None
-    coregister: Coregister = "check"
+    coregister: ShiftOfTruth = "check"
     """Leave a pair's shift between PAN and MS, note it, or take the PAN where the MS lies."""
     patch: int | None = None
     """None: 64, or the next multiple of the ratio below."""
@@ -261,11 +261,11 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
     return _Scene(files, pair, weights, shift, tuple(f"{files}: {note}" for note in notes))
 
 
-def _measure_shift(pair: ScenePair, mode: Coregister) -> tuple[tuple[float, float], list[str]]:
+def _measure_shift(pair: ScenePair, mode: ShiftOfTruth) -> tuple[tuple[float, float], list[str]]:
     """(shift to remove in PAN pixels, notes)"""
     from uknowpan.surveying import survey
 
-    measured = survey(pair).measured
+    measured = survey(pair, coregister="off").measured
     if measured is None:
         return (0.0, 0.0), ["PAN and MS resemble each other too little to measure a shift"]
     if mode == "check" and max(map(abs, measured.shift)) <= NOTICEABLE_SHIFT:

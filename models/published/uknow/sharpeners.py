@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from uknowpan.models.diffusion import ddim_sample
-from uknowpan.models.sharpeners import Images, OnePassSharpener, Origins, Sharpened, UNetSharpener
+from uknowpan.models.geometry import Origins
+from uknowpan.models.sharpeners import Images, OnePassSharpener, Sharpened, UNetSharpener
 from uknowpan.models.types import Condition, Denoised
 
 

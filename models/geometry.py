@@ -1,0 +1,189 @@
+"""Where the MS pixels of a window lie on the PAN: nested, or displaced by a measured field.
+
+A displacement is part of the geometry. The MS is interpolated at x + d(x) for the PAN pixel x, and the PAN is blurred
+and sampled at the places that the MS pixels show. Nothing is resampled twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uknowpan.models.blur import Psf
+from uknowpan.models.registration.field import Array, Registration
+from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade, upsample, upsample_small
+from uknowpan.models.statistics import SceneStatistics
+
+Origins = Sequence[tuple[int, int]]
+"""(row, col) of each core in PAN pixels of the scene's frame, multiples of `Sharpener.multiple`.
+They fix the noise."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """MS pixels of ratio x ratio PAN pixels each, `offset` PAN pixels beyond them; see `upsample`."""
+
+    ratio: int
+    psf: Psf
+    offset: float = 0.0
+    spare: int = 0
+    """MS pixels on every side that `enlarged` does not look at"""
+    rim: int = 0
+    """PAN pixels on every side that are cut off what is then enlarged"""
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) interpolated at the PAN pixels, without the `spare` and the `rim`."""
+        interpolate = upsample_small if self.rim else upsample
+        return crop(interpolate(crop(x, self.spare), self.ratio, self.offset), self.rim)
+
+    def degraded(self, pan: Tensor) -> Tensor:
+        """The PAN, or any (B, C, ratio h, ratio w), blurred and sampled at the MS pixels."""
+        return degrade(pan, self.ratio, self.psf.sigma, self.psf.shift)
+
+    @staticmethod
+    def without(margin: int, ratio: int, psf: Psf, offset: float) -> Nested:
+        """One that leaves out `margin` MS pixels on every side."""
+        spare = max(margin - UPSAMPLE_REACH, 0)
+        return Nested(ratio, psf, offset, spare, (margin - spare) * ratio)
+
+
+WindowTaps = tuple[Array, Array, Array, Array]
+"""First row and column of the taps of each pixel, (N,), and their weights along both axes, (N, K)."""
+
+Taps = tuple[Tensor, Tensor]
+"""(N, K) int32 places in a table of pixels, and their weights, (N, K) float32."""
+
+
+class Displaced:
+    """MS pixels that lie off the PAN by a field.
+
+    Args:
+        statistics: of the scene, with the field.
+        origins: place of each window's core, see `Origins`.
+        margin: MS pixels around the core.
+        shape: (h, w) of the windows in MS pixels.
+        rim: PAN pixels on every side that `enlarged` leaves out.
+        device: where the windows are.
+    """
+
+    spare = 0
+
+    def __init__(
+        self,
+        statistics: SceneStatistics,
+        origins: Origins,
+        margin: int,
+        shape: tuple[int, int],
+        rim: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        assert statistics.field is not None
+        self.field: Registration = statistics.field
+        self.ratio, self.sigma = statistics.ratio, statistics.psf.sigma
+        self.starts = [(row // self.ratio - margin, col // self.ratio - margin) for row, col in origins]
+        self.shape, self.rim, self.device = shape, rim, device
+        # One field serves bands that lie on each other.
+        self.bands: list[int | None] = list(range(len(self.field.bands))) if self.field.own_bands else [None]
+        self._up: dict[int | None, Taps] = {}
+        self._down: dict[int | None, Taps] = {}
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) interpolated at the PAN pixels, each band at its own places, without the `rim`."""
+        height, width = (n * self.ratio - 2 * self.rim for n in self.shape)
+        parts = []
+        for k, band in enumerate(self.bands):
+            if band not in self._up:
+                self._up[band] = self._joined([self._ms_taps(start, band) for start in self.starts], self.shape)
+            parts.append(_gathered(x[:, k :: len(self.bands)], self._up[band], height, width))
+        return torch.stack(parts, 2).flatten(1, 2)
+
+    def degraded(self, pan: Tensor) -> Tensor:
+        """The PAN, or any (B, C, ratio h, ratio w), blurred and sampled at the places of the MS pixels.
+
+        A PAN has one channel, (B, 1, h, w), where the bands lie on each other, else one for each band.
+        """
+        shape = (self.shape[0] * self.ratio, self.shape[1] * self.ratio)
+        parts = []
+        for k, band in enumerate(self.bands):
+            if band not in self._down:
+                self._down[band] = self._joined([self._pan_taps(start, band) for start in self.starts], shape)
+            own = pan if pan.shape[1] == 1 else pan[:, k :: len(self.bands)]
+            parts.append(_gathered(own, self._down[band], *self.shape))
+        return torch.stack(parts, 2).flatten(1, 2)
+
+    def _ms_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
+        """The 4 x 4 taps on the MS of each PAN pixel."""
+        ratio = self.ratio
+        row, col = (k * ratio + self.rim for k in start)
+        height, width = (n * ratio - 2 * self.rim for n in self.shape)
+        off = self.field.over(row, col, height, width, band)
+        lines = row + np.arange(height, dtype=float)[:, None], col + np.arange(width, dtype=float)[None, :]
+        # In the frame, not in the window, or rounding would depend on the cut.
+        at = [(x + d - (ratio - 1) / 2) / ratio for x, d in zip(lines, off, strict=True)]
+        whole = [np.floor(x) for x in at]
+        down, across = (_keys((x - n).reshape(-1, 1) - np.arange(-1, 3)) for x, n in zip(at, whole, strict=True))
+        return whole[0].ravel() - start[0] - 1, whole[1].ravel() - start[1] - 1, down, across
+
+    def _pan_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
+        """The taps of the Gaussian around the place of each MS pixel on the PAN."""
+        half = math.ceil(3 * self.sigma) + 1
+        places = self.field.places(*start, *self.shape, self.ratio, band)
+        whole, weights = [], []
+        for x, first in zip(places, start, strict=True):
+            n = np.floor(x)
+            taps = np.exp(-0.5 * (((x - n).reshape(-1, 1) - np.arange(1 - half, half + 1)) / self.sigma) ** 2)
+            weights.append(taps / taps.sum(1, keepdims=True))
+            whole.append(n.ravel() - first * self.ratio + 1 - half)
+        return whole[0], whole[1], weights[0], weights[1]
+
+    def _joined(self, taps: list[WindowTaps], shape: tuple[int, int]) -> Taps:
+        """Taps into a table of the pixels of all windows; pixels beyond a window are those of its border."""
+        index, weights = [], []
+        for number, arrays in enumerate(taps):
+            row, col, down, across = (torch.from_numpy(x).to(self.device) for x in arrays)
+            count = torch.arange(down.shape[1], dtype=torch.int32, device=self.device)
+            rows = (row.int()[:, None] + count).clamp_(0, shape[0] - 1) + number * shape[0]
+            cols = (col.int()[:, None] + count).clamp_(0, shape[1] - 1)
+            index.append((rows[:, :, None] * shape[1] + cols[:, None, :]).flatten(1))
+            weights.append((down.float()[:, :, None] * across.float()[:, None, :]).flatten(1))
+        return torch.cat(index), torch.cat(weights)
+
+
+def _gathered(x: Tensor, taps: Taps, height: int, width: int) -> Tensor:
+    """(B, C, height, width) weighted sums of pixels of (B, C, h, w)."""
+    # A fresh copy: the strides of a view choose another order of the sums.
+    table = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).view(-1, x.shape[1])
+    sums = F.embedding_bag(taps[0], table, mode="sum", per_sample_weights=taps[1])
+    return sums.view(len(x), height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _keys(x: Array) -> Array:
+    """Cubic convolution kernel (Keys 1981, a = -1/2)."""
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights: Array = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    return weights
+
+
+Geometry = Nested | Displaced
+
+
+def geometry_of(
+    statistics: SceneStatistics, origins: Origins, margin: int, ms: Tensor, rim: int = 0, offset: float = 0.0
+) -> Geometry:
+    """The geometry of windows (B, C, h, w) of a scene; `rim` counts for displaced ones only."""
+    if statistics.field is None:
+        return Nested(statistics.ratio, statistics.psf, offset)
+    h, w = ms.shape[-2:]
+    return Displaced(statistics, origins, margin, (h, w), rim, ms.device)
+
+
+def displacement_reach(statistics: SceneStatistics) -> int:
+    """MS pixels that a displacement adds to the surroundings of a pixel."""
+    return 0 if statistics.field is None else math.ceil(statistics.field.bound / statistics.ratio) + 1
