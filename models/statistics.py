@@ -5,6 +5,7 @@ Samples spread over the scene give them once, so that no result depends on its t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +88,14 @@ class SceneStatistics:
     def detail_gain(self) -> Tensor:
         """(C,) regression of a band's details on those of the degraded PAN."""
         return self.detail[:-1, -1] / self.detail_std[-1] ** 2
+
+    @property
+    def likeness(self) -> float:
+        """Multiple correlation (0 to 1) of the details of the degraded PAN with those of the bands."""
+        bands, cross, power = self.detail[:-1, :-1], self.detail[:-1, -1], float(self.detail[-1, -1])
+        ridge = 1e-6 * bands.diagonal().mean() + 1e-30
+        explained = cross @ torch.linalg.solve(bands + ridge * torch.eye(len(bands), dtype=bands.dtype), cross)
+        return math.sqrt(min(max(float(explained) / (power + 1e-30), 0.0), 1.0))
 
     def select(self, bands: Sequence[int]) -> SceneStatistics:
         """The statistics of a subset (or another order) of the bands."""

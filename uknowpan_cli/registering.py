@@ -27,6 +27,11 @@ MOST_WINDOWS = 10
 NOTICEABLE_SHIFT = 0.5
 """PAN pixels above which a displacement that is left is worth a warning."""
 
+LEAST_LIKENESS = 0.7
+"""Multiple correlation of the details of PAN and registered MS below which `auto` leaves a pair alone.
+
+Displaced pairs of one date have 0.88 and more, noisy ones included. NAIP images of other years have 0.44 to 0.59."""
+
 RICHEST = {"check": "local", "global": "affine", "local": "local", "auto": "local"}
 """`--coregister` -> the last of the models that is measured."""
 
@@ -78,6 +83,14 @@ def report(measured: Registration, field: Registration | None, mode: str) -> Non
     lies = in_words(measured)
     if field is not None:
         log.info("%s off the PAN; %s taken out", lies, _kind(field))
+        if mode == "global" and field.residual > NOTICEABLE_SHIFT:
+            log.warning("places still differ by %.1f PAN pixels; --coregister local follows them", field.residual)
+    elif mode == "auto" and measured.size >= LEAST_SHIFT:
+        log.warning(
+            "%s off the PAN, but the two resemble each other too little to be sure; check that they show one place "
+            "and one date, or take it out with --coregister global",
+            lies,
+        )
     elif mode == "check" and measured.largest > NOTICEABLE_SHIFT:
         log.warning("%s off the PAN; --coregister auto takes it out", lies)
     else:

@@ -18,7 +18,7 @@ from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
-from uknowpan.registering import measured_field, moved_sample, wanted_field
+from uknowpan.registering import LEAST_LIKENESS, measured_field, moved_sample, wanted_field
 from uknowpan.tiling import IncompatiblePair, MsMeta, ScenePair, TileArrays, sample_windows
 
 log = logging.getLogger("uknowpan")
@@ -124,40 +124,62 @@ def survey(
         raise IncompatiblePair("No pixel is valid in both PAN and MS; check nodata (--nodata) and that they overlap.")
     displacement = None if coregister == "off" else measured_field(pair, coregister)
     field = None if displacement is None else wanted_field(displacement, coregister)
-    samples: list[TileArrays] = []
-    for place in places:
-        on_progress(len(samples), len(places))
-        samples.append(pair.read_frame(*place) if field is None else moved_sample(pair, place, field))
-    try:
+
+    def look(field: Registration | None) -> _Look:
+        samples: list[TileArrays] = []
+        for place in places:
+            on_progress(len(samples), len(places))
+            samples.append(pair.read_frame(*place) if field is None else moved_sample(pair, place, field))
         known = scene_scale(pair, samples, max_value)
-        scale = _scale_for(sharpener, known)
         pieces, valid = _pieces(samples, pair.ratio, known)
-        measured, own_softness = None, None
-        if assumed is None or coregister != "off":
-            statistics = scene_statistics(pieces, pair.ratio, None, valid, soft=softness)
-            own_softness = statistics.softness
-            measured = None if statistics.psf == default_psf(pair.ratio) else statistics.psf
-        if field is not None and measured is not None:  # what is left of a shift is the error of its measure
-            dy, dx = field.shift
-            measured = replace(measured, shift=(-dy, -dx))
+        own = None
+        if coregister != "off" or assumed is None:
+            own = scene_statistics(pieces, pair.ratio, None, valid, soft=softness)
         if assumed is not None:
             statistics = replace(scene_statistics(pieces, pair.ratio, assumed, valid), field=field)
-        elif field is not None:
-            there = replace(statistics.psf, shift=(0.0, 0.0))
-            statistics = replace(scene_statistics(pieces, pair.ratio, there, valid), field=field, softness=own_softness)
+        else:
+            assert own is not None
+            statistics = own
+            if field is not None:  # what is left of a shift is the error of its measure
+                there = scene_statistics(pieces, pair.ratio, replace(own.psf, shift=(0.0, 0.0)), valid)
+                statistics = replace(there, field=field, softness=own.softness)
+        return _Look(samples, known, statistics, own)
+
+    try:
+        seen = look(field)
+        if field is not None and coregister == "auto" and seen.statistics.likeness < LEAST_LIKENESS:
+            field = None
+            seen = look(None)
+        scale = _scale_for(sharpener, seen.known)
     except ValueError as error:
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error
     on_progress(len(places), len(places))
+    measured = None if seen.own is None or seen.own.psf == default_psf(pair.ratio) else seen.own.psf
+    if field is not None and measured is not None:
+        dy, dx = field.shift
+        measured = replace(measured, shift=(-dy, -dx))
     return Survey(
         scale,
-        _rescaled(statistics, known, scale),
+        _rescaled(seen.statistics, seen.known, scale),
         measured,
-        own_softness,
-        known.ms,
+        None if seen.own is None else seen.own.softness,
+        seen.known.ms,
         time.monotonic() - began,
-        tuple(fill_warnings(pair, samples)),
+        tuple(fill_warnings(pair, seen.samples)),
         displacement,
     )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What samples show, with a displacement taken out or not."""
+
+    samples: list[TileArrays]
+    known: SceneScale
+    statistics: SceneStatistics
+    """with the blur that counts"""
+    own: SceneStatistics | None
+    """with the scene's own blur, where it is measured"""
 
 
 def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from uknowpan.models.registration.windows import (
     Window,
     cut_samples,
     gain_to_sigma,
+    leave_bright,
     leave_clouds,
     margin_of,
 )
@@ -95,6 +96,18 @@ def register_samples(
         ((shape[0] * ratio - 1) / 2, (shape[1] * ratio - 1) / 2), max(shape) * ratio / 2,
         (float(shape[0] * ratio), float(shape[1] * ratio)),
     )  # fmt: skip
+    best = _fitted(windows, none, richest)
+    if best.model == "local":
+        # A field does not depend on brightness. What only bright places show is a cloud that drifted.
+        leave_bright(windows)
+        darker = _fitted([w for w in windows if w.usable], none, richest)
+        if darker.model in ("shift", "affine"):
+            best = darker
+    return replace(best, model="none") if best.size < least else best
+
+
+def _fitted(windows: list[Window], none: Registration, richest: str) -> Registration:
+    """The field that windows support; `none` where they support none."""
     peaks = [p for index, w in enumerate(windows) for p in w.peaks(index)]
     best = consensus(none, peaks, richest)
     if best.model == "none":
@@ -111,8 +124,7 @@ def register_samples(
     if best.model == "none":
         return best
     share = min(1.0, 2 * best.voters / len(windows)) * best.share
-    best = replace(best, measured=best.model, confidence=share)
-    return replace(best, model="none") if best.size < least else best
+    return replace(best, measured=best.model, confidence=share)
 
 
 def _looks(windows: list[Window], best: Registration) -> tuple[list[Vote], Array, Array]:

@@ -33,6 +33,8 @@ LEAST_CORRELATION = 0.45
 """Multiple correlation of a window below which it has no vote."""
 CLOUD = 1.0
 """A cloud is brighter in all bands than the median by so many times what the median lies over the darkest 5 %."""
+BRIGHT = 50.0
+"""Percentile of each band beyond which a place may be a thin cloud."""
 MOST_CLOUD = 0.5
 """Share of bright pixels above which they are the scene."""
 
@@ -335,14 +337,28 @@ def _details(x: Array, valid: Bools) -> tuple[Array, Bools]:
 
 def leave_clouds(windows: Sequence[Window]) -> None:
     """Leave out large places that are bright in all bands against the scene: clouds lie elsewhere than the ground."""
-    valid = [w.ms[:, w.valid] for w in windows if w.valid.any()]
-    if not valid:
-        return
-    low, middle = np.percentile(np.concatenate(valid, 1), (5, 50), axis=1)
-    limit = (middle + CLOUD * (middle - low)).reshape(-1, 1, 1)
+    low, middle = _levels(windows, 5, 50)
+    limit = middle + CLOUD * (middle - low)
     clouds = [binary_opening((w.ms > limit).all(0), np.ones((5, 5), bool)) for w in windows]
     if sum(c.sum() for c in clouds) > MOST_CLOUD * sum(c.size for c in clouds):
         return
     for window, cloud in zip(windows, clouds, strict=True):
         if cloud.any():
             window.trust(~binary_dilation(cloud, np.ones((7, 7), bool)))
+
+
+def leave_bright(windows: Sequence[Window]) -> None:
+    """Leave out places that are bright in all bands, thin clouds and their rims among them."""
+    (limit,) = _levels(windows, BRIGHT)
+    for window in windows:
+        bright = binary_opening((window.ms > limit).all(0), np.ones((3, 3), bool))
+        window.trust(~binary_dilation(bright, np.ones((5, 5), bool)))
+
+
+def _levels(windows: Sequence[Window], *percentiles: float) -> Array:
+    """(n, C, 1, 1) percentiles of the bands over all windows."""
+    valid = [w.ms[:, w.valid] for w in windows if w.valid.any()]
+    if not valid:
+        return np.zeros((len(percentiles), 1, 1, 1))
+    levels: Array = np.percentile(np.concatenate(valid, 1), percentiles, axis=1)
+    return levels[..., None, None]

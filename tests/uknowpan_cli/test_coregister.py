@@ -199,3 +199,13 @@ def test_what_was_done_is_said_once(caplog: pytest.LogCaptureFixture, truth: np.
     said = [record for record in caplog.records if "off the PAN" in record.message]
     assert [record.levelname for record in said] == ["INFO"]
     assert "an affine displacement is taken out" in said[0].message
+
+
+def test_another_date_is_left_alone(caplog: pytest.LogCaptureFixture, truth: np.ndarray) -> None:
+    """Fault: a pair that hardly resembles itself was moved by a shift that few details support."""
+    pan, _ = planted(truth, nowhere)
+    _, ms = planted(0.45 * truth + 0.55 * textured(SIDE, 9).clip(1), shifted)
+    with caplog.at_level(logging.INFO, "uknowpan"):
+        auto, off = (sharpen_array(pan, ms, method="gsa", coregister=mode) for mode in ("auto", "off"))
+    assert auto.tobytes() == off.tobytes()
+    assert "too little" in caplog.text
