@@ -1,5 +1,6 @@
 """Tests of the wheel: its contents, its metadata and a run from it outside the checkout."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -79,6 +80,22 @@ def test_metadata(wheel):
     required = {re.split("[<>=]", r)[0] for r in fields.get_all("Requires-Dist") if "extra ==" not in r}
     assert {"torch", "rasterio", "numpy", "typer", "safetensors"} <= required
     assert not required & {"torchvision", "timm", "diffusers", "lightning", "dask"}
+
+
+def test_what_the_packages_import_is_declared():
+    """A library that only the tests' extra installs is missing at a user's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {"PIL": "pillow", "pywt": "pywavelets"}
+    extras = {"dask", "distributed", "cryptography", "xarray"}  # asked for by an option, or by the caller's array
+    declared = {re.split("[<>=]", line)[0] for line in project["dependencies"]}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+                for module in {name.split(".")[0] for name in modules} - {"uknowpan", *sys.stdlib_module_names}:
+                    known = names.get(module, module) in declared | extras | {"affine"}  # rasterio brings affine
+                    assert known, f"{path.name} imports {module}"
 
 
 def test_the_version_has_one_place(wheel):
