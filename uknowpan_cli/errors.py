@@ -1,9 +1,12 @@
 """The root of all errors that a user can act on, and the exit codes that they stand for.
 
-This module imports nothing, so that `tiling` and `models` can derive their errors from it.
+This module imports nothing of uknowpan, so that `tiling` and `models` can derive their errors from it.
 """
 
 from __future__ import annotations
+
+import errno
+import re
 
 OK, INTERNAL, USAGE, INPUT, EXISTS, MODEL, MEMORY, BATCH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
@@ -63,22 +66,37 @@ class UknowpanWarning(UserWarning):
     """A remark on a run that goes on; its text is one sentence."""
 
 
+_FULL = re.compile(
+    "allocate memory|out of memory|not enough memory|memory allocation failed|unable to allocate|failed to allocate|"
+    "can't allocate|bad_?alloc|(cublas|cudnn|cusolver|cufft)_status_alloc_failed|can't start new thread|"
+    "failed to map segment from shared object|cannot (re)?allocate|malloc|mmap.*failed"
+)
+"""Words of NumPy, PyTorch, GDAL, HDF5, CUDA's libraries and the loader for memory that is full."""
+_REPORTING = {"CPLE_BaseError", "RasterioError", "RuntimeError", "ImportError", "SystemError", "OSError"}
+"""Classes whose text is looked at, by name, so that nothing is imported for them."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports that the host's or the device's memory is full."""
-    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+    """Whether an exception, or what it was raised from, reports that the host's or the device's memory is full."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemory", "OutOfMemoryError", "CPLE_OutOfMemoryError"}:
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "allocate memory" in text or "out of memory" in text or "not enough memory" in text
-    )
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if kinds & _REPORTING and _FULL.search(str(error).lower()):
+        return True
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return cause is not None and cause is not error and is_out_of_memory(cause)
 
 
 def exit_code(error: BaseException) -> int:
     """The exit code for an exception; 1 for an unforeseen one."""
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return INTERRUPTED
+    if is_out_of_memory(error):
+        return MEMORY
     if isinstance(error, Error):
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
     # rasterio lets some of GDAL's own errors through; both roots are found by name so that
     # no command imports rasterio for them.
     roots = {kind.__name__ for kind in type(error).__mro__}
@@ -91,6 +109,8 @@ def sentence(error: BaseException) -> str:
     """The one sentence for the user."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+        return "Memory ran out; free some, or work on less at once (sharpen: --bounds or a smaller --tile)."
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}."
