@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
-from uknowpan.durable import Scratch
+from uknowpan.durable import Scratch, parsed
 from uknowpan.models.architectures import ARCHITECTURES, TIMESTEPS, architecture_of, resolve
 from uknowpan.models.errors import CheckpointError
 
@@ -104,8 +107,41 @@ def network_of(config: object) -> nn.Module:
     return network
 
 
-def build_network(card: Card) -> nn.Module:
+SLACK = 4
+"""Parameters made for one that stays, at most, while a network is built."""
+
+
+class _TooLarge(ValueError):
+    """A network outgrows the weights that its file holds."""
+
+
+@contextmanager
+def _at_most(tensors: int, numbers: int) -> Iterator[None]:
+    """Stop building a network (ValueError) that has more parameters than a file holds, before memory is taken."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook as watch
+
+    made = [0, 0]
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is None:
+            return
+        made[0], made[1] = made[0] + 1, made[1] + parameter.numel()
+        if made[0] > SLACK * tensors or made[1] > SLACK * numbers:
+            raise _TooLarge(f"it has more than the {tensors} tensors of {numbers} numbers that are stored")
+
+    handle: Any = watch(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def build_network(card: Card, held: tuple[int, int] | None = None) -> nn.Module:
     """The network that a card describes, with random weights.
+
+    Args:
+        card: the card.
+        held: tensors and numbers in them that the checkpoint's file holds; larger networks are refused unbuilt.
 
     Raises:
         CheckpointError: unknown architecture or config fields.
@@ -117,8 +153,12 @@ def build_network(card: Card) -> nn.Module:
             f"(known: {', '.join(ARCHITECTURES)})"
         )
     try:
-        network: nn.Module = resolve(entry.network)(_config_of(resolve(entry.config), card.config))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        config = _config_of(resolve(entry.config), card.config)
+        if held is not None:
+            with _at_most(*held), torch.device("meta"):
+                resolve(entry.network)(config)
+        network: nn.Module = resolve(entry.network)(config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint's config does not fit architecture {card.architecture}: {error}"
         ) from error
@@ -170,8 +210,8 @@ def read_card(path: str | Path) -> Card:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file without an uknowpan card")
     try:
-        return Card(**json.loads(metadata["card"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return Card(**parsed(metadata["card"]))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"the card of {path} cannot be read: {error}") from error
 
 
@@ -181,12 +221,17 @@ def load_model(path: str | Path) -> tuple[nn.Module, Card]:
     Raises:
         CheckpointError: as `read_card`, or the weights do not fit the architecture.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     card = read_card(path)
-    model = build_network(card)
     try:
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"the weights in {path} cannot be read: {str(error).splitlines()[0]}") from error
+    model = build_network(card, (len(weights), sum(x.numel() for x in weights.values())))
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
         raise CheckpointError(f"the weights in {path} do not fit its card: {first}") from error

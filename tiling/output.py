@@ -132,20 +132,22 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
 def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:
     """Refuse early what would fail late. Raises OutputError, OutputExists."""
     target = Path(path)
+    if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise OutputError(f"The name {path!a} is not UTF-8; choose another one.")
     if path.startswith("/vsi") or "://" in path:
         raise OutputError(f"{path} is no local file; write to a local one and copy it.")
     if target.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it.")
     if target.exists() and not target.is_file():  # the rename would put a file in its place
         raise OutputError(f"{path} is a device or pipe; name a file.")
-    folder = target.resolve().parent
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist; create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"The folder {folder} is not writable; choose another one.")
     for name in inputs:
         with suppress(OSError):
-            if target.resolve() == Path(name).resolve() or os.path.samefile(path, name):
+            if os.path.realpath(path) == os.path.realpath(name) or os.path.samefile(path, name):
                 raise OutputError(f"The output {path} is one of the inputs; name another file.")
     if target.exists() and not overwrite:
         raise OutputExists(f"{path} exists and is kept; use --overwrite or another name.")
@@ -382,7 +384,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         except TilingError:
             raise
         except GDAL_ERRORS as error:
-            free = shutil.disk_usage(Path(self.path).resolve().parent).free / 2**20
+            free = shutil.disk_usage(Path(os.path.realpath(self.path)).parent).free / 2**20
             raise OutputError(
                 f"{self.path} cannot be written ({reason(error)}); "
                 f"{free:.0f} MiB are free there, check space and creation options."

@@ -88,6 +88,8 @@ def open_raster(path: str) -> DatasetReader:
     try:
         with quiet():
             dataset = rasterio.open(path)
+    except UnicodeEncodeError as error:
+        raise InputUnreadable(f"The name {path!a} is not UTF-8; rename the file or folder.") from error
     except GDAL_ERRORS as error:
         raise InputUnreadable(f"{path} cannot be opened as a raster: {reason(error)}.") from error
     if dataset.count == 0:
@@ -166,7 +168,9 @@ def usable_nodata(value: float | None, dtype: str) -> float | None:
         return None
     kind = np.dtype(dtype)
     if kind.kind == "f":
-        return float(value)
+        with np.errstate(over="ignore"):
+            holds = not np.isfinite(value) or np.isfinite(kind.type(value))
+        return float(value) if holds else None
     if not np.isfinite(value) or value != int(value):
         return None
     info = np.iinfo(kind)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from uknowpan.durable import Scratch, sync_file, sync_folder, write_text
+from uknowpan.durable import Scratch, parsed, sync_file, sync_folder, write_text
 from uknowpan.tiling.errors import OutputBusy, OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.identity import sampled_digest
@@ -338,7 +338,7 @@ class StripStore:
 def _parsed(text: str) -> Any:
     """JSON; None where there is none."""
     try:
-        return json.loads(text)
+        return parsed(text)
     except ValueError:
         return None
 
@@ -375,7 +375,7 @@ def sweep_strips(output: str) -> None:
 def placed_by_interrupted(output: str, paths: Sequence[str]) -> bool:
     """Whether a run that was killed while it named its outputs has put all files there that exist at `paths`."""
     try:
-        stamps = json.loads((Path(f"{output}.part") / _COMMIT).read_text())
+        stamps = parsed((Path(f"{output}.part") / _COMMIT).read_text())
         existing = [Path(os.path.realpath(path)) for path in paths if os.path.exists(path)]
         return bool(existing) and all(stamps.get(str(path)) == _stamp(path) for path in existing)
     except (OSError, ValueError, AttributeError):

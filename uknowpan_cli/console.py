@@ -128,6 +128,19 @@ def _plain_lines(every: float = 5.0) -> Callable[[str, int, int, str], None]:
     return show
 
 
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr ones that lead nowhere.
+
+    Else a file of ours would get the number of the missing one, and the messages of a library with it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 _began: list[float] = []
 """Monotonic time at which this process began, where a command owns the process."""
 

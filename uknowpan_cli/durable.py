@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,14 @@ _LONGEST = 120
 """Bytes of a name that the name of a scratch folder repeats; 255 are allowed in all."""
 _FRESH = 60.0
 """Seconds in which an unlocked scratch folder may belong to a process that is about to lock it."""
+
+
+def parsed(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sync_file(path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,6 @@
 """The root of all errors that a user can act on, and the exit codes that they stand for.
 
-This module imports nothing of uknowpan, so that `tiling` and `models` can derive their errors from it.
+This module imports the standard library alone, so that `tiling` and `models` can derive their errors from it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class UknowpanWarning(UserWarning):
 
 _FULL = re.compile(
     "allocate memory|out of memory|not enough memory|memory allocation failed|unable to allocate|failed to allocate|"
-    "can't allocate|bad_?alloc|(cublas|cudnn|cusolver|cufft)_status_alloc_failed|can't start new thread|"
-    "failed to map segment from shared object|cannot (re)?allocate|malloc|mmap.*failed"
+    "can't allocate|cannot (re)?allocate|could not create a (primitive|memory)|bad_?alloc|malloc|mmap.*failed|"
+    "(cublas|cudnn|cusolver|cufft)_status_alloc_failed|can't start new thread|failed to map segment from shared object"
 )
 """Words of NumPy, PyTorch, GDAL, HDF5, CUDA's libraries and the loader for memory that is full."""
 _REPORTING = {"CPLE_BaseError", "RasterioError", "RuntimeError", "ImportError", "SystemError", "OSError"}
@@ -97,6 +97,8 @@ def exit_code(error: BaseException) -> int:
         return MEMORY
     if isinstance(error, Error):
         return error.exit_code
+    if isinstance(error, RecursionError) or _is_name(error):
+        return INPUT
     # rasterio lets some of GDAL's own errors through; both roots are found by name so that
     # no command imports rasterio for them.
     roots = {kind.__name__ for kind in type(error).__mro__}
@@ -105,12 +107,21 @@ def exit_code(error: BaseException) -> int:
     return INTERNAL
 
 
+def _is_name(error: BaseException) -> bool:
+    """Whether an exception is about a name of a file, which the system keeps as any bytes."""
+    return isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason
+
+
 def sentence(error: BaseException) -> str:
     """The one sentence for the user."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
         return "Memory ran out; free some, or work on less at once (sharpen: --bounds or a smaller --tile)."
+    if isinstance(error, RecursionError):
+        return "A file is nested too deeply to be read; it is none of uknowpan's."
+    if _is_name(error):
+        return f"The name {error.object!a} is not UTF-8; rename the file or folder."  # type: ignore[attr-defined]
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}."

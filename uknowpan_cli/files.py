@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from affine import Affine
@@ -19,17 +19,34 @@ _SIDE = 1024
 """Pixels of the file that creation options are tried on: blocks up to this size mean something."""
 
 
+OTHERS = frozenset(
+    [".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".jxl", ".webp", ".gif", ".bmp", ".img", ".vrt", ".nc", ".h5", ".hdf"]
+)
+"""Suffixes of other formats than GeoTIFF."""
+
+
+def check_suffixes(named: Mapping[str, str]) -> None:
+    """Refuse outputs (option -> path) whose name promises another format. Raises UsageError."""
+    for option, path in named.items():
+        suffix = os.path.splitext(path)[1].lower()
+        if option == "--preview":
+            if suffix not in ("", ".png"):
+                raise UsageError(f"{option} {path}: a PNG is written; name it .png.")
+        elif suffix in OTHERS:
+            raise UsageError(f"{option} {path}: a GeoTIFF is written; name it .tif, and convert it: gdal_translate.")
+
+
 def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool) -> None:
     """Refuse outputs (option -> path) that are inputs, exist, cannot be made or share one name."""
     inputs = [*inputs, *files_behind(inputs)]
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for option, path in named.items():
         if path is None:
             continue
         sweep(path)
         sweep_strips(path)
         check_output(path, inputs, overwrite)
-        other = seen.setdefault(Path(path).resolve(), option)
+        other = seen.setdefault(os.path.realpath(path), option)
         if other != option:
             raise UsageError(f"{other} and {option} name the same file {path}.")
 

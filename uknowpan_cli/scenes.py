@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uknowpan.errors import UsageError
-from uknowpan.files import check_outputs, try_creation
+from uknowpan.files import check_outputs, check_suffixes, try_creation
 from uknowpan.loading import tiles_at_once
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
@@ -140,6 +140,7 @@ def prepared(
             named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
             paths = {flag: str(path) for flag, path in named.items() if path is not None}
+            check_suffixes(paths)
             if options.resume and placed_by_interrupted(output, list(paths.values())):
                 options = replace(options, overwrite=True)
             check_outputs(paths, inputs, options.overwrite or dry_run)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from uknowpan.durable import write_text
+from uknowpan.durable import parsed, write_text
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
@@ -320,7 +320,7 @@ def clipping_warning(meta: MsMeta, high: float, dtype: str | None) -> str | None
 def remembered(path: Path) -> Survey | None:
     """The survey that `remember` kept in a file, to the last bit; None where there is none, or it is torn."""
     try:
-        data = json.loads(path.read_text())
+        data = parsed(path.read_text())
         psf = data["measured"]
         return Survey(
             SceneScale(**data["scale"]),

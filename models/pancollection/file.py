@@ -188,6 +188,10 @@ def _native(values: np.ndarray) -> np.ndarray:
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
 
+MOST_COMPRESSED = 1100
+"""Bytes that a byte of a compressed file can stand for; gzip reaches 1032."""
+
+
 def is_full_scale(value: float) -> bool:
     """Whether images can be divided by a value: neither NaN nor outside `FULL_SCALES`."""
     return FULL_SCALES[0] <= value <= FULL_SCALES[1]
@@ -217,6 +221,14 @@ def _opened(path: str) -> Any:
         raise DataError(f"{path} cannot be opened ({reason_of(error)}).") from error
 
 
+def check_stored(path: str | Path, data: Any) -> None:
+    """Refuse a dataset that declares far more than the file can hold, before memory is taken. Raises DataError."""
+    held = data.id.get_storage_size()
+    if data.size * data.dtype.itemsize > MOST_COMPRESSED * (held + 2**20):
+        size = data.size * data.dtype.itemsize
+        raise DataError(f"{path}: {data.name} declares {size / 1e9:.3g} GB, but only {held} bytes of it are stored.")
+
+
 def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
     """The header, from shapes and attributes alone; DataError where they do not fit the layout."""
     import h5py
@@ -228,6 +240,8 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
         full = missing == ["gt"] and not has_gt
         why = " (a full-resolution file has no truth to learn from)" if full else ""
         raise DataError(f"{path} lacks {' and '.join(missing)}{why}; it holds {', '.join(file) or 'nothing'}.")
+    for name in names:
+        check_stored(path, file[name])
     shapes = {name: file[name].shape for name in names}
     for name, shape in shapes.items():
         if len(shape) != 4:

@@ -9,6 +9,7 @@ number of processes changes the losses by rounding only; each process draws its 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
@@ -241,7 +242,7 @@ class _Run:
         out = self.folder.path
         averaged = self.stage.deployed(self.ema.module).eval()
         scores = self.stage.validate(averaged)
-        card = self.stage.card(out.resolve().name, self.step, scores)
+        card = self.stage.card(Path(os.path.realpath(out)).name, self.step, scores)
         save_checkpoint(out / "last.safetensors", averaged, card)
         if scores["score"] < self.best:
             self.best = scores["score"]

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from uknowpan.durable import sync_file, sync_folder
+from uknowpan.durable import parsed, sync_file, sync_folder
 from uknowpan.errors import ModelError
 from uknowpan.models.errors import CheckpointError, DataError
 
@@ -83,7 +83,7 @@ class RunFolder:
     def check_config(self, resolved: dict[str, Any]) -> None:
         """Refuse to resume a run that was begun with another configuration."""
         try:
-            stored = json.loads(self._config.read_text())
+            stored = parsed(self._config.read_text())
             if missing := sorted(resolved.keys() - stored.keys()):
                 raise ValueError(f"it lacks {' and '.join(missing)}")
         except (OSError, ValueError, AttributeError) as error:
@@ -171,7 +171,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 def _step_of(line: bytes) -> float:
     """The step of a line of the log; infinity for a line that was cut off or is no text."""
     try:
-        return int(json.loads(line)["step"])
+        return int(parsed(line)["step"])
     except (ValueError, LookupError, TypeError, OverflowError):
         return math.inf
 

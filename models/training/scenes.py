@@ -7,10 +7,12 @@ and, where the scene has one, ``pan`` (1, H, W) on the same grid. Every batch is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from uknowpan.models.blur import default_psf, estimate_psf, gain_to_sigma
 from uknowpan.models.errors import DataError
 from uknowpan.models.features import condition_reach, generic_condition
+from uknowpan.models.pancollection.file import check_stored
 from uknowpan.models.resample import degrade, mirrored
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
@@ -90,25 +93,37 @@ class Variant:
 
 
 def read_scenes(path: str | Path, split: str) -> list[Scene]:
-    """Scenes of one split ("train" or "valid") of a scenes file; DataError where there is none."""
+    """Scenes of one split ("train" or "valid") of a scenes file; DataError where there is none, or a damaged one."""
     import h5py
 
     scenes = []
     try:
         with h5py.File(path, "r") as file:
             for name, group in file.items():
-                if group.attrs.get("split") != split:
+                if not isinstance(group, h5py.Group) or str(group.attrs.get("split")) != split:
                     continue
-                pan = torch.from_numpy(group["pan"][()].astype(np.float32)) if "pan" in group else None
-                gt = torch.from_numpy(group["gt"][()].astype(np.float32))
+                pan = _image(path, group["pan"]) if "pan" in group else None
+                gt = _image(path, group["gt"])
+                if pan is not None and (len(pan) != 1 or pan.shape[1:] != gt.shape[1:]):
+                    raise ValueError(f"the PAN of scene {name} is {tuple(pan.shape)}, its truth {tuple(gt.shape)}")
                 sensor, licence = (str(group.attrs[key]) for key in ("sensor", "licence"))
                 weight = float(group.attrs["weight"])
+                if not 0 < weight < math.inf:
+                    raise ValueError(f"the weight of scene {name} is {weight:g}, not a number above 0")
                 scenes.append(Scene(name, sensor, gt, pan, weight, licence))
-    except (OSError, KeyError) as error:
-        raise DataError(f"{path} is not a scenes file made by `uknowpan pack`: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{path} is not a scenes file made by `uknowpan pack`: {error}.") from error
     if not scenes:
         raise DataError(f"{path} holds no scene of the split {split!r}")
     return scenes
+
+
+def _image(path: str | Path, data: Any) -> Tensor:
+    """A (C, H, W) dataset as float32. Raises DataError, ValueError."""
+    check_stored(path, data)
+    if data.ndim != 3 or data.dtype.kind not in "iuf" or 0 in data.shape:
+        raise ValueError(f"{data.name} is {data.shape} of {data.dtype}, not (C, H, W) numbers")
+    return torch.from_numpy(data[()].astype(np.float32))
 
 
 class GenericBatches:

@@ -6,7 +6,6 @@ import csv
 import glob
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from uknowpan.durable import parsed
 from uknowpan.errors import UsageError
 
 log = logging.getLogger("uknowpan")
@@ -146,7 +146,7 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
             continue
         place = f"{name}, line {number}"
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError as error:
             raise UsageError(f"{place}: no JSON ({error}).") from error
         if not isinstance(row, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from uknowpan.archive.manifest import Shard
 from uknowpan.console import to_json
+from uknowpan.durable import parsed
 
 
 def report_path(folder: Path, shard: Shard) -> Path:
@@ -38,7 +38,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for raw in path.read_bytes().split(b"\n"):
         try:
-            line = json.loads(raw)
+            line = parsed(raw)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("id"), str) and "status" in line:

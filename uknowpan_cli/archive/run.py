@@ -26,7 +26,7 @@ from uknowpan import __version__
 from uknowpan import errors as exits
 from uknowpan.archive.manifest import Scene
 from uknowpan.console import to_json
-from uknowpan.durable import sweep, write_text
+from uknowpan.durable import parsed, sweep, write_text
 from uknowpan.errors import UsageError
 from uknowpan.loading import load_once
 from uknowpan.models.sharpeners import Sharpener
@@ -332,7 +332,7 @@ def _sidecar(output: str) -> Path:
 def _read_sidecar(output: str, identity: str) -> dict[str, Any] | None:
     """The sidecar if it is of that identity; a run may have ended before it was written."""
     try:
-        content = json.loads(_sidecar(output).read_text())
+        content = parsed(_sidecar(output).read_text())
         return content if content["identity"] == identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def distill_cache(
             scale = PanCollectionDataset([file], max_value=max_value or frozen.card.max_value).scales[0]
             count, each = len(file), bytes_per_sample(frozen, file.header, dtype.value)
             if not quiet:
-                free = shutil.disk_usage(output.resolve().parent).free / 1e9
+                free = shutil.disk_usage(Path(os.path.realpath(output)).parent).free / 1e9
                 needed = f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB"
                 typer.echo(f"{needed}; {free:.3g} GB are free", err=True)
             with memory_watched(remedy), _shown(count, quiet) as shown, stop_requests() as stopping:

@@ -21,7 +21,7 @@ from uknowpan.commands.pack import pack
 from uknowpan.commands.sharpen import sharpen
 from uknowpan.commands.simulate import simulate
 from uknowpan.commands.train import train
-from uknowpan.console import own_process
+from uknowpan.console import open_streams, own_process
 from uknowpan.options import RUN
 
 METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "float": "VALUE", "bool": ""}
@@ -79,6 +79,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `uknowpan` command."""
+    open_streams()
     own_process()
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,12 @@ def read_recipe(path: Path) -> list[PackedScene]:
         ):
             if value not in known:
                 raise DataError(f"{path}: {word} of scene {scene.name!r} is {value!r}, not {', '.join(known)}.")
+        if not 0 < scene.weight < math.inf:
+            raise DataError(f"{path}: weight of scene {scene.name!r} is {scene.weight:g}, not a number above 0.")
+        if "/" in scene.name or scene.name == "." or not scene.name.isprintable():
+            raise DataError(
+                f"{path}: {scene.name!r} cannot name a scene in a file; leave out / and what is not printed."
+            )
     names = [scene.name for scene in scenes]
     if not names or "" in names or len(set(names)) < len(names):
         raise DataError(f"{path} must hold scenes, each with a name of its own.")

@@ -23,6 +23,8 @@ def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
         return {}
     try:
         settings = tomllib.loads(path.read_text())
+    except RecursionError as error:
+        raise UsageError(f"--config {path} cannot be read: it is nested too deeply.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}.") from error
     unknown = sorted(set(settings) - {*TABLES, "preset"})
