@@ -66,6 +66,11 @@ class Card:
         Raises:
             ValueError: a field of the wrong kind or out of range.
         """
+        for name, kind in (("name", str), ("architecture", str), ("stage", str), ("sensor", str), ("limits", str),
+                           ("training", dict), ("scores", dict), ("ratios", list),
+                           ("residual_std", list), ("self_conditioning", bool)):  # fmt: skip
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
         whole = {"steps": self.steps, "bands": self.bands, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
         for name, value in whole.items():
             if (name, value) != ("bands", None) and (type(value) is not int or value < 1):
@@ -111,13 +116,9 @@ SLACK = 4
 """Parameters made for one that stays, at most, while a network is built."""
 
 
-class _TooLarge(ValueError):
-    """A network outgrows the weights that its file holds."""
-
-
 @contextmanager
-def _at_most(tensors: int, numbers: int) -> Iterator[None]:
-    """Stop building a network (ValueError) that has more parameters than a file holds, before memory is taken."""
+def at_most(tensors: int, numbers: int) -> Iterator[None]:
+    """Stop building a network (ValueError) that has about more parameters than that, before memory is taken."""
     from torch.nn.modules.module import register_module_parameter_registration_hook as watch
 
     made = [0, 0]
@@ -127,7 +128,7 @@ def _at_most(tensors: int, numbers: int) -> Iterator[None]:
             return
         made[0], made[1] = made[0] + 1, made[1] + parameter.numel()
         if made[0] > SLACK * tensors or made[1] > SLACK * numbers:
-            raise _TooLarge(f"it has more than the {tensors} tensors of {numbers} numbers that are stored")
+            raise ValueError(f"it has more than {tensors} tensors, or {numbers} numbers in them")
 
     handle: Any = watch(count)
     try:
@@ -155,7 +156,7 @@ def build_network(card: Card, held: tuple[int, int] | None = None) -> nn.Module:
     try:
         config = _config_of(resolve(entry.config), card.config)
         if held is not None:
-            with _at_most(*held), torch.device("meta"):
+            with at_most(*held), torch.device("meta"):
                 resolve(entry.network)(config)
         network: nn.Module = resolve(entry.network)(config)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:

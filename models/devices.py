@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 import torch
 
@@ -50,6 +51,19 @@ def free_memory(device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
     return int(torch.cuda.mem_get_info(device)[0])
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this process may ever have; None: unknown."""
+    try:
+        held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return held
+    return min(held, int(allowed)) if allowed.isdigit() else held
 
 
 def usable_cores() -> int:

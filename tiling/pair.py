@@ -236,6 +236,15 @@ class ScenePair(AbstractContextManager["ScenePair"]):
                 total += (own_rows + 2 * height) * data.width * data.count * itemsize
         return total
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of each file, which GDAL reads whole."""
+        total = 0
+        for data in {id(source.raster.dataset): source.raster.dataset for source in self._sources}.values():
+            height, width = data.block_shapes[0]
+            total += height * width * data.count * max(np.dtype(dtype).itemsize for dtype in data.dtypes)
+        return total
+
     def blocks_with_data(self, whole: bool = True) -> list[Window]:
         """Blocks of the *full* scene's frame, MS pixels, that hold a pixel valid in both; reads all of the MS."""
         height, width = self.full_shape

@@ -156,12 +156,16 @@ class StripStore:
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / _STATE)):
                 return False  # removed, and made anew by another run, before we had the lock
             earlier = _parsed(self._lock.read())
-            ours &= earlier["kind"] == _KIND if earlier is not None else self._holds_strips_alone()
+            if earlier is None:
+                ours &= self._holds_strips_alone()
+            else:
+                whole = isinstance(earlier["fingerprint"], dict) and {"layers", "count"} <= earlier.keys()
+                ours &= earlier["kind"] == _KIND and whole
         except FileNotFoundError:
             if self._is_gone() or self._clear_stateless():
                 return False
             ours = False
-        except (OSError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError, AttributeError):
             ours = False
         if not ours:
             self.release()

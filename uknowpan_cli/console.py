@@ -122,7 +122,7 @@ def _plain_lines(every: float = 5.0) -> Callable[[str, int, int, str], None]:
             current, began = stage, now
         if now - last >= every and done:
             left = (now - began) / done * (total - done)
-            print(f"{stage}: {amount}, {left:.0f} s left", file=sys.stderr, flush=True)
+            say(f"{stage}: {amount}, {left:.0f} s left")
             last = now
 
     return show
@@ -139,6 +139,16 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def say(line: str) -> None:
+    """A line on stderr; where it takes none, as on a full disk, later ones go nowhere."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 _began: list[float] = []

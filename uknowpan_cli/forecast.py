@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from uknowpan.scenes import Scene, creation_of
+from uknowpan.scenes import BYTES_OF_ROW, Scene, creation_of
 from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_row
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
 
@@ -96,7 +96,7 @@ def estimate(scene: Scene) -> Forecast:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
     memory = scene.tile_bytes * min(scene.batch_size, plan.count) + scene.bytes_across
-    memory += height * grid.width * pair.bands * 4 * 4
+    memory += height * grid.width * pair.bands * BYTES_OF_ROW
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize
     return Forecast(

@@ -146,6 +146,10 @@ class SharpenOptions:
     batch_size: Annotated[int | None, Option("--batch-size", TILING, "Tiles at once; default: by device.", "N", 1)] = (
         None
     )
+    max_memory: Annotated[
+        float | None,
+        Option("--max-memory", TILING, "GB that a scene may take, or it is refused; default: the machine's.", "GB"),
+    ] = None
     num_threads: Annotated[
         int | None, Option("--num-threads -j", TILING, "CPU threads; default: $OMP_NUM_THREADS or all cores.", "N", 1)
     ] = None
@@ -168,6 +172,8 @@ class SharpenOptions:
                 raise UsageError(f"--method and --{name} exclude each other.")
         for name, (hint, option) in declared().items():
             _check(getattr(self, name), hint, option)
+        if self.max_memory is not None and not 0 < self.max_memory < math.inf:
+            raise UsageError(f"--max-memory must be above 0 and finite, not {self.max_memory:g}.")
         self._set("creation", creation_options(self.creation or {}))
         self._set("max_value", _full_scale(self.max_value, self.bit_depth))
         self._set("bit_depth", None)

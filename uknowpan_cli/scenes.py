@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uknowpan.errors import UsageError
+from uknowpan.errors import OutOfMemory, UsageError
 from uknowpan.files import check_outputs, check_suffixes, try_creation
 from uknowpan.loading import tiles_at_once
+from uknowpan.models.devices import machine_memory
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.registering import report
@@ -22,6 +23,9 @@ from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, p
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
+
+BYTES_OF_ROW = 16
+"""Bytes per value of a row of tiles: blended, kept, encoded and written."""
 
 DRY_WINDOWS = 3
 """Number of samples where nothing is sharpened."""
@@ -136,14 +140,15 @@ def prepared(
         stack.enter_context(bounded_gdal_cache())
         pair = open_scene(pan, ms, options)
         stack.callback(pair.close)
+        check_memory(pair, options)
         if not in_memory:
             named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
             paths = {flag: str(path) for flag, path in named.items() if path is not None}
-            check_suffixes(paths)
             if options.resume and placed_by_interrupted(output, list(paths.values())):
                 options = replace(options, overwrite=True)
             check_outputs(paths, inputs, options.overwrite or dry_run)
+            check_suffixes(paths)
             try_creation(creation_of(options), options.format, options.output_dtype or pair.meta.dtype)
         sharpener = load()
         if options.uncertainty is not None:
@@ -178,6 +183,18 @@ def _warn_of(scene: Scene) -> None:
             "the result of model %s depends on how the scene is cut, here into %d tiles "
             "that overlap by %d PAN pixels (--tile, --overlap)",
             *(sharpener.name, plan.count, plan.overlap * pair.ratio),
+        )
+
+
+def check_memory(pair: ScenePair, options: SharpenOptions) -> None:
+    """Raise OutOfMemory where blocks of the files and rows of tiles cannot fit into memory."""
+    rows = min(options.tile, pair.grid.height)
+    needed = pair.block_bytes + rows * pair.grid.width * pair.bands * BYTES_OF_ROW
+    limit = machine_memory() if options.max_memory is None else options.max_memory * 1e9
+    if limit is not None and needed > limit:
+        raise OutOfMemory(
+            f"The scene takes at least {needed / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB that it may; "
+            "take a smaller --tile, a part (--bounds), or a larger --max-memory."
         )
 
 

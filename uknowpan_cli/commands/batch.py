@@ -18,7 +18,7 @@ from uknowpan import errors as exits
 from uknowpan.archive.manifest import Entry, Scene, by_patterns, choose_shard, read_manifest, scenes_of
 from uknowpan.archive.report import append_line, merged_report, report_path
 from uknowpan.commands import shared as opt
-from uknowpan.console import progress, to_json
+from uknowpan.console import progress, say, to_json
 from uknowpan.errors import BatchFailed, InputError, UsageError
 from uknowpan.options import INPUT, RESULT, RUN, SharpenOptions
 
@@ -277,4 +277,4 @@ def _show(outcome: SceneOutcome, label: str, quiet: bool) -> None:
         text = f"{outcome.status} in {outcome.seconds:.1f} s"
         if outcome.megapixels_per_second is not None:
             text += f", {outcome.megapixels_per_second:.3g} Mpx/s, {outcome.peak_mb:.0f} MB"
-        print(f"{label}: {text}", file=sys.stderr, flush=True)
+        say(f"{label}: {text}")

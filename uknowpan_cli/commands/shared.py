@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from uknowpan import errors
-from uknowpan.console import set_up_logging
+from uknowpan.console import say, set_up_logging
 from uknowpan.options import RUN, SharpenOptions, declared
 
 
@@ -119,7 +119,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
             traceback.print_exc(file=sys.stderr)
         message, code = errors.sentence(error), errors.exit_code(error)
         logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
-        typer.echo(f"uknowpan: error: {message}", err=True)
+        say(f"uknowpan: error: {message}")
         raise typer.Exit(code) from error
     finally:
         if before is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from uknowpan.commands import shared as opt
-from uknowpan.console import progress, run_began, to_json
+from uknowpan.console import progress, run_began, say, to_json
 from uknowpan.options import RESULT, RUN, SharpenOptions
 
 
@@ -59,5 +58,5 @@ def sharpen(
     if not quiet:
         size = f"{report.width} x {report.height} pixels, {report.bands} bands"
         speed = f"in {report.seconds:.1f} s, {report.megapixels_per_second:.3g} Mpx/s"
-        print(f"{report.output}: {size}, by {report.method} {speed}", file=sys.stderr, flush=True)
+        say(f"{report.output}: {size}, by {report.method} {speed}")
     typer.echo(to_json(asdict(report)) if as_json else report.output)

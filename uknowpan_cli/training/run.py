@@ -14,7 +14,7 @@ import torch.distributed
 
 from uknowpan.console import stop_requests
 from uknowpan.errors import OutOfMemory, OutputExists, UsageError, is_out_of_memory
-from uknowpan.models.checkpoints import network_of
+from uknowpan.models.checkpoints import at_most, network_of
 from uknowpan.models.devices import tune_cpu, usable_cores
 from uknowpan.models.training.loop import train
 from uknowpan.models.training.presets import Settings
@@ -22,11 +22,14 @@ from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
 from uknowpan.training.jobs import TrainRequest, make_job
 from uknowpan.training.show import TrainShow
 
+MOST_TENSORS, MOST_NUMBERS = 20_000, 10**10
+"""Parameters of a network, and numbers in them, beyond which a configuration is a mistake."""
+
 
 def described(stage: str, settings: Settings) -> dict[str, Any]:
     """The configuration of a run as config.json holds it, and the count of trained parameters."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), at_most(MOST_TENSORS, MOST_NUMBERS):
             network = network_of(settings.network)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"[network]: there is no such network ({error}).") from error

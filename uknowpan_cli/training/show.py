@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from uknowpan.console import say
 from uknowpan.models.training.loop import Examples
 from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from, write_png
 
@@ -55,7 +56,7 @@ class TrainShow:
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def examples(self, step: int, shown: Examples) -> None:
         """After every validation."""
