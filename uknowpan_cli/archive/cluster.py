@@ -184,11 +184,7 @@ def _with_own_gpu(options: SharpenOptions) -> SharpenOptions:
 
 
 def _ended(
-    client: Client,
-    scenes: Sequence[Scene],
-    settings: BatchSettings,
-    spread: bool,
-    note: Callable[[SceneOutcome], None],
+    client: Client, scenes: Sequence[Scene], settings: BatchSettings, spread: bool, note: Callable[[SceneOutcome], None]
 ) -> Iterator[SceneOutcome]:
     from distributed import as_completed
 
@@ -197,13 +193,7 @@ def _ended(
     of = dict(zip(keys, scenes, strict=True))
     client.forward_logging("uknowpan")
     futures = client.map(
-        _sharpen_here,
-        list(scenes),
-        key=keys,
-        pure=False,
-        settings=settings,
-        level=log.level,
-        spread=spread,
+        _sharpen_here, list(scenes), key=keys, pure=False, settings=settings, level=log.level, spread=spread
     )
     waiting = dict(zip(keys, futures, strict=True))
     del futures  # a future that someone holds keeps its result on the cluster

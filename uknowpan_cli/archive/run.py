@@ -122,10 +122,7 @@ def attempts(
 
 
 def run_scene(
-    scene: Scene,
-    settings: BatchSettings,
-    attempt: int = 1,
-    on_progress: Progress = no_progress,
+    scene: Scene, settings: BatchSettings, attempt: int = 1, on_progress: Progress = no_progress
 ) -> SceneOutcome:
     """One attempt at a scene; whatever goes wrong with it is in the outcome.
 

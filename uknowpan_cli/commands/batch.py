@@ -80,11 +80,7 @@ def batch(
     dask_workers: Annotated[
         int | None,
         opt.option(
-            "--dask-workers",
-            RUN,
-            "Processes of --dask local; default: one per GPU, without one per two cores.",
-            "N",
-            1,
+            "--dask-workers", RUN, "Processes of --dask local; default: one per GPU, without one per two cores.", "N", 1
         ),
     ] = None,
     report: Annotated[Path | None, opt.option("--report", RUN, "Only report on the batch in FOLDER.", "FOLDER")] = None,

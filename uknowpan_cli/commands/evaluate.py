@@ -15,8 +15,7 @@ from uknowpan.evaluation.options import EvaluateOptions, is_test_file
 def evaluate(
     ctx: typer.Context,
     target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="Test file in PanCollection's layout (.h5), or a result raster."),
+        str, typer.Argument(metavar="TARGET", help="Test file in PanCollection's layout (.h5), or a result raster.")
     ],
     options: EvaluateOptions,
     as_json: opt.JsonOption = False,

@@ -23,8 +23,7 @@ OPTIONS = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid
 def info(
     ctx: typer.Context,
     paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint."),
+        list[str], typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint.")
     ],
     options: SharpenOptions,
     as_json: opt.JsonOption = False,

@@ -226,11 +226,7 @@ def _picture(folder: Path, number: int) -> Path:
 
 @contextmanager
 def _shown(
-    quiet: bool,
-    sensor: Sensor,
-    sigmas: dict[str, Tensor | None],
-    scale: float,
-    folder: Path | None,
+    quiet: bool, sensor: Sensor, sigmas: dict[str, Tensor | None], scale: float, folder: Path | None
 ) -> Iterator[Callable[[Scored], None]]:
     """Function for after each image: a bar on a terminal, a line with -v, a picture."""
     from tqdm import tqdm

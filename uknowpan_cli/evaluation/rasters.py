@@ -210,12 +210,7 @@ def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress 
             "the MS's Nyquist frequency for every band."
         )
     title = f"{name} without truth: {used.name} MTF, MS enlarged by {options.registration}"
-    about |= {
-        "pan": options.pan,
-        "ms": list(options.ms),
-        "sensor": used.name,
-        "registration": options.registration,
-    }
+    about |= {"pan": options.pan, "ms": list(options.ms), "sensor": used.name, "registration": options.registration}
     return Report(results, title, None, about, notes, judge)
 
 

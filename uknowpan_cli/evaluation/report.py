@@ -59,11 +59,7 @@ JUDGED = {
 }
 """Labels of the indices by reprojection that the table shows."""
 
-WAYS = {
-    "published": "published, MTF",
-    "registered": "registered, own blur",
-    "registered_nominal": "registered, MTF",
-}
+WAYS = {"published": "published, MTF", "registered": "registered, own blur", "registered_nominal": "registered, MTF"}
 """Labels of the ways of `SecondJudge`."""
 
 JUDGE_WORDS = (
@@ -72,10 +68,7 @@ JUDGE_WORDS = (
     "A truth has a D_rho, a D_sR and a grain of its own: 0 is no aim."
 )
 
-PAPER_EXP = (
-    ("the .mat files that papers use", (0.0232, 0.0813, 0.8975)),
-    ("the H5 files", (0.0456, 0.1201, 0.8399)),
-)
+PAPER_EXP = (("the .mat files that papers use", (0.0232, 0.0813, 0.8975)), ("the H5 files", (0.0456, 0.1201, 0.8399)))
 """D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images at full resolution."""
 PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
 

@@ -13,13 +13,7 @@ from torch import Tensor
 from uknowpan.evaluation.reading import Scene
 from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.images import gaussian_kernel, mtf_kernel
-from uknowpan.models.metrics.reprojection import (
-    Displacement,
-    Published,
-    Registered,
-    find_phases,
-    measure,
-)
+from uknowpan.models.metrics.reprojection import Displacement, Published, Registered, find_phases, measure
 from uknowpan.surveying import survey
 from uknowpan.tiling.raster import Raster
 
