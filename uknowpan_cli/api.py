@@ -1,7 +1,5 @@
 """`uknowpan.sharpen` and its companions: files in, files out. Nothing prints."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -1,7 +1,5 @@
 """`uknowpan.sharpen_array`: arrays take the same road as files, through GDAL's memory."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 This module imports the standard library alone, so that `tiling` and `models` can use it.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import json

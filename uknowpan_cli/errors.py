@@ -3,8 +3,6 @@
 This module imports the standard library alone, so that `tiling` and `models` can derive their errors from it.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 

@@ -1,7 +1,5 @@
 """Files that a run reads and writes, checked before hours are spent on a scene."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 

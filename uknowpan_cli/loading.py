@@ -1,7 +1,5 @@
 """A sharpener on its device, by the options of a model."""
 
-from __future__ import annotations
-
 import logging
 from functools import lru_cache
 from typing import Any

@@ -3,8 +3,6 @@
 A picture here is a uint8 array (3, H, W) in R, G, B order.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The scenes of a batch, from a manifest or from patterns, and the share of this process."""
 
-from __future__ import annotations
-
 import csv
 import glob
 import hashlib

@@ -1,7 +1,5 @@
 """The report of a batch: JSON lines of each shard, and all of them merged."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `run_scene` takes and returns plain values that can be pickled, so that any process can run it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

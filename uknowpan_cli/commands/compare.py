@@ -1,7 +1,5 @@
 """`uknowpan compare`: methods side by side on a window of a scene."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`uknowpan distill-cache`: the teacher's answers, kept in a file."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`uknowpan evaluate`: scores of models and of results, as published tables have them."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

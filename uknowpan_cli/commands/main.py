@@ -1,7 +1,5 @@
 """The Typer application. Heavy libraries are imported inside the commands: --help is instant."""
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Annotated, Any

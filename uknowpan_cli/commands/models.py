@@ -1,7 +1,5 @@
 """`uknowpan models`: the checkpoints and their cards."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Annotated

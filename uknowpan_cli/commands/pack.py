@@ -1,7 +1,5 @@
 """`uknowpan pack`: scenes of a recipe into one training file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

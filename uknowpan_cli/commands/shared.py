@@ -1,7 +1,5 @@
 """What commands have in common: options, and errors that become a sentence and an exit code."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import logging

@@ -1,7 +1,5 @@
 """`uknowpan sharpen`: one scene."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

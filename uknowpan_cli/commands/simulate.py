@@ -1,7 +1,5 @@
 """`uknowpan simulate`: training files from the user's own scenes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

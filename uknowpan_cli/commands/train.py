@@ -1,7 +1,5 @@
 """`uknowpan train`: train a stage of U-Know-DiffPAN, or another network."""
 
-from __future__ import annotations
-
 import shlex
 from enum import StrEnum
 from pathlib import Path

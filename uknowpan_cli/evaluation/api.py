@@ -1,7 +1,5 @@
 """`uknowpan.evaluate`: indices of a result as a dict. Nothing prints."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

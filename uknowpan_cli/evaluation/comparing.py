@@ -4,8 +4,6 @@ Two judges score them. The first needs no truth (`evaluate_without`). The second
 the ground around the window (`sharp_truth`), and sharpens the pair that a coarser sensor would give.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """A comparison as one self-contained HTML page, or as a sheet of pictures."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Scores of whole rasters, read by windows: a scene of any size in the same memory."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Reading of a result, its reference, PAN and MS as the scores take them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """Indices by reprojection of a result raster: the second judge of `evaluate` without a reference."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
