@@ -52,6 +52,11 @@ def stamp(path: str) -> Stamp:
         return [path, None, None, None]
 
 
+def contents(path: str | os.PathLike[str]) -> list[object]:
+    """[bytes, digest] of a file, which hold for any name and time; None for both where it cannot be read."""
+    return stamp(str(path))[1::2]
+
+
 def sampled_digest(path: str | os.PathLike[str]) -> str:
     """Digest of a file's first and last bytes and of blocks between them; of all bytes where there are few.
 

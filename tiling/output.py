@@ -289,7 +289,8 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
                 final = self._temp_cog
             elif self._options.overviews:
                 self._build_overviews()
-            self._verify(final, self._is_lossless())
+            compress = self._creation.get("COMPRESS", "DEFLATE").upper()
+            self._verify(final, compress in _LOSSLESS and "NBITS" not in self._creation)
             self.scratch.seal(final)
         return self.scratch
 
@@ -310,10 +311,6 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             self.place()
         finally:
             self.abort()
-
-    def _is_lossless(self) -> bool:
-        compress = self._creation.get("COMPRESS", "DEFLATE").upper()
-        return compress in _LOSSLESS and "NBITS" not in self._creation
 
     def _verify(self, path: Path, exactly: bool) -> None:
         with quiet(), rasterio.open(path) as dataset:

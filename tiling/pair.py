@@ -342,18 +342,11 @@ def open_pair(
             pan_raster = _open_pan(opener, pan, pan_band, nodata, remarks)
             rasters = _open_ms(opener, specs, ms_bands, nodata, remarks)
             refuse_unplaced(pan_raster, rasters)
-            target, sources = _on_one_frame(
-                closing,
-                pan_raster,
-                rasters,
-                ratio,
-                resampling,
-                valid == "any",
-                remarks,
-            )
+            each = valid == "any"
+            target, sources = _on_one_frame(closing, pan_raster, rasters, ratio, resampling, each, remarks)
             whole = target.pan
             window = Window(0, 0, *whole.shape) if bounds is None else bounds_window(whole, bounds)
-            pair = ScenePair(
+            return ScenePair(
                 grid=whole.cut(window),
                 frame=target.frame.cut(window),
                 pan_source=Source.native(pan_raster),
@@ -372,7 +365,6 @@ def open_pair(
         raise InputUnreadable(
             f"{names[0]} or {', '.join(names[1:])} cannot be read (truncated or corrupt?): {reason(error)}."
         ) from error
-    return pair
 
 
 def _on_one_frame(

@@ -20,7 +20,7 @@ import numpy as np
 from uknowpan.durable import Scratch, parsed, sync_file, sync_folder, write_text
 from uknowpan.tiling.errors import OutputBusy, OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
-from uknowpan.tiling.identity import sampled_digest
+from uknowpan.tiling.identity import contents
 from uknowpan.tiling.output import SceneWriter
 
 try:
@@ -155,7 +155,8 @@ class StripStore:
             assert self._lock is not None
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / _STATE)):
                 return False  # removed, and made anew by another run, before we had the lock
-            earlier = _parsed(self._lock.read())
+            with suppress(ValueError):  # a power cut may have torn it
+                earlier = parsed(self._lock.read())
             if earlier is None:
                 ours &= self._holds_strips_alone()
             else:
@@ -329,7 +330,7 @@ class StripStore:
 
     def commit(self, files: Mapping[str, Scratch]) -> None:
         """Note that complete files are about to get their names, so that a resumed run may replace them."""
-        stamps = {str(file.target): _stamp(file.path) for file in files.values()}
+        stamps = {str(file.target): contents(file.path) for file in files.values()}
         write_text(self.folder / _COMMIT, json.dumps(stamps))
 
     def remove(self) -> None:
@@ -337,14 +338,6 @@ class StripStore:
         with suppress(OSError):
             self._delete()
         self.release()
-
-
-def _parsed(text: str) -> Any:
-    """JSON; None where there is none."""
-    try:
-        return parsed(text)
-    except ValueError:
-        return None
 
 
 def _is_own(folder: Path) -> bool:
@@ -359,11 +352,6 @@ def _is_own(folder: Path) -> bool:
         return os.lstat(probe).st_uid == status.st_uid
     finally:
         os.rmdir(probe)
-
-
-def _stamp(path: Path) -> list[object]:
-    """Size and digest of a file that has no name yet, or has got it."""
-    return [path.stat().st_size, sampled_digest(path)]
 
 
 def sweep_strips(output: str) -> None:
@@ -381,6 +369,6 @@ def placed_by_interrupted(output: str, paths: Sequence[str]) -> bool:
     try:
         stamps = parsed((Path(f"{output}.part") / _COMMIT).read_text())
         existing = [Path(os.path.realpath(path)) for path in paths if os.path.exists(path)]
-        return bool(existing) and all(stamps.get(str(path)) == _stamp(path) for path in existing)
+        return bool(existing) and all(stamps.get(str(path)) == contents(path) for path in existing)
     except (OSError, ValueError, AttributeError):
         return False

@@ -4,6 +4,7 @@ All numbers are MS pixels of the frame. Memory does not depend on the scene's he
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -85,6 +86,7 @@ def feather(size: int, overlap: int, ratio: int, first: bool, last: bool) -> npt
     return weights
 
 
+@dataclass
 class StripBlender:
     """Blends tile rows into strips; strip i is final when tile row i was added.
 
@@ -92,22 +94,15 @@ class StripBlender:
     depend on the tile, so they agree).
     """
 
-    def __init__(
-        self,
-        plan: list[list[Tile]],
-        frame_shape: tuple[int, int],
-        bands: int,
-        ratio: int,
-        overlap: int = 0,
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        self._plan = plan
-        self._frame = frame_shape
-        self._bands = bands
-        self._ratio = ratio
-        self._overlap = overlap
-        self._dtype = np.dtype(dtype)
-        self._index_of = {row[0].row: i for i, row in enumerate(plan)}
+    plan: list[list[Tile]]
+    frame_shape: tuple[int, int]
+    bands: int
+    ratio: int
+    overlap: int = 0
+    dtype: npt.DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        self._index_of = {row[0].row: i for i, row in enumerate(self.plan)}
         # Weighted lower edge of the last tile row: (its index, (C, overlap * ratio, W)).
         self._carry: tuple[int, AnyArray] | None = None
 
@@ -121,35 +116,35 @@ class StripBlender:
         """
         index = self._index_of[tiles[0].row]
         strip = self._join(tiles, arrays, index)
-        if self._overlap and self._carry is not None and self._carry[0] == index - 1:
+        if self.overlap and self._carry is not None and self._carry[0] == index - 1:
             above = self._carry[1]
-            if self._dtype == np.bool_:
+            if np.dtype(self.dtype) == np.bool_:
                 strip[:, : above.shape[1]] |= above
             else:
                 strip[:, : above.shape[1]] += above
-        first, last = (r * self._ratio for r in strip_rows(self._plan, index, self._frame))
+        first, last = (r * self.ratio for r in strip_rows(self.plan, index, self.frame_shape))
         n = last - first
-        if self._overlap and index + 1 < len(self._plan):
+        if self.overlap and index + 1 < len(self.plan):
             self._carry = (index, strip[:, n:].copy())
         return first, strip[:, :n]
 
     def _join(self, tiles: Sequence[Tile], arrays: Sequence[AnyArray | None], index: int) -> AnyArray:
         """One tile row, weighted, as (C, height * ratio, frame width * ratio)."""
-        r = self._ratio
-        width = self._frame[1] * r
-        strip = np.zeros((self._bands, tiles[0].height * r, width), self._dtype)
-        down = feather(tiles[0].height, self._overlap, r, index == 0, index + 1 == len(self._plan))
+        r = self.ratio
+        width = self.frame_shape[1] * r
+        strip = np.zeros((self.bands, tiles[0].height * r, width), self.dtype)
+        down = feather(tiles[0].height, self.overlap, r, index == 0, index + 1 == len(self.plan))
         for i, (tile, array) in enumerate(zip(tiles, arrays, strict=True)):
             if array is None:
                 continue
             left = tile.col * r
             right = min(left + tile.width * r, width)
             part = array[:, :, : right - left]
-            if self._dtype == np.bool_:
+            if np.dtype(self.dtype) == np.bool_:
                 strip[:, :, left:right] |= part
-            elif self._overlap == 0:
+            elif self.overlap == 0:
                 strip[:, :, left:right] = part
             else:
-                across = feather(tile.width, self._overlap, r, i == 0, i + 1 == len(tiles))
+                across = feather(tile.width, self.overlap, r, i == 0, i + 1 == len(tiles))
                 strip[:, :, left:right] += part * (down[:, None] * across[None, : right - left])
         return strip

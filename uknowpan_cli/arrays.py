@@ -19,11 +19,11 @@ from uknowpan.options import MODEL, TILING, declared
 from uknowpan.scenes import Scene, prepared
 from uknowpan.sharpening import sharpen_strips, with_back_off
 from uknowpan.tiling import Encoding, encode
-from uknowpan.tiling.raster import bounded_gdal_cache
+from uknowpan.tiling.placing import MAX_RATIO
+from uknowpan.tiling.raster import bounded_gdal_cache, usable_nodata
 
 Array = npt.NDArray[Any]
 
-MOST_RATIO = 8
 ALLOWED = [
     *(name for name, (_, option) in declared().items() if option.group in (MODEL, TILING)),
     *("softness", "consistency", "max_value", "bit_depth", "coregister", "resampling"),
@@ -86,7 +86,7 @@ def sharpen_array(
 def _sharpened(scene: Scene) -> tuple[dict[str, Array], Array]:
     """Layer -> (C, H, W) float32, and (H, W) valid."""
     pair = scene.pair
-    shape = pair.grid.height, pair.grid.width
+    shape = pair.grid.shape
     layers = {name: np.empty((pair.bands, *shape), np.float32) for name in scene.layers}
     valid = np.zeros(shape, np.bool_)
 
@@ -118,19 +118,12 @@ def array_raster(given: Any, name: str, nodata: float | None) -> ArrayRaster:
     if values.dtype.kind == "f":
         invalid |= ~np.isfinite(values)
     if nodata is not None:
-        _refuse_nodata(nodata, values.dtype, name)
+        if name != "PAN" and usable_nodata(nodata, values.dtype.name) is None:
+            raise InputError(f"Nodata {nodata:g} does not fit into {values.dtype}; choose another value.")
         near = 2 * np.finfo(values.dtype).eps * abs(nodata) if values.dtype.kind == "f" else 0
         with np.errstate(invalid="ignore", over="ignore"):
             invalid |= (values == nodata) | (np.abs(values - values.dtype.type(nodata)) <= near if near else False)
     return ArrayRaster(given, values, invalid)
-
-
-def _refuse_nodata(nodata: float, dtype: np.dtype[Any], name: str) -> None:
-    if dtype.kind == "f" or name == "PAN":
-        return
-    info = np.iinfo(dtype)
-    if not np.isfinite(nodata) or nodata != int(nodata) or not info.min <= nodata <= info.max:
-        raise InputError(f"Nodata {nodata:g} does not fit into {dtype}; choose another value.")
 
 
 def _to_numpy(given: Any, name: str) -> Array:
@@ -148,9 +141,9 @@ def _to_numpy(given: Any, name: str) -> Array:
 def _ratio(pan: tuple[int, ...], ms: tuple[int, ...]) -> int:
     (height, width), (h, w) = pan[-2:], ms[-2:]
     ratio = height // h
-    if (h * ratio, w * ratio) != (height, width) or not 1 <= ratio <= MOST_RATIO:
+    if (h * ratio, w * ratio) != (height, width) or not 1 <= ratio <= MAX_RATIO:
         raise InputError(
-            f"The PAN's {height} x {width} pixels are no whole multiple, 1 to {MOST_RATIO}, of the MS's {h} x {w}; "
+            f"The PAN's {height} x {width} pixels are no whole multiple, 1 to {MAX_RATIO}, of the MS's {h} x {w}; "
             "cut both to the same area."
         )
     return ratio

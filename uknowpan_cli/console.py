@@ -1,7 +1,5 @@
 """The terminal: progress, messages, logs and signals. stdout is kept for the result."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -84,7 +82,7 @@ class Progress:
         factor = 1e6 if self._unit == "Mpx" else 1
         self._show(self._label, done, total, f"{done / factor:.4g}/{total / factor:.4g} {self._unit}")
 
-    def stage(self, label: str, unit: str) -> Progress:
+    def stage(self, label: str, unit: str) -> "Progress":
         """Another stage, shown in the same place; the unit Mpx is counted in pixels."""
         return Progress(label, unit, self._show)
 

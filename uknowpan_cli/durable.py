@@ -101,10 +101,13 @@ class Scratch(AbstractContextManager["Scratch"]):
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a small file. Raises OSError."""
-    with Scratch(path) as scratch:
-        scratch.path.write_text(text)
-        scratch.publish()
+    """Replace a small file by UTF-8 text. Raises OSError, which names it."""
+    try:
+        with Scratch(path) as scratch:
+            scratch.path.write_text(text, encoding="utf-8")
+            scratch.publish()
+    except OSError as error:  # the system names no file when the disk is full
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sweep(target: str | os.PathLike[str]) -> None:
@@ -149,14 +152,9 @@ def _is_dead(folder: Path, pid: int) -> bool:
         os.close(handle)
         if old:
             return True
-    return not _is_running(pid)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+    return False

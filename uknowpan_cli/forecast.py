@@ -1,7 +1,5 @@
 """The forecast of a run: grid, tiles, memory, time; measured on a piece of the scene itself."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,16 +16,12 @@ from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_
 
 TILES_LOOKED_AT = 2000
 """Tiles that are looked at for data; of a larger scene every n-th."""
-
 LOOKS = 9
 """Places at which a tile full of data is looked for."""
-
 PROBE = 128
 """PAN pixels of a piece that is timed where a whole tile would take long."""
-
 QUICK = 0.1
 """Seconds of such a piece below which a whole tile is timed."""
-
 WRITTEN = 512
 """Rows and columns of a result whose writing is timed."""
 
@@ -73,6 +67,18 @@ class Forecast:
             f"time     about {self.seconds:.0f} s (a piece of the scene was timed)",
         ]
         return "\n".join([*lines, *(f"note     {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The share of a scene that is computed."""
+
+    tiles: int
+    """Tiles with data, about."""
+    rows: int
+    """Rows of tiles with such a tile, at most about."""
+    empty: Tile | None
+    """A tile that is not computed, if there is one."""
 
 
 def estimate(scene: Scene) -> Forecast:
@@ -148,8 +154,7 @@ def _passing_seconds(scene: Scene, data: _Data) -> float:
     tile, pair = data.empty, scene.pair
     if tile is None:
         return 0.0
-    place = (tile.row, tile.col, tile.height, tile.width)
-    seconds, _ = _timed(lambda: pair.is_empty(*place) or pair.read_frame(*place, scene.plan.margin))
+    seconds, _ = _timed(lambda: pair.is_empty(*tile) or pair.read_frame(*tile, scene.plan.margin))
     return seconds * (scene.plan.count - data.tiles)
 
 
@@ -165,12 +170,7 @@ def _writing_seconds(scene: Scene, row: TileRow | None) -> float:
     layers = {name: _repeated(values) for name, values in arrays.items() if values is not None}
     assert row.valid[0] is not None
     valid = _repeated(row.valid[0])[0]
-
-    def write() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            _write_to(folder, scene, layers, valid)
-
-    return _timed(write)[0] / int(valid.size)
+    return _timed(lambda: _write(scene, layers, valid))[0] / int(valid.size)
 
 
 def _repeated(rows: Array) -> Array:
@@ -180,10 +180,10 @@ def _repeated(rows: Array) -> Array:
     return np.tile(rows, (1, down, 2 * across))
 
 
-def _write_to(folder: str, scene: Scene, layers: Mapping[str, Array], valid: Array) -> None:
+def _write(scene: Scene, layers: Mapping[str, Array], valid: Array) -> None:
     """The end of a run, with a scene of this size."""
     grid: Grid = replace(scene.pair.grid, height=valid.shape[0], width=valid.shape[1])
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         writers = {
             name: stack.enter_context(layer_writer(scene, name, f"{folder}/{name}.tif", grid)) for name in layers
         }
@@ -204,18 +204,6 @@ def _disk(scene: Scene, data: _Data, image: int) -> float:
     return strips + image * (1 if plain else share) + sigma * share + copied
 
 
-@dataclass(frozen=True)
-class _Data:
-    """The share of a scene that is computed."""
-
-    tiles: int
-    """Tiles with data, about."""
-    rows: int
-    """Rows of tiles with such a tile, at most about."""
-    empty: Tile | None
-    """A tile that is not computed, if there is one."""
-
-
 def _data_of(scene: Scene) -> _Data:
     """Count tiles with data by the MS alone: its pixels are few."""
     pair, plan = scene.pair, scene.plan
@@ -228,7 +216,7 @@ def _data_of(scene: Scene) -> _Data:
     looked_at = tiles[::step]
     full, empty = set(), []
     for i, t in looked_at:
-        if pair.is_empty(t.row, t.col, t.height, t.width):
+        if pair.is_empty(*t):
             empty.append(t)
         else:
             full.add(i)
@@ -249,4 +237,4 @@ def _full_tile(scene: Scene) -> Tile:
     candidates = tiles[:: max(1, len(tiles) // LOOKS)] + [
         t for t in tiles if any(0 <= y - t.row < t.height and 0 <= x - t.col < t.width for y, x in centres)
     ]
-    return max(candidates, key=lambda t: pair.valid_fraction(t.row, t.col, t.height, t.width))
+    return max(candidates, key=lambda t: pair.valid_fraction(*t))

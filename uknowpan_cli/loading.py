@@ -1,12 +1,14 @@
 """A sharpener on its device, by the options of a model."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from uknowpan.errors import UsageError
+from uknowpan.errors import OutOfMemory, UsageError, is_out_of_memory
 from uknowpan.models.devices import free_memory, tune_cpu, tune_gpu
 from uknowpan.models.sharpeners import Sharpener, load_sharpener
 from uknowpan.options import SharpenOptions
@@ -62,6 +64,17 @@ def load_for(options: SharpenOptions) -> Sharpener:
 def load_once(of_model: tuple[tuple[str, Any], ...]) -> Sharpener:
     """The sharpener of `SharpenOptions.of_model`, loaded once in a process."""
     return load_for(SharpenOptions(**dict(of_model)))
+
+
+@contextmanager
+def memory_watched(remedy: str) -> Iterator[None]:
+    """Turn exhausted memory into one sentence: "Memory ran out" and the remedy."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"Memory ran out {remedy}") from error
 
 
 def tiles_at_once(device: str, tile_bytes: int) -> int:

@@ -97,35 +97,27 @@ class Stretch:
 
 
 def stretch_from(
-    image: np.ndarray,
-    valid: np.ndarray | None = None,
-    low: float = 1,
-    high: float = 99,
-    *,
-    bands: tuple[int, int, int] | None = None,
+    image: np.ndarray, valid: np.ndarray | None = None, *, bands: tuple[int, int, int] | None = None
 ) -> Stretch:
-    """Percentile stretch per shown band.
+    """Stretch per shown band: the first percentile becomes black, the 99th white.
 
     Args:
         image: (C, H, W), any units.
         valid: (H, W) bool, pixels to count; NaN never counts.
-        low: percentile that becomes black.
-        high: percentile that becomes white.
         bands: bands to show; by default those of `rgb_bands` for an unnamed raster.
     """
     shown = bands or rgb_bands((), (), image.shape[0])
-    limits = [_limits(image[band], valid, (low, high)) for band in shown]
-    lows, highs = zip(*limits, strict=True)
+    lows, highs = zip(*(_limits(image[band], valid) for band in shown), strict=True)
     return Stretch(shown, lows, highs)
 
 
-def _limits(band: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float, float]) -> tuple[float, float]:
+def _limits(band: np.ndarray, valid: np.ndarray | None) -> tuple[float, float]:
     counted = np.isfinite(band) if valid is None else np.isfinite(band) & valid
     values = band[counted]
     values = values[:: values.size // PERCENTILE_SAMPLES + 1]
     if not values.size:
         return 0.0, 1.0
-    low, high = (float(v) for v in np.percentile(values, percentiles))
+    low, high = (float(v) for v in np.percentile(values, (1, 99)))
     # A flat band has no contrast to show: it becomes black, not a division by zero.
     return low, high if high > low else low + 1
 

@@ -139,6 +139,6 @@ def test_no_room_to_try_writing(forecast: Forecast, make_pair: MakePair, monkeyp
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(estimate, "_write_to", full)
+    monkeypatch.setattr(estimate, "_write", full)
     values = forecast(make_pair(), "--method", "brovey")
     assert values["notes"] == ["writing is not in the time: [Errno 28] No space left on device"]

@@ -31,19 +31,6 @@ def append_line(path: Path, line: Mapping[str, object]) -> None:
         os.close(handle)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a report; torn ones are left out."""
-    lines = []
-    for raw in path.read_bytes().split(b"\n"):
-        try:
-            line = parsed(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("id"), str) and "status" in line:
-            lines.append(line)
-    return lines
-
-
 @dataclass(frozen=True)
 class Report:
     """The state of the scenes of a batch."""
@@ -62,9 +49,7 @@ class Report:
         megapixels = sum(scene.get("megapixels") or 0.0 for scene in measured)
         return {
             "scenes": len(self.scenes),
-            "done": len(self.of("done")),
-            "skipped": len(self.of("skipped")),
-            "failed": len(self.of("failed")),
+            **{status: len(self.of(status)) for status in ("done", "skipped", "failed")},
             "seconds": round(seconds, 3),
             "megapixels": round(megapixels, 6),
             "megapixels_per_second": round(megapixels / seconds, 3) if seconds else None,
@@ -117,7 +102,13 @@ FIGURES = ("seconds", "megapixels", "megapixels_per_second", "peak_mb", "device"
 def _last_lines(path: Path) -> dict[str, dict[str, Any]]:
     """Scene -> its last line in a report, whatever its clock shows; a skipped one keeps the figures of its making."""
     last: dict[str, dict[str, Any]] = {}
-    for line in _lines(path):
+    for raw in path.read_bytes().split(b"\n"):
+        try:
+            line = parsed(raw)
+        except ValueError:  # a killed run tore it
+            continue
+        if not isinstance(line, dict) or not isinstance(line.get("id"), str) or "status" not in line:
+            continue
         before = last.get(line["id"], {})
         if line["status"] == "skipped" and before.get("status") in ("done", "skipped"):
             line = line | {key: before[key] for key in FIGURES if key in before}

@@ -42,7 +42,7 @@ from uknowpan.tiling import (
     StripStore,
     sweep_strips,
 )
-from uknowpan.tiling.identity import sampled_digest
+from uknowpan.tiling.identity import contents
 from uknowpan.tiling.raster import GDAL_ERRORS, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
@@ -169,8 +169,6 @@ def check_scene(scene: Scene, settings: BatchSettings) -> SceneOutcome:
             output = _stand_in(scene.output)
             with prepared(scene.pan, scene.ms, output, options, lambda: sharpener, dry_run=True):
                 return plan
-    except exits.Interrupted:
-        raise
     except Exception as error:
         log.debug("%s", scene.id, exc_info=True)
         return replace(plan, status="cannot", code=exits.exit_code(error), message=exits.sentence(error))
@@ -249,7 +247,7 @@ class _State:
         sidecar = _read_sidecar(self.wanted[0], self.digest) or {}
         stamps = sidecar.get("files")
         if isinstance(stamps, dict) and all(Path(path).name in stamps for path in self.wanted):
-            return all(stamps[Path(path).name] == _contents(path) for path in self.wanted)
+            return all(stamps[Path(path).name] == contents(path) for path in self.wanted)
         return all(_is_readable(path) for path in self.wanted)
 
     def refuse_others(self, overwrite: bool) -> None:
@@ -301,14 +299,6 @@ def _identity_in(path: str) -> str | None:
     return None if identity is None else str(identity)
 
 
-def _contents(path: str) -> list[object] | None:
-    """Size and sampled digest of an output."""
-    try:
-        return [os.path.getsize(path), sampled_digest(path)]
-    except OSError:
-        return None
-
-
 def _is_readable(path: str) -> bool:
     """Whether a raster can be read to its end."""
     try:
@@ -320,14 +310,10 @@ def _is_readable(path: str) -> bool:
     return True
 
 
-def _sidecar(output: str) -> Path:
-    return Path(f"{output}.json")
-
-
 def _read_sidecar(output: str, identity: str) -> dict[str, Any] | None:
     """The sidecar if it is of that identity; a run may have ended before it was written."""
     try:
-        content = parsed(_sidecar(output).read_text())
+        content = parsed(Path(f"{output}.json").read_text())
         return content if content["identity"] == identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -343,17 +329,12 @@ def _changed(output: str, identity: str, facts: Mapping[str, object]) -> list[st
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, object]:
-    flat: dict[str, object] = {"version": facts["version"]}
-    for group in ("pair", "options", "method"):
-        flat |= {key.lower(): value for key, value in facts[group].items()}
-    return flat
+    groups = {key.lower(): value for group in ("pair", "options", "method") for key, value in facts[group].items()}
+    return {"version": facts["version"]} | groups
 
 
-def _write_sidecar(
-    scene: Scene, options: SharpenOptions, state: _State, report: SharpenReport | None
-) -> None:  # fmt: skip
+def _write_sidecar(scene: Scene, options: SharpenOptions, state: _State, report: SharpenReport | None) -> None:
     """OUT.json, for people; report: None where the run that made the output was killed before this."""
-    path = _sidecar(scene.output)
     content = {
         "identity": state.digest,
         "output": scene.output,
@@ -364,10 +345,10 @@ def _write_sidecar(
         "megapixels": state.megapixels,
         "seconds": None if report is None else report.seconds,
         "report": None if report is None else asdict(report),
-        "files": {Path(file).name: _contents(file) for file in state.wanted},
+        "files": {Path(file).name: contents(file) for file in state.wanted},
         "written": _now(),
     }
-    write_text(path, to_json(content) + "\n")
+    write_text(f"{scene.output}.json", to_json(content) + "\n")
 
 
 def _drop_strips(output: str) -> None:
@@ -379,12 +360,10 @@ def _drop_strips(output: str) -> None:
 
 def _sweep(scene: Scene) -> None:
     """Remove what killed runs left beside the outputs; strips stay."""
-    for path in (scene.output, scene.sigma):
+    for path in (scene.output, scene.sigma, f"{scene.output}.json"):
         if Path(path).parent.is_dir():
             sweep(path)
             sweep_strips(path)
-    if Path(scene.output).parent.is_dir():
-        sweep(_sidecar(scene.output))
 
 
 def _may_pass(error: Exception, scene: Scene) -> bool:

@@ -79,9 +79,7 @@ def batch(
     ] = None,
     dask_workers: Annotated[
         int | None,
-        opt.option(
-            "--dask-workers", RUN, "Processes of --dask local; default: one per GPU, without one per two cores.", "N", 1
-        ),
+        opt.option("--dask-workers", RUN, "Processes of --dask local; default: one per GPU, or per two cores.", "N", 1),
     ] = None,
     report: Annotated[Path | None, opt.option("--report", RUN, "Only report on the batch in FOLDER.", "FOLDER")] = None,
     overwrite: Annotated[

@@ -37,9 +37,9 @@ def compare(
 
     Example: uknowpan compare pan.tif ms.tif -o compare.html
     """
+    from uknowpan.durable import write_text
     from uknowpan.evaluation.comparing import compare as run
     from uknowpan.evaluation.page import html_page, sheet
-    from uknowpan.evaluation.report import write_text
     from uknowpan.files import check_outputs
     from uknowpan.models.checkpoints import DEFAULT_MODEL
     from uknowpan.pictures import write_png

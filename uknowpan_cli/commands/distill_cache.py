@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -34,9 +31,7 @@ def distill_cache(
     ] = 0,
     max_value: Annotated[
         float | None,
-        opt.option(
-            "--max-value", INPUT, "Full scale in DN, if the file does not declare it; default: the teacher's.", "VALUE"
-        ),
+        opt.option("--max-value", INPUT, "Full scale in DN, if the file has none; default: the teacher's.", "VALUE"),
     ] = None,
     batch_size: Annotated[
         int, opt.option("--batch-size", TILING, "Samples at once, which memory depends on.", "N", 1)
@@ -54,7 +49,7 @@ def distill_cache(
 ) -> None:
     """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
-        from uknowpan.loading import choose_device
+        from uknowpan.loading import choose_device, memory_watched
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
         from uknowpan.models.pancollection.dataset import PanCollectionDataset
@@ -62,7 +57,6 @@ def distill_cache(
         from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
         from uknowpan.tiling import check_output
-        from uknowpan.training.run import memory_watched
 
         if max_value is not None and not is_full_scale(max_value):
             raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
@@ -82,13 +76,14 @@ def distill_cache(
                 free = shutil.disk_usage(Path(os.path.realpath(output)).parent).free / 1e9
                 needed = f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB"
                 typer.echo(f"{needed}; {free:.3g} GB are free", err=True)
-            with memory_watched(remedy), _shown(count, quiet) as shown, stop_requests() as stopping:
+            shown = progress("distill-cache", quiet, "samples")
+            with memory_watched(remedy), shown as on_progress, stop_requests() as stopping:
                 done = write_cache(
                     *(frozen, file, scale, output),
                     batch_size=batch_size,
                     dtype=dtype.value,
                     resume=resume,
-                    on_progress=shown,
+                    on_progress=on_progress,
                     should_stop=lambda: bool(stopping),
                 )
         if done < count:
@@ -99,20 +94,3 @@ def distill_cache(
             **{"steps": steps, "seed": seed, "scale": scale},
         }
         typer.echo(json.dumps(result) if as_json else str(output))
-
-
-@contextmanager
-def _shown(count: int, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total): a bar on a terminal, a line every few seconds elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        with progress("distill-cache", quiet, "samples") as lines:
-            yield lines
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=count, desc="distill-cache", unit="sample", file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-
-        yield show

@@ -29,7 +29,8 @@ def evaluate(
     """
     options.for_file(target, {name for name in ctx.params if opt.is_typed(ctx, name)})
 
-    from uknowpan.evaluation.report import print_table, write_text
+    from uknowpan.durable import write_text
+    from uknowpan.evaluation.report import print_table
     from uknowpan.files import check_outputs
     from uknowpan.models.devices import tune_cpu
 

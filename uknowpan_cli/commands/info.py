@@ -35,7 +35,16 @@ def info(
     Example: uknowpan info pan.tif ms.tif
     """
     if len(paths) == 1:
-        _checkpoint(paths[0], as_json)
+        from uknowpan.commands.models import show
+        from uknowpan.models.checkpoints import bundled_models
+
+        path = paths[0]
+        if path not in bundled_models() and not path.endswith(".safetensors"):
+            raise UsageError(
+                f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
+                "nor a .safetensors file."
+            )
+        show(path, as_json=as_json)
         return
     began = run_began()
     from uknowpan.loading import load_for
@@ -45,18 +54,6 @@ def info(
     with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
         facts = _scene(pair, load_for(options), options, began)
     typer.echo(to_json(facts) if as_json else _text(facts))
-
-
-def _checkpoint(path: str, as_json: bool) -> None:
-    from uknowpan.commands.models import show
-    from uknowpan.models.checkpoints import bundled_models
-
-    if path not in bundled_models() and not path.endswith(".safetensors"):
-        raise UsageError(
-            f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
-            "nor a .safetensors file."
-        )
-    show(path, as_json=as_json)
 
 
 def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float) -> dict[str, Any]:

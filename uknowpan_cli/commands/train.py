@@ -33,10 +33,7 @@ def train(
     data: Annotated[
         list[Path],
         opt.option(
-            "--data",
-            INPUT,
-            "PanCollection h5 for training, may be repeated; or a scenes file of `uknowpan pack` (stage fsa-s).",
-            "FILE",
+            "--data", INPUT, "PanCollection h5, may be repeated; or, for fsa-s, a file of `uknowpan pack`.", "FILE"
         ),
     ],
     out: Annotated[
@@ -51,10 +48,7 @@ def train(
     valid: Annotated[
         list[Path] | None,
         opt.option(
-            "--valid",
-            INPUT,
-            "PanCollection h5 for validation, one for each --data; default: its name with valid for train.",
-            "FILE",
+            "--valid", INPUT, "h5 for validation, one per --data; default: its name with valid for train.", "FILE"
         ),
     ] = None,
     prior: Annotated[
@@ -82,11 +76,7 @@ def train(
     max_value: Annotated[
         float | None,
         opt.option(
-            "--max-value",
-            INPUT,
-            "Full scale in DN of files that do not declare one: 2047 (WV2, WV3, QB), 1023 (GF2).",
-            "VALUE",
-            1,
+            "--max-value", INPUT, "Full scale of files without one: 2047 (WV2, WV3, QB), 1023 (GF2).", "VALUE", 1
         ),
     ] = None,
     resume: Annotated[bool, opt.option("--resume", RUN, "Go on from the run folder.")] = False,

@@ -1,21 +1,20 @@
 """Gather scenes into one file that training streams from, without a raster library."""
 
-from __future__ import annotations
-
 import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from uknowpan.durable import Scratch
+from uknowpan.models.blur import Psf, estimate_psf, pan_on_ms_grid
 from uknowpan.models.errors import DataError
-
-if TYPE_CHECKING:
-    from uknowpan.models.blur import Psf
+from uknowpan.models.training.degradations import sharp_truth
+from uknowpan.tiling import open_pair
 
 LEAST_SIDE = 16
 """MS pixels along a side below which blur and shift cannot be measured."""
@@ -109,8 +108,6 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
             one grid, or whose PAN and MS do not resemble each other.
         TilingError: see `uknowpan.tiling.open_pair`.
     """
-    import h5py
-
     lines = []
     with Scratch(output) as scratch:
         with h5py.File(scratch.path, "w") as file:
@@ -131,8 +128,6 @@ def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
 
 def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
     """(gt, PAN on the same grid or None, measurements)"""
-    from uknowpan.tiling import open_pair
-
     files = [str(root / path) for path in scene.ms_files]
     # The first band stands in for a missing PAN, so that grid and validity are read alike.
     pan, band = (files[0], 1) if scene.kind == "ms" else (str(root / scene.pan), None)
@@ -170,10 +165,6 @@ def _reduced_pan(
 
     `pan` (1, H, W) covers the whole frame, `gt` a window of it in MS pixels.
     """
-    import torch
-
-    from uknowpan.models.blur import pan_on_ms_grid
-
     whole = torch.from_numpy(pan.astype(np.float32))
     psf = _psf_of(scene, _windowed(pan, window, ratio), gt, ratio)
     reduced = pan_on_ms_grid(whole, ratio, psf.shift)
@@ -184,10 +175,6 @@ def _sharp_truth(
     scene: PackedScene, pan: np.ndarray, gt: np.ndarray, window: tuple[slice, slice], ratio: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """(truth, PAN, measurements), see `sharp_truth`; arguments as in `_reduced_pan`."""
-    import torch
-
-    from uknowpan.models.training.degradations import sharp_truth
-
     pan = _windowed(pan, window, ratio)
     psf = _psf_of(scene, pan, gt, ratio)
     try:
@@ -210,10 +197,6 @@ def _removed(psf: Psf) -> str:
 
 def _psf_of(scene: PackedScene, pan: np.ndarray, gt: np.ndarray, ratio: int) -> Psf:
     """Blur and shift of a truth against its PAN; DataError where the two do not resemble each other."""
-    import torch
-
-    from uknowpan.models.blur import estimate_psf
-
     fine, truth = (torch.from_numpy(x.astype(np.float32)) for x in (pan, gt))
     psf = estimate_psf([(fine, truth)], ratio)
     if psf.correlation == 0:

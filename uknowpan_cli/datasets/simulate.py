@@ -4,8 +4,6 @@ The MS of a scene becomes the truth, and a pair `ratio` times coarser is made fr
 Scenes are read in blocks, so that their size does not matter.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +12,24 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from uknowpan import __version__
+from uknowpan.datasets.synthetic import PAN_WEIGHTS, make_scene, write_scene
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import Sensor, find_sensor
+from uknowpan.models.metrics.toolbox import imresize
 from uknowpan.models.pancollection.file import PatchBatch, is_full_scale
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
+from uknowpan.models.resample import cubic, decimate
 from uknowpan.options import ShiftOfTruth
 from uknowpan.registering import NOTICEABLE_SHIFT
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uknowpan.tiling import ScenePair
+from uknowpan.surveying import survey
+from uknowpan.tiling import ScenePair, open_pair
 
 SPLITS = ("train", "valid", "test")
 BLOCK = 512
@@ -204,8 +203,6 @@ def simulate_files(
 
 def simulate_sample(folder: Path) -> Simulation:
     """A tiny data set of drawn scenes: FOLDER/train.h5, valid.h5 and test.h5; the folder is made if need be."""
-    from uknowpan.datasets.synthetic import PAN_WEIGHTS, make_scene, write_scene
-
     folder.mkdir(parents=True, exist_ok=True)
     # Shares that make test images large enough for the border that `evaluate` cuts.
     options = SimulationOptions(
@@ -244,8 +241,6 @@ class _Scene:
 
 
 def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _Scene:
-    from uknowpan.tiling import open_pair
-
     # An MS alone is a pair with its own first band, which is then not looked at.
     pan, ratio = (files.pan, options.ratio) if files.pan else (f"{files.ms[0]},band=1", 1)
     pair = stack.enter_context(
@@ -263,8 +258,6 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
 
 def _measure_shift(pair: ScenePair, mode: ShiftOfTruth) -> tuple[tuple[float, float], list[str]]:
     """(shift to remove in PAN pixels, notes)"""
-    from uknowpan.surveying import survey
-
     measured = survey(pair, coregister="off").measured
     if measured is None:
         return (0.0, 0.0), ["PAN and MS resemble each other too little to measure a shift"]
@@ -471,8 +464,6 @@ def _simulate(
     The block holds all places and the margin that filters see. It ends where the scene ends, so that the toolbox's
     own border rules act there.
     """
-    import torch
-
     ratio, r = plan.ratio, scene.pair.ratio
     margin = wald_margin(ratio) * ratio
     ends = [n // ratio * ratio for n in scene.pair.frame_shape]
@@ -503,11 +494,6 @@ def _simulate(
 
 def _reduced_pan(scene: _Scene, pan: np.ndarray, gt: Tensor) -> Tensor:
     """float64 (1, h, w): the PAN (1, H, W), without its shift, or the weighted sum of the bands, on the MS grid."""
-    import torch
-
-    from uknowpan.models.metrics.toolbox import imresize
-    from uknowpan.models.resample import cubic, decimate
-
     if scene.files.pan is None:
         return torch.einsum("c,chw->hw", torch.tensor(scene.weights, dtype=torch.float64), gt.double())[None]
     ratio = scene.pair.ratio

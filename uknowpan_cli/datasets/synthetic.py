@@ -3,17 +3,21 @@
 The sharp bands are the truth. PAN and MS are made from them by Wald's protocol.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
+import rasterio
+import torch
+from rasterio.enums import ColorInterp
 
 from uknowpan.durable import Scratch
 from uknowpan.errors import InputError
+from uknowpan.models.blur import gain_to_sigma
+from uknowpan.models.resample import degrade
+from uknowpan.models.training.degradations import Degradation, degrade_truth
 
 BANDS = ("blue", "green", "red", "nir")
 """Band names of the demo scene, and of drawn scenes with four bands."""
@@ -94,8 +98,6 @@ def load_demo_scene(size: int = 304, ratio: int = 4, seed: int = 7) -> Synthetic
         ratio: PAN pixels per MS pixel.
         seed: seed of the sensor noise.
     """
-    import rasterio
-
     with as_file(files("uknowpan") / "data" / "demo_naip.tif") as path, rasterio.open(path) as dataset:
         size = min(size, *dataset.shape) // ratio * ratio
         top, left = ((n - size) // 2 for n in dataset.shape)
@@ -113,12 +115,6 @@ def observe(
     The PAN is the weighted sum of the bands, blurred by its own optics. The MS is each band,
     blurred by the optics of the MS and sampled in the middle of ratio x ratio PAN pixels.
     """
-    import torch
-
-    from uknowpan.models.blur import gain_to_sigma
-    from uknowpan.models.resample import degrade
-    from uknowpan.models.training.degradations import Degradation, degrade_truth
-
     sharp = torch.from_numpy(np.tensordot(np.array(weights, np.float32), truth, axes=1)[None, None])
     pan = degrade(sharp, 1, gain_to_sigma(PAN_GAIN, 1))[0].numpy()
     ms = degrade_truth(torch.from_numpy(truth), Degradation(ratio, "gaussian", (MS_GAIN,) * len(truth))).numpy()
@@ -129,9 +125,6 @@ def observe(
 
 def write_scene(scene: SyntheticScene, folder: str | os.PathLike[str]) -> ScenePaths:
     """Write demo_pan.tif, demo_ms.tif and demo_truth.tif, areas nested from the same corner."""
-    import rasterio
-    from rasterio.enums import ColorInterp
-
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     paths = ScenePaths(*(out / f"demo_{name}.tif" for name in ("pan", "ms", "truth")))

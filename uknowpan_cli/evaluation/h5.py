@@ -1,7 +1,5 @@
 """Scores of models and classical methods on a test file."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -9,22 +7,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from uknowpan import errors as exits
+import h5py
+import numpy as np
+from torch import Tensor
+
+from uknowpan.console import progress
 from uknowpan.errors import Error, InputError, UsageError
 from uknowpan.evaluation.options import EvaluateOptions
+from uknowpan.evaluation.pictures import evaluation_sheet
 from uknowpan.evaluation.report import Report, known_exp
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uknowpan.models.checkpoints import Card
-    from uknowpan.models.metrics.evaluation import Fuse, Results, Scored
-    from uknowpan.models.metrics.sensors import Sensor
-    from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
-    from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
-
+from uknowpan.loading import choose_device, memory_watched
+from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, read_card
+from uknowpan.models.metrics.baselines import BASELINES
+from uknowpan.models.metrics.evaluation import Fuse, Results, Scored, evaluate_file, scored_size
+from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
+from uknowpan.models.pancollection.condition import image_sharpener
+from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.sharpeners import NetworkSharpener, Sharpened, load_network
+from uknowpan.pictures import write_png
+from uknowpan.tiling import check_output
 
 log = logging.getLogger("uknowpan")
 
@@ -34,11 +36,6 @@ COARSE_SCALE = 255.0
 
 def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) -> Report:
     """Score every chosen method on the file; errors as `evaluate` reports them."""
-    from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
-    from uknowpan.models.metrics.evaluation import evaluate_file, scored_size
-    from uknowpan.models.pancollection.condition import image_sharpener
-    from uknowpan.models.pancollection.file import PanCollectionFile
-
     with PanCollectionFile(target) as file:
         header = file.header
         size = scored_size(file, options.cut)
@@ -56,7 +53,11 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
             **{name: _classical(name, sensor, file) for name in classical},
             **{n: _keeping_sigma(image_sharpener(s, file, scale), n, sigmas) for n, s in sharpeners.items()},
         }
-        with _shown(quiet, sensor, sigmas, scale, folder) as on_image, _memory_watched(file):
+        remedy = (
+            f"with one image of {header.bands} x {header.height} x {header.width}; "
+            "take --device cpu, or a smaller model."
+        )
+        with _shown(quiet, sensor, sigmas, scale, folder) as on_image, memory_watched(remedy):
             results = evaluate_file(
                 file,
                 fuses,
@@ -72,10 +73,6 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
 
 def _chosen_methods(options: EvaluateOptions) -> list[str]:
     """Names of `BASELINES`, in its order."""
-    if not options.method and not options.baselines:
-        return []
-    from uknowpan.models.metrics.baselines import BASELINES
-
     wanted = {name.lower() for name in options.method}
     unknown = wanted - {name.lower() for name in BASELINES}
     if unknown:
@@ -92,8 +89,6 @@ def _scale(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[Ca
     Raises:
         InputError: neither options, nor the file, nor a model declare one.
     """
-    from uknowpan.models.metrics.sensors import find_sensor
-
     declared = options.known_sensor.max_value if options.known_sensor else None
     candidates: list[float | None] = [options.max_value or file.header.max_value, declared]
     for name in (file.header.sensor, *(card.sensor for card in cards)):
@@ -116,8 +111,6 @@ def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[C
     Raises:
         UsageError, InputError: gains are needed, but the option or the file has none that fit.
     """
-    from uknowpan.models.metrics.sensors import SENSORS, find_sensor
-
     bands = file.header.bands
     code: type[Error] = InputError
     trained = {card.sensor for card in cards} - {"generic"}  # "generic" is any sensor
@@ -147,9 +140,6 @@ def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[C
 
 def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
     """MTF gains that `simulate` degraded by, one per band."""
-    import h5py
-    import numpy as np
-
     with h5py.File(file.path, "r", locking="best-effort") as opened:
         gains = np.ravel(opened.attrs.get("mtf_gains", ()))
     numbers = gains.dtype.kind == "f" and len(gains) == file.header.bands
@@ -158,9 +148,6 @@ def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
 
 def _load(options: EvaluateOptions, models: Sequence[str]) -> dict[str, NetworkSharpener]:
     """Row of the table -> network."""
-    from uknowpan.loading import choose_device
-    from uknowpan.models.sharpeners import load_network
-
     device = choose_device(options.device) if models else "cpu"
     loaded: dict[str, NetworkSharpener] = {}
     for model in models:
@@ -187,8 +174,6 @@ def _row_name(card: str, typed: str, taken: Mapping[str, object]) -> str:
 
 
 def _classical(name: str, sensor: Sensor, file: PanCollectionFile) -> Fuse:
-    from uknowpan.models.metrics.baselines import BASELINES
-
     header, baseline = file.header, BASELINES[name]
     gains, pan_gain = sensor.for_bands(header.bands).mtf_ms, sensor.mtf_pan
     return lambda patches: baseline(patches, gains, header.ratio, pan_gain)
@@ -209,8 +194,6 @@ def _picture_folder(options: EvaluateOptions, images: int) -> Path | None:
     """The folder for pictures; existing ones are refused without --overwrite."""
     if options.pictures is None:
         return None
-    from uknowpan.tiling import check_output
-
     try:
         options.pictures.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -229,38 +212,16 @@ def _shown(
     quiet: bool, sensor: Sensor, sigmas: dict[str, Tensor | None], scale: float, folder: Path | None
 ) -> Iterator[Callable[[Scored], None]]:
     """Function for after each image: a bar on a terminal, a line with -v, a picture."""
-    from tqdm import tqdm
+    with progress("evaluate", quiet or not sys.stderr.isatty(), "images") as shown:
 
-    bar = tqdm(unit="image", file=sys.stderr, leave=False, disable=quiet or not sys.stderr.isatty())
+        def show(scored: Scored) -> None:
+            shown(scored.number + 1, scored.count)
+            log.info("image %d of %d", scored.number + 1, scored.count)
+            if folder is not None:
+                in_dn = {name: None if s is None else s * scale for name, s in sigmas.items()}
+                write_png(_picture(folder, scored.number), evaluation_sheet(scored, in_dn, sensor))
 
-    def show(scored: Scored) -> None:
-        bar.total = scored.count
-        bar.update()
-        log.info("image %d of %d", scored.number + 1, scored.count)
-        if folder is not None:
-            from uknowpan.evaluation.pictures import evaluation_sheet
-            from uknowpan.pictures import write_png
-
-            in_dn = {name: None if s is None else s * scale for name, s in sigmas.items()}
-            write_png(_picture(folder, scored.number), evaluation_sheet(scored, in_dn, sensor))
-
-    with bar:
         yield show
-
-
-@contextmanager
-def _memory_watched(file: PanCollectionFile) -> Iterator[None]:
-    """Report full memory as one sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not exits.is_out_of_memory(error):
-            raise
-        header = file.header
-        raise exits.OutOfMemory(
-            f"Memory ran out with one image of {header.bands} x {header.height} x {header.width}; "
-            "take --device cpu, or a smaller model."
-        ) from error
 
 
 def _report(

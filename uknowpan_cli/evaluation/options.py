@@ -1,20 +1,18 @@
 """Every option of `evaluate`, once. This module needs no Typer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from uknowpan.errors import UsageError
-from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING, Option, band_numbers
-
-if TYPE_CHECKING:
-    from uknowpan.models.metrics.sensors import Sensor
+from uknowpan.models.metrics.sensors import Sensor, find_sensor
+from uknowpan.options import INPUT, MODEL, RESULT, TILING, Option, band_numbers, declared
 
 SCORES = "Scores"
 """Group of the options that decide what the numbers depend on."""
+SHARED = {name: option for name, (_, option) in declared().items()}
+"""Options as `sharpen` has them."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,10 @@ class EvaluateOptions:
             "--ms", INPUT, "Raster without truth: the MS; or several files, repeated.", "FILE", cli=list[str] | None
         ),
     ] = ()
-    ratio: Annotated[
-        int | None, Option("--ratio", INPUT, "PAN pixels per MS pixel; default: by georeferencing.", "N", 1, 8)
-    ] = None
-    nodata: Annotated[
-        float | None, Option("--nodata", INPUT, "Nodata value; default: as the files declare.", "VALUE")
-    ] = None
-    pan_bidx: Annotated[int | None, Option("--pan-bidx", INPUT, "Band of the PAN, if it has several.", "N", 1)] = None
-    bidx: Annotated[
-        str | Sequence[int] | None,
-        Option("--bidx -b", INPUT, "MS bands to use, from 1, in this order.", "3,2,1", cli=str | None),
-    ] = None
+    ratio: Annotated[int | None, SHARED["ratio"]] = None
+    nodata: Annotated[float | None, SHARED["nodata"]] = None
+    pan_bidx: Annotated[int | None, SHARED["pan_bidx"]] = None
+    bidx: Annotated[str | Sequence[int] | None, SHARED["bidx"]] = None
     limit: Annotated[int | None, Option("--limit", INPUT, "h5: only the first N images.", "N", 1)] = None
     model: Annotated[
         Sequence[str],
@@ -75,14 +66,7 @@ class EvaluateOptions:
     seed: Annotated[int, Option("--seed", MODEL, "h5: seed of the initial noise.", "N")] = 0
     softness: Annotated[
         float | None,
-        Option(
-            "--softness",
-            MODEL,
-            "h5: softness of the results, for models that take one, see `sharpen`; default: 0.45.",
-            "SIGMA",
-            0.2,
-            1.0,
-        ),
+        Option("--softness", MODEL, "h5: softness of models that take one; default: 0.45.", "SIGMA", 0.2, 1.0),
     ] = None
     device: Annotated[str, Option("--device", MODEL, "h5: auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
     sensor: Annotated[
@@ -102,11 +86,7 @@ class EvaluateOptions:
     bit_depth: Annotated[int | None, Option("--bit-depth", SCORES, "--max-value as 2^N - 1.", "N", 1, 32)] = None
     registration: Annotated[
         Literal["area", "pancollection"],
-        Option(
-            "--registration",
-            SCORES,
-            "How --ms is enlarged: area, as georeferenced, or pancollection, as the toolbox does.",
-        ),
+        Option("--registration", SCORES, "Enlargement of --ms: area, as georeferenced; pancollection, as the toolbox."),
     ] = "area"
     cut: Annotated[
         int, Option("--cut", SCORES, "With a truth: border left out, pixels; published: 21.", "PIXELS", 0)
@@ -122,7 +102,7 @@ class EvaluateOptions:
     num_threads: Annotated[
         int | None, Option("--num-threads -j", TILING, "CPU threads; default: all cores.", "N", 1)
     ] = None
-    overwrite: Annotated[bool, Option("--overwrite", RUN, "Replace outputs that exist.")] = False
+    overwrite: Annotated[bool, SHARED["overwrite"]] = False
 
     def __post_init__(self) -> None:
         for name in ("ms", "model", "method"):
@@ -138,8 +118,6 @@ class EvaluateOptions:
         """The sensor that `sensor` names; a UsageError for an unknown one."""
         if self.sensor is None:
             return None
-        from uknowpan.models.metrics.sensors import find_sensor
-
         try:
             return find_sensor(self.sensor)
         except ValueError as error:

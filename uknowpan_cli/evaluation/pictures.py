@@ -1,20 +1,13 @@
 """Pictures of `evaluate`: PAN, LMS, results, truth; error maps and uncertainty with a legend."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
+from uknowpan.models.metrics.evaluation import Scored
+from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.pictures import BACKGROUND, enlarge, error_map, panels, rgb_bands, stretch_from
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uknowpan.models.metrics.evaluation import Scored
-    from uknowpan.models.metrics.sensors import Sensor
-
 
 SHOWN = 256
 """Pixels along a side that small images are enlarged to, about."""

@@ -1,7 +1,7 @@
 """Scores of whole rasters, read by windows: a scene of any size in the same memory."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -30,7 +30,7 @@ from uknowpan.models.metrics.indices import AgainstReference
 from uknowpan.models.metrics.regions import ROWS, Region, regions, whole_tiles
 from uknowpan.models.metrics.sensors import SENSORS, Sensor
 from uknowpan.options import band_numbers
-from uknowpan.surveying import FEW_LEVELS
+from uknowpan.surveying import FEW_LEVELS, Progress
 from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
 from uknowpan.tiling.metadata import declared_bits
 from uknowpan.tiling.placing import Bounds
@@ -43,8 +43,6 @@ METHOD = "result"
 
 DEFAULT_RATIO = 4
 """Ratio of ERGAS against a reference where none is given."""
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate_against(
@@ -212,9 +210,6 @@ def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress 
     return Report(results, title, None, about, notes, judge)
 
 
-# ------------------------------------------------------------------------------------- rasters
-
-
 @contextmanager
 def _measured(path: str) -> Iterator[None]:
     """Turn a refusal by the scores into an error about the input."""
@@ -229,9 +224,6 @@ def _reported(todo: Sequence[Region], on_progress: Progress | None) -> Iterator[
         yield region
         if on_progress is not None:
             on_progress(done, len(todo))
-
-
-# ------------------------------------------------------------------------- against a reference
 
 
 def _without_border(shape: tuple[int, int], cut: int, path: str) -> Region:
@@ -267,9 +259,6 @@ def _peak(gt: Raster, max_value: float | None) -> float:
         peak = next((p for p in (2.0**n - 1 for n in BIT_DEPTHS) if p >= largest), largest)
     log.warning("PSNR and SSIM take %g for full scale, as %s reaches %g; give --max-value", peak, gt.path, largest)
     return peak
-
-
-# -------------------------------------------------------------------------- without a reference
 
 
 def _largest(pair: ScenePair) -> float:

@@ -1,23 +1,19 @@
 """Results of `evaluate` as a table, JSON, CSV, LaTeX and plain words."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
-import re
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uknowpan.durable import Scratch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from uknowpan.evaluation.reprojection import SecondJudge
-    from uknowpan.models.metrics.evaluation import Results
+from uknowpan.evaluation.reprojection import SecondJudge
+from uknowpan.models.metrics.evaluation import Results
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,9 @@ PAPER_EXP = (("the .mat files that papers use", (0.0232, 0.0813, 0.8975)), ("the
 """D_lambda_K, D_s and HQNR of EXP on PanCollection's two sets of 20 WV3 images at full resolution."""
 PAPER_IMAGES, PAPER_TOLERANCE = 20, 6e-4
 
+_LATEX_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX_SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -89,18 +88,38 @@ class Report:
     def facts(self) -> dict[str, Any]:
         """All as JSON has it."""
         words = plain_words(self.results)
-        facts = {**self.about, **as_dict(self.results), "notes": self.notes}
+        facts = {**self.about, **_as_dict(self.results), "notes": self.notes}
         if self.judge is not None:
             facts["reprojection"] = self.judge.facts()
         return facts | ({"in_words": words} if words else {})
 
     def csv(self) -> str:
-        """One line for each method and image."""
-        return csv_text(self.results)
+        """CSV with one line for each method and image, images from 0, values with all digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        indices = _indices(self.results)
+        writer.writerow(["method", "image", *indices])
+        for method, own in self.results.scores.items():
+            for image in range(self.results.images):
+                writer.writerow([method, image, *(repr(float(own[i][image])) for i in indices)])
+        return text.getvalue()
 
     def latex(self) -> str:
-        """A tabular for a paper."""
-        return latex_text(self.results, self.bands)
+        """LaTeX tabular for the package booktabs, the best of each index in bold."""
+        results, indices = self.results, _indices(self.results)
+        heads = []
+        for index in indices:
+            name = index_label(index, self.bands) if index == "q2n" and self.bands else INDICES[index].latex
+            heads.append(name + (r" $\uparrow$" if INDICES[index].high_is_better else r" $\downarrow$"))
+        rows = []
+        for method in results.scores:
+            cells = {index: _cell(results, method, index, r" \pm ") for index in indices}
+            shown = [rf"$\mathbf{{{c}}}$" if _best(results, i) == method else f"${c}$" for i, c in cells.items()]
+            plain = "".join(_LATEX_SPECIAL.get(character, character) for character in method)
+            rows.append(" & ".join([plain, *shown]) + r" \\")
+        lines = [rf"\begin{{tabular}}{{l{'c' * len(indices)}}}", r"\toprule", " & ".join(["Method", *heads]) + r" \\"]
+        lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
+        return "\n".join(lines)
 
     def remarks(self) -> list[str]:
         """Notes, and scores without a truth in words."""
@@ -138,22 +157,15 @@ def _cell(results: Results, method: str, index: str, between: str) -> str:
 
 def print_table(report: Report) -> None:
     """Print mean and standard deviation (N - 1) over the images, the best in bold."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    results, bands = report.results, report.bands
+    results = report.results
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("method", overflow="fold")
     for index in _indices(results):
-        shown = INDICES[index]
-        table.add_column(f"{index_label(index, bands)}\n(best {shown.best})", justify="right")
+        table.add_column(f"{index_label(index, report.bands)}\n(best {INDICES[index].best})", justify="right")
     best = {index: _best(results, index) for index in _indices(results)}
     for method in results.scores:
-        cells = [_cell(results, method, index, " ± ") for index in best]
-        chosen = (f"[bold]{cell}[/bold]" if best[i] == method else cell for i, cell in zip(best, cells, strict=True))
-        table.add_row(escape(method), *chosen)
+        cells = {index: _cell(results, method, index, " ± ") for index in best}
+        table.add_row(escape(method), *(f"[bold]{c}[/bold]" if best[i] == method else c for i, c in cells.items()))
     # A file or a pipe has no width of its own.
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(report.title, highlight=False, markup=False)
@@ -163,9 +175,6 @@ def print_table(report: Report) -> None:
 
 
 def _judge_table(judge: SecondJudge) -> Table:
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("by reprojection", overflow="fold")
     for label in JUDGED.values():
@@ -175,7 +184,7 @@ def _judge_table(judge: SecondJudge) -> Table:
     return table
 
 
-def as_dict(results: Results) -> dict[str, Any]:
+def _as_dict(results: Results) -> dict[str, Any]:
     """Mean, standard deviation and the value of every image, as JSON has them."""
 
     def column(method: str, index: str) -> dict[str, Any]:
@@ -184,48 +193,6 @@ def as_dict(results: Results) -> dict[str, Any]:
 
     scores = {method: {index: column(method, index) for index in own} for method, own in results.scores.items()}
     return {"kind": results.kind, "images": results.images, "scores": scores}
-
-
-def csv_text(results: Results) -> str:
-    """CSV with one line for each method and image, images from 0, values with all digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    indices = _indices(results)
-    writer.writerow(["method", "image", *indices])
-    for method, own in results.scores.items():
-        for image in range(results.images):
-            writer.writerow([method, image, *(repr(float(own[i][image])) for i in indices)])
-    return text.getvalue()
-
-
-_LATEX_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX_SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"}
-
-
-def latex_text(results: Results, bands: int | None = None) -> str:
-    """LaTeX tabular for the package booktabs, the best of each index in bold."""
-    indices = _indices(results)
-    arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
-    heads = []
-    for index in indices:
-        name = index_label(index, bands) if index == "q2n" and bands else INDICES[index].latex
-        heads.append(f"{name} {arrows[INDICES[index].high_is_better]}")
-    best = {index: _best(results, index) for index in indices}
-    rows = []
-    for method in results.scores:
-        cells = [_cell(results, method, index, r" \pm ") for index in indices]
-        shown = (
-            rf"$\mathbf{{{cell}}}$" if best[i] == method else f"${cell}$"
-            for i, cell in zip(indices, cells, strict=True)
-        )
-        rows.append(" & ".join([_plain_latex(method), *shown]) + r" \\")
-    lines = [rf"\begin{{tabular}}{{l{'c' * len(indices)}}}", r"\toprule", " & ".join(["Method", *heads]) + r" \\"]
-    lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(lines)
-
-
-def _plain_latex(text: str) -> str:
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: _LATEX_SPECIAL[match[0]], text)
 
 
 def known_exp(results: Results, sensor: str) -> str | None:
@@ -270,13 +237,3 @@ def plain_words(results: Results) -> str | None:
 
 def _judged(value: float, low: float, high: float) -> str:
     return "below that" if value < low else "within that" if value <= high else "above that"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    try:
-        with Scratch(path) as scratch:
-            scratch.path.write_text(text, encoding="utf-8")
-            scratch.publish()
-    except OSError as error:  # the system names no file when the disk is full
-        raise OSError(error.errno, error.strerror, str(path)) from error

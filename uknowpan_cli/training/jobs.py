@@ -1,7 +1,5 @@
 """From what was typed to a stage that can be trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training run: processes of torchrun, threads, memory, interruption."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,8 @@ import torch
 import torch.distributed
 
 from uknowpan.console import stop_requests
-from uknowpan.errors import OutOfMemory, OutputExists, UsageError, is_out_of_memory
+from uknowpan.errors import OutputExists, UsageError
+from uknowpan.loading import memory_watched
 from uknowpan.models.checkpoints import at_most, network_of
 from uknowpan.models.devices import tune_cpu, usable_cores
 from uknowpan.models.training.loop import train
@@ -65,17 +64,6 @@ def run(
         finally:
             show.close()
         return best if first else None
-
-
-@contextmanager
-def memory_watched(remedy: str) -> Iterator[None]:
-    """Turn exhausted memory into one sentence: "Memory ran out" and the remedy."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(f"Memory ran out {remedy}") from error
 
 
 def own_device(device: str) -> str:

@@ -1,7 +1,5 @@
 """Settings of a run: a TOML over the dataclasses of a preset."""
 
-from __future__ import annotations
-
 import math
 import tomllib
 from dataclasses import fields, is_dataclass, replace

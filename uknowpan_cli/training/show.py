@@ -1,7 +1,5 @@
 """A training run on the terminal and on disk: lines, a bar, pictures, TensorBoard."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from functools import cached_property

@@ -16,7 +16,7 @@ from testfiles import draw_truth, write_images
 
 from uknowpan.evaluation import h5 as evaluate_h5
 from uknowpan.evaluation.pictures import evaluation_sheet
-from uknowpan.evaluation.report import index_label, known_exp, latex_text, plain_words
+from uknowpan.evaluation.report import Report, index_label, known_exp, plain_words
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results, Scored
 from uknowpan.models.metrics.sensors import SENSORS
 from uknowpan.models.pancollection.file import PatchBatch
@@ -256,11 +256,11 @@ def test_a_raster_without_truth(uknowpan: Run, as_json, make_pair, tmp_path) -> 
 
 def test_latex_escapes_and_marks_the_best() -> None:
     found = results({"a_b": {"sam": 1.0, "psnr": 30.0}, "50%": {"sam": 2.0, "psnr": 31.0}})
-    text = latex_text(found)
+    text = Report(found, "", None, {}).latex()
     assert r"a\_b & $\mathbf{1.0000 \pm 0.1414}$ & $30.000 \pm 0.141$ \\" in text
     assert r"50\% & $2.0000 \pm 0.1414$ & $\mathbf{31.000 \pm 0.141}$ \\" in text
     assert r"SAM ($^\circ$) $\downarrow$ & PSNR (dB) $\uparrow$" in text
-    alone = latex_text(results({"a": {"sam": 1.0}}, images=1))
+    alone = Report(results({"a": {"sam": 1.0}}, images=1), "", None, {}).latex()
     assert "a & $0.9000$" in alone
 
 
