@@ -37,14 +37,7 @@ def store(path: Path, images: dict[str, np.ndarray | Tensor], **attributes: obje
 
 
 def write_images(
-    path: Path,
-    *,
-    count: int = 2,
-    bands: int = 4,
-    size: int = 64,
-    gt: bool = True,
-    seed: int = 0,
-    **attributes: object,
+    path: Path, *, count: int = 2, bands: int = 4, size: int = 64, gt: bool = True, seed: int = 0, **attributes: object
 ) -> Path:
     """Drawn images whose MS is degraded by gains of 0.3; without truth PAN and MS are the same."""
     truth = torch.stack([draw_truth(seed + i, bands, size) for i in range(count)])

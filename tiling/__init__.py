@@ -11,14 +11,7 @@ from uknowpan.tiling.errors import (
 )
 from uknowpan.tiling.fill import FILL_REACH, TileArrays, output_valid
 from uknowpan.tiling.metadata import MsMeta, PanMeta, uncertainty_meta
-from uknowpan.tiling.output import (
-    Encoding,
-    OutputOptions,
-    SceneWriter,
-    check_output,
-    encode,
-    output_encoding,
-)
+from uknowpan.tiling.output import Encoding, OutputOptions, SceneWriter, check_output, encode, output_encoding
 from uknowpan.tiling.pair import ScenePair, open_pair, sample_windows
 from uknowpan.tiling.raster import parse_band_spec
 from uknowpan.tiling.strips import StripStore, placed_by_interrupted, sweep_strips

@@ -153,10 +153,7 @@ def test_everything_that_goes_in_matters(config):
     x_t, t, condition = inputs()
     with torch.no_grad():
         base = model(x_t, t, condition).x0
-        others = {
-            "x_t": model(x_t + 0.1, t, condition),
-            "t": model(x_t, (t + 250) % 500, condition),
-        }
+        others = {"x_t": model(x_t + 0.1, t, condition), "t": model(x_t, (t + 250) % 500, condition)}
         for name in ("band_features", "pan_features", "scene"):
             moved = replace(condition, **{name: getattr(condition, name) + 0.1})
             others[name] = model(x_t, t, moved)

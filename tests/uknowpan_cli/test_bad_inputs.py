@@ -371,12 +371,7 @@ TABLE = [
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name.replace(" ", "-"))
 def test_bad_input(
-    row: Row,
-    uknowpan: Run,
-    make_pair: MakePair,
-    tiny_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    row: Row, uknowpan: Run, make_pair: MakePair, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     bench = Bench(tmp_path, make_pair, tiny_model)

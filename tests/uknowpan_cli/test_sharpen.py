@@ -27,11 +27,7 @@ def test_grid_metadata_and_tags(sharpen: Sharpen, make_pair: MakePair, tmp_path:
         dataset.units = ["reflectance"] * 4
         dataset.update_tags(2, WAVELENGTH="560")
     sharpen(pair, "--tile", 64, "--seed", 11, "--steps", 2, "--co", "COMPRESS=ZSTD,ZSTD_LEVEL=3")
-    with (
-        rasterio.open(tmp_path / "out.tif") as out,
-        rasterio.open(pair.pan) as pan,
-        rasterio.open(pair.ms[0]) as ms,
-    ):
+    with rasterio.open(tmp_path / "out.tif") as out, rasterio.open(pair.pan) as pan, rasterio.open(pair.ms[0]) as ms:
         assert (out.crs, out.transform, out.shape) == (pan.crs, pan.transform, pan.shape)
         assert out.dtypes == ms.dtypes
         assert out.descriptions == tuple(names)

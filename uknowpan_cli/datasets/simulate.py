@@ -133,11 +133,7 @@ def split_paths(output: Path, split: Sequence[float] = (1, 1, 1)) -> dict[str, P
 
 
 def simulate_files(
-    scenes: Sequence[SceneFiles],
-    output: Path,
-    options: SimulationOptions,
-    *,
-    names: Sequence[str] | None = None,
+    scenes: Sequence[SceneFiles], output: Path, options: SimulationOptions, *, names: Sequence[str] | None = None
 ) -> Simulation:
     """Write the files of `split_paths`; none of them appears before all are complete.
 
@@ -373,8 +369,7 @@ def _areas(scene: _Scene, plan: _Plan) -> dict[str, Area]:
         wanted = " and ".join(name for name in SPLITS if plan.split[name] > 0)
         raise DataError(
             f"{scene.files} has no room for {wanted} apart: {int(valid.sum())} patches of {cell} "
-            f"pixels without nodata in {h} x {w} MS pixels; give a larger scene, a smaller "
-            "--patch, or --split 100,0,0."
+            f"pixels without nodata in {h} x {w} MS pixels; give a larger scene, a smaller --patch, or --split 100,0,0."
         )
 
     areas = {}

@@ -238,8 +238,7 @@ def _report(
     title = (
         f"{Path(file.path).name}, {results.kind} resolution: {results.images} images of "
         f"{header.bands} x {header.height} x {header.width}, {border}full scale {scale:g}\n"
-        "mean ± standard deviation (N - 1); models clipped to full scale, EXP and classical "
-        "methods as they are"
+        "mean ± standard deviation (N - 1); models clipped to full scale, EXP and classical methods as they are"
     )
     notes = []
     if not header.has_gt and size != (header.height, header.width):

@@ -218,8 +218,7 @@ def test_torchrun(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_pa
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("distributed") is None,
-    reason="distributed is not installed (uknowpan[dask])",
+    importlib.util.find_spec("distributed") is None, reason="distributed is not installed (uknowpan[dask])"
 )
 def test_dask_scheduler(shell: Shell, scenes: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     """For real, with one worker; nothing of it stays."""

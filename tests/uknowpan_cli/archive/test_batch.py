@@ -277,11 +277,7 @@ def failing(error: Exception, times: int, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_retries(
-    error: Exception,
-    words: Sequence[object],
-    ends: str,
-    archive: Archive,
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, words: Sequence[object], ends: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scene is tried once more where the failure may pass; memory was backed off from already."""
     archive.add("a")
@@ -485,12 +481,7 @@ def test_dry_run(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_refusals(
-    words: Sequence[object],
-    code: int,
-    says: str,
-    uknowpan: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    words: Sequence[object], code: int, says: str, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence, before anything is made."""
     monkeypatch.chdir(tmp_path)

@@ -21,12 +21,10 @@ from uknowpan.loading import load_once
 from uknowpan.options import SharpenOptions
 
 needs_dask = pytest.mark.skipif(
-    importlib.util.find_spec("distributed") is None,
-    reason="distributed is not installed (uknowpan[dask])",
+    importlib.util.find_spec("distributed") is None, reason="distributed is not installed (uknowpan[dask])"
 )
 needs_certificates = pytest.mark.skipif(
-    importlib.util.find_spec("cryptography") is None,
-    reason="cryptography is not installed (uknowpan[dask])",
+    importlib.util.find_spec("cryptography") is None, reason="cryptography is not installed (uknowpan[dask])"
 )
 SCENES = "abcdef"
 
@@ -171,11 +169,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @needs_dask
 def test_deaths(
-    words: tuple[object, ...],
-    cluster: Cluster,
-    uknowpan: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[object, ...], cluster: Cluster, uknowpan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker is killed in the middle of a scene, then the client is interrupted, then the
     scheduler is killed; whatever happens, the same command makes the rest."""

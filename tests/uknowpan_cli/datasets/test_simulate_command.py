@@ -232,10 +232,7 @@ def test_pan_nodata_is_left_out_too(tmp_path, make_pair):
         ({"stride": 3}, "A stride of 3 pixels"),
         ({"patch": 64}, "no room for train and valid and test apart: 0 patches of 64 .* 48 x 36"),
         ({"test_patch": 40}, "No patch of 40 valid MS pixels is left for test"),
-        (
-            {"sensor": find_sensor("WV3"), "bands": (1, 2, 3)},
-            "WV3 has 8 bands, not 3; name another",
-        ),
+        ({"sensor": find_sensor("WV3"), "bands": (1, 2, 3)}, "WV3 has 8 bands, not 3; name another"),
         ({"sensor": find_sensor("GF2")}, "Values reach .*, beyond the 1023 of GF2; .* --max-value"),
         ({"gains": (0.3, 0.2)}, "2 MTF gains were given for 4 bands"),
         ({"bands": (7,)}, "MS band 7 does not exist"),

@@ -393,10 +393,7 @@ def test_gains_that_are_not_one_number_per_band(uknowpan: Run, reduced, tmp_path
 
 def test_a_full_disk_is_named_with_the_file(uknowpan: Run, reduced, tiny_model, tmp_path) -> None:
     wanted = tmp_path / "a.csv"
-    outcome = spawn(
-        *("evaluate", reduced, "--cut", 0, "-m", tiny_model, "--csv", wanted, "-j", 1),
-        file_limit=50,
-    )
+    outcome = spawn(*("evaluate", reduced, "--cut", 0, "-m", tiny_model, "--csv", wanted, "-j", 1), file_limit=50)
     assert outcome.code == 3 and outcome.stdout == ""
     assert outcome.stderr == f"uknowpan: error: {wanted}: File too large.\n"
     assert not list(tmp_path.iterdir())

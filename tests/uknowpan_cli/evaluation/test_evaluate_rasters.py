@@ -125,8 +125,7 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dtype, creation, peak",
-    [("uint16", {}, 2047), ("uint16", {"NBITS": 12}, 4095), ("float32", {}, 2047)],
+    "dtype, creation, peak", [("uint16", {}, 2047), ("uint16", {"NBITS": 12}, 4095), ("float32", {}, 2047)]
 )
 def test_full_scale_is_the_files_or_found(tmp_path, messages, dtype, creation, peak):
     (result, reference), arrays = _pair(tmp_path, dtype=dtype, **creation)
