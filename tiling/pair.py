@@ -120,11 +120,9 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     def read_frame(self, row: int, col: int, height: int, width: int, margin: int = 0) -> TileArrays:
         """Read height x width MS pixels at (row, col) of the frame and `margin` more on every side.
 
-        The arrays cover (height + 2 margin, width + 2 margin) MS pixels. Any position may be asked for:
-        outside of bounds it is the scene's own data, outside of the scene its reflection.
-        Invalid pixels take neighbouring values `FILL_REACH` MS pixels deep, beyond that the
-        scene's mean (`fill_values`).
-        Raises InputUnreadable.
+        The arrays cover (height + 2 margin, width + 2 margin) MS pixels. Any position may be asked for: outside of
+        bounds it is the scene's own data, outside of the scene its reflection. Invalid pixels take neighbouring values
+        `FILL_REACH` MS pixels deep, beyond that the scene's mean (`fill_values`). Raises InputUnreadable.
         """
         window = self.frame.in_scene(Window(row, col, height, width).grown(margin))
         pan_window = self.frame.on_pan(window)

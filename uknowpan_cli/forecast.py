@@ -84,8 +84,7 @@ class _Data:
 def estimate(scene: Scene) -> Forecast:
     """Sharpen a piece full of data, write its result, and extrapolate.
 
-    Tiles without data are counted and timed apart. The time up to here counts too: a run starts
-    the same way.
+    Tiles without data are counted and timed apart. The time up to here counts too: a run starts the same way.
     """
     pair, plan, grid = scene.pair, scene.plan, scene.pair.grid
     seconds = time.monotonic() - scene.began

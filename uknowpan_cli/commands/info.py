@@ -29,8 +29,7 @@ def info(
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a
-    checkpoint (its card).
+    """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a checkpoint (its card).
 
     Example: uknowpan info pan.tif ms.tif
     """
