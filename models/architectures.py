@@ -3,8 +3,6 @@
 A new network is one entry here and its own files. Nothing else names networks one by one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module

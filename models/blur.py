@@ -4,8 +4,6 @@ A degraded PAN is close to a linear combination of the MS bands. The blur and th
 the multiple correlation of the two largest, on details (local mean removed), are those of the MS.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +101,7 @@ class _Fit:
 
 
 def _parabola_peak(left: float, middle: float, right: float) -> float:
-    """Where three equally spaced values peak, in steps from the middle, within +-1."""
+    """The place at which three equally spaced values peak, in steps from the middle, within +-1."""
     curvature = left - 2 * middle + right
     if curvature >= 0:
         return 1.0 if right > left else -1.0

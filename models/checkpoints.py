@@ -1,7 +1,5 @@
 """A checkpoint is one safetensors file whose header carries a JSON card. No pickle is loaded."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -2,8 +2,8 @@
 
 All methods take moments of the whole scene, so that tiles agree; names as in Vivone et al., "A New
 Benchmark Based on Recent Advances in Multispectral Pansharpening", IEEE GRSM 2021. The methods of
-`uknowpan.models.metrics.baselines` are others by definition: they follow the toolbox bit for bit,
-with its filters, the moments of one image, an equal-weight Brovey and a least-squares GSA.
+`uknowpan.models.metrics.baselines` are others: they follow the toolbox bit for bit. They take its
+filters, the moments of one image, an equal-weight Brovey and a least-squares GSA.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Settings of CPU and GPU for this process."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from pathlib import Path

@@ -51,13 +51,6 @@ class NoiseSchedule:
             raise ValueError(f"steps must be 1 to {len(self)}, not {steps}")
         return [(len(self) - 1) * (steps - i) // steps for i in range(steps)]
 
-    def respace_stride(self, steps: int) -> list[int]:
-        """The release's timesteps: multiples of one stride, falling (25 of 500: 480, 460 ... 0)."""
-        for stride in range(1, len(self)):
-            if len(range(0, len(self), stride)) == steps:
-                return list(range(0, len(self), stride))[::-1]
-        raise ValueError(f"{len(self)} timesteps cannot be cut into {steps} equal strides")
-
     def signal(self, t: Tensor) -> Tensor:
         """sqrt(alpha_bar_t), shaped to multiply (B, C, H, W)."""
         return self.alphas_cumprod.to(t.device)[t].sqrt().float().view(-1, 1, 1, 1)

@@ -17,8 +17,6 @@ PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 
 (the high-pass of U-Know-DiffPAN), pan_low - local mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import lru_cache

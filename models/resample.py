@@ -4,8 +4,6 @@ Pixel areas nest: the centre of MS pixel ``i`` lies at PAN index ``ratio * i + (
 Borders are replicated; callers that must not see them read a margin.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -31,7 +29,7 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 def _phase_kernels(ratio: int, offset: float) -> Tensor:
     """(ratio, 5) taps over MS pixels i-2..i+2 for each of the PAN pixels inside MS pixel i.
 
-    Half a PAN pixel of offset is the most that five taps hold: PAN pixels then lie within half an
+    Half a PAN pixel of offset is the most that five taps hold. PAN pixels then lie within half an
     MS pixel of the sample i.
     """
     centre = (torch.arange(ratio, dtype=torch.float64) - (ratio - 1) / 2 - offset) / ratio

@@ -1,7 +1,5 @@
 """From a window of a scene to its sharpened bands: the one object that inference needs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +18,7 @@ from uknowpan.models.features import condition_reach, generic_condition, takes_s
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
 from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade_reach, reflect
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.types import Condition, Denoised, PatchBatch
 
 HIGH_PERCENTILE = 99.5
 """Percentile of the absolute values that `Sharpener.full_scale` takes."""
@@ -37,27 +35,6 @@ class Sharpened:
     """(B, C, H, W)."""
     sigma: Tensor | None = None
     """(B, C, H, W) 1-sigma of hrms, where the method has one."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Whole images of a test file, divided by full scale, float32."""
-
-    pan: Tensor
-    """(B, 1, H, W)."""
-    ms: Tensor
-    """(B, C, h, w)."""
-    lms: Tensor
-    """(B, C, H, W) as the file stores it."""
-    statistics: SceneStatistics | None = None
-    """Of the images' scene, for networks with `needs_statistics`."""
-    offset: float = 0.0
-    """PAN pixels by which MS samples lie beyond the nested centres, see `upsample`."""
-
-    @property
-    def origins(self) -> Origins:
-        """Every image starts at the scene's origin, so that all get the same noise."""
-        return [(0, 0)] * len(self.pan)
 
 
 class Sharpener(Protocol):
@@ -183,7 +160,7 @@ class NetworkSharpener:
         self.name, self.card = card.name, card
         self.takes_softness = takes_softness(card.config)
         if softness is not None and not self.takes_softness:
-            raise ModelMismatch(f"model {card.name} was not trained to be told how soft its result is to be")
+            raise ModelMismatch(f"model {card.name} was not trained with the softness of its result as an input")
         self.softness = softness
         self.wants_softness = softness == AS_MS
         self.steps = card.steps if steps is None else steps
@@ -195,7 +172,7 @@ class NetworkSharpener:
         self.timesteps = self.schedule.respace(self.steps)
         if self.needs_residual_std and len(card.residual_std) != self.bands:
             raise CheckpointError(
-                f"the card of model {card.name} tells residual_std of {len(card.residual_std)} "
+                f"the card of model {card.name} has residual_std of {len(card.residual_std)} "
                 f"bands, but its network has {self.bands}; train it anew with `uknowpan train`"
             )
 
@@ -212,8 +189,16 @@ class NetworkSharpener:
                 f"{least if least == most else f'{least} to {most}'}; use --method or another model"
             )
 
-    def sharpen_images(self, images: Images) -> Sharpened:
-        """Sharpen whole images of a test file."""
+    def sharpen_images(
+        self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
+        """Sharpen whole images of a test file; all start at the scene's origin and get the same noise.
+
+        Args:
+            images: divided by full scale, float32.
+            statistics: of the images' scene, for networks with `needs_statistics`.
+            offset: PAN pixels by which MS samples lie beyond the nested centres, see `upsample`.
+        """
         raise NotImplementedError
 
     def _precision(self) -> torch.autocast:
@@ -298,12 +283,14 @@ class StudentSharpener(NetworkSharpener):
         scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1).to(self.device) * self.card.residual_scale
         return self._run(condition.shrink(border - geometry.rim), origins, halo, scale)
 
-    def sharpen_images(self, images: Images) -> Sharpened:
+    def sharpen_images(
+        self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
         """Sharpen whole images, mirrored at their edges as a scene is; `lms` is not used."""
-        assert images.statistics is not None
-        margin = self.margin(images.statistics)
-        window = reflect(images.pan, margin * images.statistics.ratio), reflect(images.ms, margin)
-        return self.sharpen(*window, images.statistics, images.origins, images.offset)
+        assert statistics is not None
+        margin = self.margin(statistics)
+        window = reflect(images.pan, margin * statistics.ratio), reflect(images.ms, margin)
+        return self.sharpen(*window, statistics, [(0, 0)] * len(images), offset)
 
     def provenance(self) -> dict[str, str]:
         if not self.takes_softness:
@@ -379,10 +366,12 @@ class UNetSharpener(NetworkSharpener):
         return self._run(condition, origins, self._network_halo(ratio), self._residual_unit)
 
     @torch.inference_mode()
-    def sharpen_images(self, images: Images) -> Sharpened:
+    def sharpen_images(
+        self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
         """Sharpen whole images as in training: from the stored lms, with nothing around them."""
         condition = Condition(images.lms, images.pan, ms=images.ms).to(self.device)
-        return self._run(condition, images.origins, 0, self._residual_unit)
+        return self._run(condition, [(0, 0)] * len(images), 0, self._residual_unit)
 
 
 class OnePassSharpener(UNetSharpener):
@@ -409,8 +398,8 @@ class OnePassSharpener(UNetSharpener):
 class ConsistentSharpener:
     """Any sharpener, whose result is then made to agree with the MS.
 
-    Each pass degrades the result as the scene's own blur and shift would, compares it with the
-    MS and adds what is missing, interpolated (iterative back-projection, Irani and Peleg 1991).
+    Each pass degrades the result as the scene's own blur and shift would, and compares it with the
+    MS. The difference is interpolated and added (iterative back-projection, Irani and Peleg 1991).
     The result is as right as the blur: on Gaussian optics ERGAS falls, on others it may not.
     """
 

@@ -5,15 +5,54 @@ Shapes: B images, C bands; ``H, W`` on the PAN grid, ``h, w`` on the MS grid (``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 
+class Bundle:
+    """The base of dataclasses whose tensors travel together; fields with the metadata "fixed" stay where they are."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `function` applied to every tensor, also to those of a tuple or of a bundle within."""
+        names = [entry.name for entry in fields(cast(Any, self)) if "fixed" not in entry.metadata]
+        mapped: Self = replace(cast(Any, self), **{name: _mapped(getattr(self, name), function) for name in names})
+        return mapped
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """`torch.Tensor.to` for every tensor."""
+        return self.map(lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory; a DataLoader calls this."""
+        return self.map(lambda x: x.pin_memory())
+
+    @classmethod
+    def cat(cls, items: Sequence[Self]) -> Self:
+        """One batch of several; each tensor is there in all of them or in none."""
+
+        def joined(values: list[Any]) -> Any:
+            if isinstance(values[0], tuple):
+                return tuple(torch.cat(same) for same in zip(*values, strict=True))
+            return None if values[0] is None else torch.cat(values)
+
+        names = [entry.name for entry in fields(cast(Any, cls))]
+        return cls(**{name: joined([getattr(item, name) for item in items]) for name in names})
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Bundle):
+        return value.map(function)
+    if isinstance(value, tuple):
+        return tuple(map(function, value))
+    return function(value) if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True)
-class Condition:
+class Condition(Bundle):
     """Input of a denoiser besides the noisy residual and the timestep."""
 
     lms: Tensor
@@ -46,16 +85,6 @@ class Condition:
         height, width = self.pan.shape[-2:]
         return self.crop(slice(border, height - border), slice(border, width - border))
 
-    def to(self, *args: Any, **kwargs: Any) -> Condition:
-        """`torch.Tensor.to` for every tensor."""
-        return self._map(lambda name, x: x.to(*args, **kwargs))
-
-    @staticmethod
-    def stack(items: list[Condition]) -> Condition:
-        """One batch of several conditions of equal shapes."""
-        names = [f.name for f in fields(Condition) if getattr(items[0], f.name) is not None]
-        return Condition(**{n: torch.cat([getattr(i, n) for i in items]) for n in names})
-
     def _map(self, function: Any) -> Condition:
         changed = {
             f.name: function(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None
@@ -75,3 +104,23 @@ class Denoised:
     """Intermediate activations, compared in distillation."""
     emphasis: Tensor | None = None
     """(B, C, H, W) factor of the error of x0 in training: small timesteps count like large ones; None: 1."""
+
+
+@dataclass(frozen=True)
+class PatchBatch(Bundle):
+    """Patches of reduced or full resolution."""
+
+    pan: Tensor
+    """(B, 1, H, W)"""
+    ms: Tensor
+    """(B, C, h, w)"""
+    lms: Tensor
+    """(B, C, H, W) MS interpolated to the PAN grid."""
+    gt: Tensor | None = None
+    """(B, C, H, W) truth; None at full resolution."""
+    origin: Tensor | None = field(default=None, metadata={"fixed": True})
+    """(B, 3) int64, on the CPU: the number of each patch's scene in `PanCollectionDataset.sources`,
+    whether its rows are flipped, and whether its columns are; None outside a dataset."""
+
+    def __len__(self) -> int:
+        return len(self.pan)

@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.warp import transform as transform_points
 
-from uknowpan.tiling import Grid, MsMeta
+from uknowpan.tiling import Grid, MsMeta, encode
 
 UTM = "EPSG:32631"
 ORIGIN = (500_000.0, 5_000_000.0)
@@ -230,3 +230,8 @@ def observed(truth: np.ndarray, ratio: int, folder: Path, shift: tuple[int, int]
     pan_path = write_raster(folder / "t_pan.tif", pan, corner @ Affine.scale(1, -1))
     ms_path = write_raster(folder / "t_ms.tif", ms, corner @ Affine.scale(ratio, -ratio))
     return RasterPair(pan_path, [ms_path], pan[0], ms, ratio)
+
+
+def write_rows(writer, row, values, valid):
+    """Encode and write rows (C, n, W) with validity (n, W), beginning at output row `row`."""
+    writer.write_encoded(row, encode(values, valid, writer.encoding))

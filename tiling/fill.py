@@ -1,6 +1,6 @@
 """Arrays of one tile: validity, filling of invalid pixels, reflection at raster edges.
 
-Everything here is a function of absolute position only, never of the tile that asks, so that a pixel comes out the same
+Everything here is a function of absolute position only, never of the tile that asks. So a pixel comes out the same
 however the scene was cut.
 """
 

@@ -1,4 +1,4 @@
-"""What is kept of the inputs' headers, and what the outputs' headers hold."""
+"""Headers: the parts of the inputs' that are kept, and the content of the outputs'."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -35,7 +35,7 @@ _NODATA_ULPS = 32
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How to write; None stands for the MS's own."""
+    """Settings of an output; None stands for the MS's own."""
 
     format: str = "gtiff"
     """gtiff or cog"""
@@ -52,7 +52,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How values become pixels of the file."""
+    """The rule by which values become pixels of the file."""
 
     dtype: str
     nodata: float | None
@@ -241,10 +241,6 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             if kept := _lasting(own):
                 dataset.update_tags(band, **kept)
         dataset.update_tags(**_lasting(meta.tags) | tags, AREA_OR_POINT=self._grid.area_or_point)
-
-    def write_rows(self, row: int, values: npt.NDArray[np.floating], valid: BoolArray) -> None:
-        """Encode and write rows (C, n, W) with validity (n, W), beginning at output row `row`."""
-        self.write_encoded(row, encode(values, valid, self.encoding))
 
     def write_encoded(self, row: int, rows: AnyArray) -> None:
         """Write rows (C, n, W) that `encode` made. Rows come in order, without gaps."""

@@ -100,7 +100,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """the MS is read as it is, without resampling"""
         self._sources = [self.pan_source, *self.ms_sources]
         self.may_have_invalid = any(source.may_have_holes for source in self._sources) or self._extrapolates()
-        """whether an output pixel can come out invalid, as far as headers and geometry tell"""
+        """whether an output pixel can come out invalid, as far as headers and geometry show"""
         self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
         self._stamps = [stamp(path) for path in dict.fromkeys([*self.inputs, *files_behind(self.inputs)])]
         self._lock = threading.RLock()

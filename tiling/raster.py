@@ -28,7 +28,7 @@ from uknowpan.tiling.fill import AnyArray, BoolArray, FloatArray, reflected_indi
 from uknowpan.tiling.window import Box, Grid, Window
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
-"""What rasterio raises when GDAL fails; some calls let its own classes through."""
+"""Errors that rasterio raises when GDAL fails; some calls let GDAL's own classes through."""
 
 RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
 """A file that GDAL opens, `FILE,band=N`, or an open dataset, which stays open."""

@@ -17,19 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from uknowpan.durable import Scratch, parsed, sync_file, sync_folder, write_text
+from uknowpan.durable import Scratch, lock, parsed, sync_file, sync_folder, write_text
 from uknowpan.tiling.errors import OutputBusy, OutputError, ResumeMismatch
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.identity import contents
 from uknowpan.tiling.output import SceneWriter
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs on one output are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""a file system without locks"""
 _STATE, _COMMIT = "state.json", "commit.json"
 _OURS = re.compile(r"(state|survey|commit)\.json|.+-\d{6}\.(npy|tmp)|\..+\.tmp")
 """names of the files in a folder of strips"""
@@ -125,13 +118,9 @@ class StripStore:
         self.release()
         # Opened for writing, or NFS would not lock it.
         self._lock = open(folder / _STATE, "r+")  # noqa: SIM115 - held until `release`
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
             self.release()
             if isinstance(error, BlockingIOError):
                 raise OutputBusy(

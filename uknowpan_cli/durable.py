@@ -15,15 +15,17 @@ import tempfile
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: the number of the process has to do
+except ImportError:  # not a POSIX system: processes are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 """Answers of file systems that cannot wait for a folder."""
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Answers of file systems without locks."""
 _LONGEST = 120
 """Bytes of a name that the name of a scratch folder repeats; 255 are allowed in all."""
 _FRESH = 60.0
@@ -36,6 +38,24 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def lock(file: int | IO[Any]) -> bool:
+    """Lock an open file or folder until this process ends or closes it; False where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has the lock.
+        OSError: the file system refuses.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 def sync_file(path: str | os.PathLike[str]) -> None:
@@ -132,13 +152,15 @@ def _locked(folder: Path) -> Any:
         return None
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        if lock(handle):
+            return handle
+    except BlockingIOError:
         os.close(handle)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return handle
+        raise
+    except OSError:
+        pass
+    os.close(handle)
+    return None
 
 
 def _is_dead(folder: Path, pid: int) -> bool:

@@ -97,7 +97,7 @@ def exit_code(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, RecursionError) or _is_name(error):
         return INPUT
-    # rasterio lets some of GDAL's own errors through; both roots are found by name so that
+    # rasterio lets some of GDAL's own errors through; both roots are recognised by name so that
     # no command imports rasterio for them.
     roots = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, OSError) or roots & {"CPLE_BaseError", "RasterioError"}:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from uknowpan.errors import UsageError
+from uknowpan.models.training.bounds import is_full_scale
 
 INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling and memory", "Output format", "Run"
 """Groups of options in the help."""
@@ -27,7 +28,7 @@ OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", 
 
 @dataclass(frozen=True)
 class Option:
-    """How a field looks on the command line."""
+    """The form of a field on the command line."""
 
     flags: str
     """Separated by blanks, the long one first."""
@@ -43,7 +44,7 @@ class Option:
 
 @dataclass(frozen=True)
 class SharpenOptions:
-    """What is wanted of a scene; sizes in PAN pixels.
+    """Wishes for the result of a scene; sizes in PAN pixels.
 
     Raises:
         UsageError: a value is out of its range, or two values exclude each other.
@@ -203,6 +204,17 @@ def declared(kind: type = SharpenOptions) -> dict[str, tuple[Any, Option]]:
     """Name of each field of a class of options -> its type and its option."""
     hints = get_type_hints(kind, include_extras=True)
     return {f.name: (get_args(hints[f.name])[0], get_args(hints[f.name])[1]) for f in fields(kind)}
+
+
+def shared(name: str) -> Option:
+    """The option of `sharpen` that another command has too."""
+    return declared()[name][1]
+
+
+def check_full_scale(max_value: float | None) -> None:
+    """Refuse a full scale that training data and scores cannot be divided by."""
+    if max_value is not None and not is_full_scale(max_value):
+        raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
 
 
 def _check(value: object, hint: Any, option: Option) -> None:

@@ -1,7 +1,5 @@
 """A scene that is ready: opened, surveyed and planned for a sharpener."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -115,6 +113,7 @@ def prepared(
     options: SharpenOptions,
     load: Callable[[], Sharpener],
     *,
+    opened: ScenePair | None = None,
     in_memory: bool = False,
     dry_run: bool = False,
     began: float | None = None,
@@ -127,6 +126,7 @@ def prepared(
         output: the file to write.
         options: the options of the run.
         load: returns the sharpener; called when the files are in order.
+        opened: from `open_scene`, if the rasters are open already; it is closed at the end.
         in_memory: no file is written.
         dry_run: outputs may exist, and fewer samples are taken.
         began: monotonic time at which the run began; None: now.
@@ -138,7 +138,7 @@ def prepared(
     began = time.monotonic() if began is None else began
     with ExitStack() as stack:
         stack.enter_context(bounded_gdal_cache())
-        pair = open_scene(pan, ms, options)
+        pair = opened or open_scene(pan, ms, options)
         stack.callback(pair.close)
         check_memory(pair, options)
         if not in_memory:

@@ -5,8 +5,6 @@ Pansharpening Algorithms", IEEE TGRS 2015; "A New Benchmark Based on Recent Adva
 IEEE GRSM 2021). All statistics are those of one image: `classical` has the methods for whole scenes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +13,8 @@ from torch import Tensor
 
 from uknowpan.models.metrics.sensors import UNKNOWN_PAN_GAIN
 from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
+from uknowpan.models.types import PatchBatch
 
 MAX_MODULATION = 10.0
 """Largest quotient that a method multiplies by: dark pixels divide by about 0."""

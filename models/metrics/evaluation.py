@@ -5,10 +5,8 @@ Images are read, sharpened and scored one at a time, in digital numbers and floa
 those of a published table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,8 +17,9 @@ from uknowpan.models.metrics.full_resolution import full_resolution
 from uknowpan.models.metrics.indices import crop_border, reduced_resolution
 from uknowpan.models.metrics.regions import BLOCK
 from uknowpan.models.metrics.sensors import Sensor
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import registration_of
+from uknowpan.models.types import PatchBatch
 
 EXP = "EXP"
 """Name of the stored lms as a method."""
@@ -173,7 +172,7 @@ def _checked(hrms: Tensor, patch: PatchBatch) -> Tensor:
 def _reduced(image: Tensor, patch: PatchBatch, cut: int, peak: float, ratio: int) -> dict[str, float]:
     assert patch.gt is not None
     scores = reduced_resolution(crop_border(image, cut), crop_border(patch.gt, cut), ratio=ratio, peak=peak)
-    return {field.name: float(getattr(scores, field.name)) for field in fields(scores)}
+    return {name: float(score) for name, score in scores._asdict().items()}
 
 
 def _full(

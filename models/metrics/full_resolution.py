@@ -3,11 +3,10 @@
 Images, masks and errors are those of `indices`. `WithoutReference` measures images of any size by regions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from uknowpan.models.metrics.windows import as_batch, clean_windows, dilate, pre
 from uknowpan.models.resample import UPSAMPLE_REACH, crop, registration_offset, upsample
 
 
-@dataclass(frozen=True)
-class FullResolution:
+class FullResolution(NamedTuple):
     """Scores without a reference; each () or (B,)."""
 
     d_lambda_k: Tensor
@@ -72,8 +70,7 @@ def full_resolution(
     mixed = dilate(gone, 2 * ratio + 1 + INTERP23TAP_REACH * (ratio - 1), circular=True)
     sums = WithoutReference((keep.shape[0], keep.shape[1]), gains, ratio=ratio)
     sums.add(Region(0, 0, *sums.shape), f, gone, p, gone, Coarse(m, gone, low, mixed))
-    scores = sums.scores()
-    return FullResolution(*(getattr(scores, e.name).reshape(fused.shape[:-3]) for e in fields(scores)))
+    return FullResolution(*(score.reshape(fused.shape[:-3]) for score in sums.scores()))
 
 
 def between_bands(x: Tensor) -> Tensor:
@@ -85,8 +82,7 @@ def between_bands(x: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-@dataclass(frozen=True)
-class Coarse:
+class Coarse(NamedTuple):
     """MS and PAN at the MS's resolution, in DN and finite; masks are True at nodata or where it was mixed in.
 
     They lie on the MS grid, or on the PAN grid once `Enlargement` has enlarged them.

@@ -1,7 +1,5 @@
 """Result, PAN and MS read by regions, with the borders, low-pass filters and interpolation of the indices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,34 +32,6 @@ class Images:
     def large(self) -> Shape:
         """(H, W) of the PAN and the result."""
         return self.shape[0] * self.ratio, self.shape[1] * self.ratio
-
-
-def images_of(fused: Tensor, pan: Tensor, ms: Tensor, mask: Tensor | None = None) -> Images:
-    """Images from tensors: fused (C, H, W), pan (1, H, W), ms (C, h, w), mask (H, W) True at nodata.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    height, width = ms.shape[-2:]
-    ratio = fused.shape[-2] // max(height, 1)
-    if fused.shape != (len(ms), ratio * height, ratio * width) or pan.shape != (1, *fused.shape[-2:]):
-        raise ValueError(
-            f"a result {tuple(fused.shape)} needs a PAN (1, H, W) of its size and an MS of as many bands and a whole"
-            f" fraction of it, not {tuple(pan.shape)} and {tuple(ms.shape)}"
-        )
-    bad = torch.zeros(fused.shape[-2:], dtype=torch.bool) if mask is None else mask
-    small = bad.unfold(0, ratio, ratio).unfold(1, ratio, ratio).any(-1).any(-1)
-
-    def reader(x: Tensor, nodata: Tensor) -> Read:
-        x = torch.where(nodata, 0.0, x.to(torch.float64))
-
-        def read(region: Region) -> tuple[Tensor, Tensor]:
-            here = region.within(Region(0, 0, *nodata.shape))
-            return x[..., *here], nodata[here]
-
-        return read
-
-    return Images((height, width), len(ms), ratio, reader(fused, bad), reader(pan, bad), reader(ms, small))
 
 
 def fill(x: Tensor, inner: Region, outer: Region, border: str = "constant") -> Tensor:

@@ -1,7 +1,5 @@
 """Q2n of tiles by hypercomplex algebra (Garzelli and Nencini, GRSL 2009), in the toolbox's variant."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -5,7 +5,7 @@ A whole image is one region. Regions start at multiples of 32 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,16 @@ def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(starts, [*starts[1:], length], strict=True)]
 
 
-def circular_pieces(start: int, count: int, size: int) -> list[tuple[int, int]]:
+def read_circular(read: Callable[[Region], Iterable[Tensor]], region: Region, shape: Shape) -> tuple[Tensor, ...]:
+    """Tensors (..., h, w) of a region; beyond a border the image of `shape` goes on at its opposite side."""
+    lines = []
+    for row, height in _circular(region.row, region.height, shape[0]):
+        parts = [read(Region(row, col, height, width)) for col, width in _circular(region.col, region.width, shape[1])]
+        lines.append([torch.cat(pieces, -1) for pieces in zip(*parts, strict=True)])
+    return tuple(torch.cat(pieces, -2) for pieces in zip(*lines, strict=True))
+
+
+def _circular(start: int, count: int, size: int) -> list[tuple[int, int]]:
     """Parts (start, length) of 0 .. size that follow each other from `start` on, circularly."""
     pieces = []
     while count:

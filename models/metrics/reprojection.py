@@ -4,15 +4,13 @@ R-Q2n, R-Q, R-SAM, R-ERGAS and D_rho follow Scarpa and Ciotola, "Full-Resolution
 Pansharpening", Remote Sens. 2022, 14(8):1808. The thresholded D_rho and D_sR follow Ciotola, Poggi and Scarpa
 (lambda-PNN), IEEE TGRS 2023. `d_rho_excess` and `colour_grain` are the product's own.
 
-There are two modes. `Published` samples each band at the whole PAN pixel, 0 to 3, at which MS and PAN correlate best,
-and keeps the slips of the published tool. `Registered` samples each band where a displacement puts it, and clips
+There are two modes. `Published` samples each band at the whole PAN pixel, 0 to 3, at which MS and PAN correlate best.
+It keeps the slips of the published tool. `Registered` samples each band where a displacement puts it, and clips
 correlations to [-1, 1].
 
 `measure` reads images by `regions`, so that a scene of any size needs bounded memory. Pixels, windows and tiles that
 depend on nodata are left out. All is float64.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,12 +34,10 @@ from uknowpan.models.metrics.images import (
     read_region,
     sample,
 )
+from uknowpan.models.metrics.indices import relative_error, spectral_angle
 from uknowpan.models.metrics.q2n import tile_quality
-from uknowpan.models.metrics.regions import BLOCK, TILE, Mean, Region, circular_pieces, regions
-from uknowpan.models.metrics.toolbox import (
-    INTERP23TAP_REACH,
-    interp23tap,
-)
+from uknowpan.models.metrics.regions import BLOCK, TILE, Mean, Region, read_circular, regions
+from uknowpan.models.metrics.toolbox import INTERP23TAP_REACH, interp23tap
 from uknowpan.models.metrics.windows import clean_windows, dilate, require_window, separable, window_quality, window_sum
 
 ROWS, COLS = 64, 160
@@ -166,8 +162,8 @@ def find_phases(
 ) -> tuple[list[tuple[int, int]], Tensor]:
     """Phase (row, column) of each band by the published registration, and its scores (C, 4, 4).
 
-    The score of (i, j) is the mean correlation of the band with every ratio-th pixel from (i, j) on of the PAN,
-    low-passed by the MTF gain of the first band. Nothing beyond 0 to 3, or the ratio, is looked at.
+    The PAN is low-passed by the MTF gain of the first band. The score of (i, j) is the mean correlation of the band
+    with every ratio-th of its pixels from (i, j) on. Nothing beyond 0 to 3, or the ratio, is looked at.
     """
     r, half = images.ratio, images.ratio // 2
     before, after = _margins(half)
@@ -221,14 +217,9 @@ class Published:
         margin = math.ceil(INTERP23TAP_REACH * (r - 1) / r)
         row, col = region.row // r, region.col // r
         height, width = -(-(region.row + region.height) // r) - row, -(-(region.col + region.width) // r) - col
-        lines = []
-        for top, h in circular_pieces(row - margin, height + 2 * margin, images.shape[0]):
-            pieces = circular_pieces(col - margin, width + 2 * margin, images.shape[1])
-            parts = [images.ms(Region(top, left, h, w)) for left, w in pieces]
-            lines.append([torch.cat(x, -1) for x in zip(*parts, strict=True)])
-        ms, ms_mask = (torch.cat(x, -2) for x in zip(*lines, strict=True))
-        first = margin * r + region.row - row * r, margin * r + region.col - col * r
-        here = slice(first[0], first[0] + region.height), slice(first[1], first[1] + region.width)
+        outer = Region(row, col, height, width).padded(margin, margin)
+        ms, ms_mask = read_circular(images.ms, outer, images.shape)
+        here = region.within(outer.scaled(r))
         mixed = dilate(ms_mask, margin).repeat_interleave(r, 0).repeat_interleave(r, 1)
         return low, interp23tap(ms, r)[..., *here], mask | mixed[here]
 
@@ -415,10 +406,9 @@ class _Sums:
     def _add_pixels(self, x: Tensor, m: Tensor, keep: Tensor) -> None:
         self._mse.add((x - m) ** 2, keep)
         self._level.add(m, keep)
-        norm = ((x * x).sum(0) * (m * m).sum(0)).sqrt()
-        cosine = (x * m).sum(0) / torch.where(norm > 0, norm, 1.0)
-        angle = torch.where(norm > 0, torch.rad2deg(torch.acos(cosine.clamp(-1.0, 1.0))), 0.0)
-        self._angle.add(angle, keep if self.published else keep & (norm > 0))
+        angle, has_angle = (part[0] for part in spectral_angle(x[None], m[None]))
+        angle = torch.where(has_angle, angle, 0.0)
+        self._angle.add(angle, keep if self.published else keep & has_angle)
 
     def _add_tiles(self, x: Tensor, m: Tensor, keep: Tensor) -> None:
         pads = (0, -keep.shape[1] % BLOCK, 0, -keep.shape[0] % BLOCK)
@@ -453,15 +443,13 @@ class _Sums:
 
     def scores(self, shared: _SharedSums) -> Reprojection:
         """Scores of all regions added; ValueError if nothing is left to measure."""
-        mse, level = self._mse.value(), self._level.value()
-        relative = torch.where(mse > 0, mse / level**2, 0.0)
         moments = shared.moments.value()
         own, common = shared.grain.value()
         return Reprojection(
             r_q2n=float(self._q2n.value()),
             r_q=float(self._q.value().mean()),
             r_sam=float(self._angle.value()),
-            r_ergas=100.0 / self.images.ratio * float(relative.mean().sqrt()),
+            r_ergas=float(relative_error(self._mse.value(), self._level.value(), self.images.ratio)),
             d_rho=float(shared.d_rho.value().mean()),
             d_rho_thr=float(self._d_rho_thr.value().mean()) if self.has_threshold else math.nan,
             d_sr=_unexplained(moments, constant=False),

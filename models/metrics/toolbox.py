@@ -4,8 +4,6 @@ They keep the toolbox's quirks (filters that do not sum to 1, half-pixel shifts)
 them. Models use `resample` instead. All results are float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

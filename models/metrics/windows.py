@@ -3,8 +3,6 @@
 An image is float64 (B, C, H, W), and `keep` (H, W) is True where there is data.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,24 +4,20 @@ A patch belongs to a whole scene, but is all of the scene that is at hand. The s
 patches spread over the scene, and a patch's surroundings are mirrored, as at a scene's borders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uknowpan.models.blur import Psf, default_psf, estimate_psf
-from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
-from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, check_serves
 from uknowpan.models.resample import UPSAMPLE_REACH, reflect, registration_offset
-from uknowpan.models.sharpeners import Images, NetworkSharpener, Sharpened
+from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
-from uknowpan.models.types import Condition
+from uknowpan.models.types import Condition, PatchBatch
 
 SCENE_PATCHES = 256
 """Patches of a scene, evenly spread, that its statistics come from."""
@@ -36,7 +32,7 @@ def header_offset(header: PanCollectionHeader) -> float:
     return registration_offset(header.registration, header.ratio)
 
 
-def patch_statistics(patches: Sequence[PatchBatch | Images], header: PanCollectionHeader) -> SceneStatistics:
+def patch_statistics(patches: Sequence[PatchBatch], header: PanCollectionHeader) -> SceneStatistics:
     """Statistics of a scene from patches of one image each, in units of full scale."""
     windows = [(patch.pan[0], patch.ms[0]) for patch in patches]
     psf = estimate_psf([windows[i] for i in _spread(len(windows), PSF_PATCHES)], header.ratio)
@@ -75,7 +71,7 @@ def image_sharpener(
         ModelMismatch: the network does not serve such images.
     """
     header = file.header
-    _check(sharpener, file)
+    check_serves(sharpener.card, sharpener.bands, sharpener.multiple, header, file.path)
     alone = header.height * header.width >= OWN_SCENE * header.ratio**2
     scenes: tuple[SceneStatistics, ...] = ()
     if sharpener.needs_statistics and not alone:
@@ -85,38 +81,21 @@ def image_sharpener(
 
     def sharpen(batch: PatchBatch) -> Sharpened:
         batch = batch.to(torch.float32)
-        whole = Images(batch.pan, batch.ms, batch.lms, offset=header_offset(header))
         if not sharpener.needs_statistics:
-            return sharpener.sharpen_images(whole)
+            return sharpener.sharpen_images(batch)
         done = []
         for i in range(len(batch)):
-            part = slice(i, i + 1)
-            one = replace(whole, pan=whole.pan[part], ms=whole.ms[part], lms=whole.lms[part])
+            one = _single(batch, i)
             scene = patch_statistics([one], header) if alone else scenes[int(_origin(batch, scenes)[i, 0])]
-            done.append(sharpener.sharpen_images(replace(one, statistics=scene)))
+            done.append(sharpener.sharpen_images(one, scene, header_offset(header)))
         sigmas = [part.sigma for part in done if part.sigma is not None]
         return Sharpened(torch.cat([part.hrms for part in done]), torch.cat(sigmas) if sigmas else None)
 
     return sharpen
 
 
-def _check(sharpener: NetworkSharpener, file: PanCollectionFile) -> None:
-    header, card, multiple = file.header, sharpener.card, sharpener.multiple
-    if sharpener.bands is not None and sharpener.bands != header.bands:
-        raise ModelMismatch(
-            f"model {card.name} was trained for {sharpener.bands} bands, but {file.path} holds "
-            f"{header.bands}; use one that was trained on such data."
-        )
-    if header.ratio not in card.ratios:
-        raise ModelMismatch(
-            f"model {card.name} serves the ratio {', '.join(map(str, card.ratios))}, but that of {file.path} is "
-            f"{header.ratio}; use one that was trained on such data."
-        )
-    if header.height % multiple or header.width % multiple:
-        raise ModelMismatch(
-            f"model {card.name} takes multiples of {multiple} pixels, but the images of "
-            f"{file.path} have {header.height} x {header.width}; cut them anew."
-        )
+def _single(batch: PatchBatch, index: int) -> PatchBatch:
+    return batch.map(lambda x: x[index : index + 1])
 
 
 class PatchConditioner:
@@ -158,7 +137,7 @@ class PatchConditioner:
             scales.append(scale.view(1, -1, 1, 1).expand(len(own), -1, -1, -1))
             order.append(own)
         back = torch.cat(order).argsort()
-        condition, scale = Condition.stack(parts), torch.cat(scales)
+        condition, scale = Condition.cat(parts), torch.cat(scales)
         if len(parts) > 1:
             condition, scale = condition._map(lambda _, x: x[back]), scale[back]
         return condition._map(lambda name, x: x if name == "scene" else _turned(x, turns)), scale
@@ -167,7 +146,7 @@ class PatchConditioner:
 def _origin(batch: PatchBatch, scenes: Sequence[SceneStatistics]) -> Tensor:
     """The batch's `origin`, which must lie in these scenes."""
     if batch.origin is None or len(batch.origin) != len(batch):
-        raise ValueError("the batch does not say where its patches come from; draw it from the dataset")
+        raise ValueError("the batch does not hold the origin of its patches; draw it from the dataset")
     largest = int(batch.origin[:, 0].max())
     if largest >= len(scenes):
         raise ValueError(

@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from uknowpan.models.errors import DataError
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch, is_full_scale
+from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.training.bounds import is_full_scale
+from uknowpan.models.types import PatchBatch
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
             scale = file.header.max_value or max_value
             if scale is None:
                 raise DataError(
-                    f"{file.path} does not say its full scale; give the maximal value: 2047 for "
+                    f"{file.path} does not declare its full scale; give the maximal value: 2047 for "
                     "WV2, WV3 and QB, 1023 for GF2."
                 )
             if not is_full_scale(scale):

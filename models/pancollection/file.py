@@ -5,69 +5,28 @@ resolution, the truth ``gt`` (N, C, H, W), all in digital numbers (DN), with H =
 Samples are read one by one: a file may be larger than memory.
 """
 
-from __future__ import annotations
-
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from uknowpan.models.errors import DataError
+from uknowpan.models.checkpoints import Card
+from uknowpan.models.errors import DataError, ModelMismatch
+from uknowpan.models.training.bounds import is_full_scale
+from uknowpan.models.types import PatchBatch
 
 KEYS = ("pan", "ms", "lms")
 IMAGES = (*KEYS, "gt")
 PROBES = 8
 """Samples that are read when a file is opened."""
 REGISTRATIONS = ("area", "pancollection")
-FULL_SCALES = (1e-9, 1e12)
-"""Bounds of a full scale; float32 cannot hold the squares and scores of others."""
 CHUNK_CACHE = 4 * 2**20
 """Bytes of HDF5 chunks kept per dataset and process; samples are drawn at random, so few help."""
-
-
-@dataclass(frozen=True)
-class PatchBatch:
-    """Patches of reduced or full resolution."""
-
-    pan: Tensor
-    """(B, 1, H, W)"""
-    ms: Tensor
-    """(B, C, h, w)"""
-    lms: Tensor
-    """(B, C, H, W) MS interpolated to the PAN grid."""
-    gt: Tensor | None = None
-    """(B, C, H, W) truth; None at full resolution."""
-    origin: Tensor | None = None
-    """(B, 3) int64, on the CPU: the number of each patch's scene in `PanCollectionDataset.sources`,
-    whether its rows are flipped, and whether its columns are; None outside a dataset."""
-
-    def __len__(self) -> int:
-        return len(self.pan)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> PatchBatch:
-        """The batch with `function` applied to every image; `origin` stays."""
-        images = {name: getattr(self, name) for name in IMAGES}
-        return replace(self, **{k: function(v) for k, v in images.items() if v is not None})
-
-    def to(self, *args: Any, **kwargs: Any) -> PatchBatch:
-        """`torch.Tensor.to` for every image."""
-        return self.map(lambda x: x.to(*args, **kwargs))
-
-    def pin_memory(self) -> PatchBatch:
-        """The batch in page-locked memory; a DataLoader calls this."""
-        return self.map(lambda x: x.pin_memory())
-
-    @staticmethod
-    def cat(items: Sequence[PatchBatch]) -> PatchBatch:
-        """One batch of several; all with a truth or all without."""
-        names = [f.name for f in fields(PatchBatch) if getattr(items[0], f.name) is not None]
-        return PatchBatch(**{n: torch.cat([getattr(i, n) for i in items]) for n in names})
 
 
 @dataclass(frozen=True)
@@ -86,6 +45,36 @@ class PanCollectionHeader:
     sensor: str | None
     registration: str
     """"pancollection" or "area", see `protocol.registration_of`."""
+
+
+def check_serves(card: Card, bands: int | None, multiple: int, header: PanCollectionHeader, path: str) -> None:
+    """Refuse a file whose images a network cannot take.
+
+    Args:
+        card: the network's card.
+        bands: C that the network takes; None: any number.
+        multiple: divides the heights and widths that the network takes.
+        header: the file's.
+        path: the file's name in a message.
+
+    Raises:
+        ModelMismatch: other bands, another ratio, or a size that does not divide.
+    """
+    if bands is not None and bands != header.bands:
+        raise ModelMismatch(
+            f"model {card.name} was trained for {bands} bands, but {path} holds {header.bands}; use one that was "
+            "trained on such data."
+        )
+    if header.ratio not in card.ratios:
+        raise ModelMismatch(
+            f"model {card.name} serves the ratio {', '.join(map(str, card.ratios))}, but that of {path} is "
+            f"{header.ratio}; use one that was trained on such data."
+        )
+    if header.height % multiple or header.width % multiple:
+        raise ModelMismatch(
+            f"model {card.name} takes multiples of {multiple} pixels, but the images of {path} have {header.height} x "
+            f"{header.width}; cut them anew."
+        )
 
 
 class HDF5Reader:
@@ -190,11 +179,6 @@ def _native(values: np.ndarray) -> np.ndarray:
 
 MOST_COMPRESSED = 1100
 """Bytes that a byte of a compressed file can stand for; gzip reaches 1032."""
-
-
-def is_full_scale(value: float) -> bool:
-    """Whether images can be divided by a value: neither NaN nor outside `FULL_SCALES`."""
-    return FULL_SCALES[0] <= value <= FULL_SCALES[1]
 
 
 def reason_of(error: BaseException) -> str:

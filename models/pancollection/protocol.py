@@ -1,7 +1,5 @@
 """Wald's protocol as PanCollection's files follow it: the reduced MS, and the LMS made of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +14,7 @@ LMS_REACH = 10
 
 
 def registration_of(ratio: int) -> str:
-    """Where the MS lies in simulated data, as a checkpoint's card names it.
+    """Place of the MS in simulated data, as a checkpoint's card names it.
 
     "pancollection": MS sample i at truth index ratio * i + ratio // 2, for powers of two, by which
     the toolbox's interpolator enlarges. "area": at ratio * i + (ratio - 1) / 2.

@@ -13,7 +13,8 @@ import numpy as np
 
 from uknowpan.durable import Scratch
 from uknowpan.models.errors import DataError
-from uknowpan.models.pancollection.file import IMAGES, PatchBatch, reason_of
+from uknowpan.models.pancollection.file import IMAGES, reason_of
+from uknowpan.models.types import PatchBatch
 
 
 class _Disk(io.RawIOBase):

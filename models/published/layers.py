@@ -1,7 +1,5 @@
 """Checks of shapes and layers that the published networks share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 By default the defects of the releases are mended; each flag of the options brings one back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,12 +18,11 @@ from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, posi
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.training.bounds import count, share
 from uknowpan.models.training.loop import Examples, Stage
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.stages import noised
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.types import Condition, Denoised, PatchBatch
 
 VALIDATION_BATCH = 32
 EXAMPLES = 4
@@ -63,7 +60,7 @@ class PatchData:
     validation_samples: int = 256
     workers: int = 0
     device: str = "cpu"
-    """Where the network is trained; batches for a GPU are read into pinned memory."""
+    """Device that trains the network; batches for a GPU are read into pinned memory."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Entries of the card: command, files, versions."""
 

@@ -1,9 +1,15 @@
 """Bounds of a configuration's numbers, declared on the fields of its dataclass."""
 
-from __future__ import annotations
-
 from dataclasses import MISSING, field, fields
 from typing import Any
+
+FULL_SCALES = (1e-9, 1e12)
+"""Bounds of a full scale; float32 cannot hold the squares and scores of others."""
+
+
+def is_full_scale(value: float) -> bool:
+    """Whether images can be divided by a value: neither NaN nor outside `FULL_SCALES`."""
+    return FULL_SCALES[0] <= value <= FULL_SCALES[1]
 
 
 def count(default: Any = MISSING) -> Any:

@@ -1,6 +1,6 @@
 """Wald's protocol with random blur, sampling phase and noise.
 
-A truth ``gt`` and a PAN on the same grid become a reduced-resolution pair: the MS is the truth,
+A truth ``gt`` and a PAN on the same grid become a reduced-resolution pair. The MS is the truth,
 blurred, sampled with an offset and noisy. The degradation is drawn anew for every variant of a
 scene, so that a network cannot rely on one sensor's.
 """

@@ -6,8 +6,6 @@ first one writes. Noise and timesteps are drawn for the whole batch and then sha
 number of processes changes the losses by rounding only; each process draws its own dropout.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time
@@ -62,8 +60,8 @@ class TrainConfig:
     compile: bool = False
     """Run the network through torch.compile: slow to begin, then faster, mostly on GPUs."""
     halved_share: float = share(0.0)
-    """Share of scene variants whose truth and PAN are first averaged to half the resolution: a
-    truth as sharp as its pixels allow, which no sensor's own MS is. Scenes files only."""
+    """Share of scene variants whose truth and PAN are first averaged to half the resolution. The
+    truth is then as sharp as its pixels allow, which no sensor's own MS is. Scenes files only."""
 
 
 class Diverged(InputError):

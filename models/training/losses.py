@@ -1,7 +1,5 @@
 """Losses of the stages."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ def contrast_weighted_l1(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tens
 def contrast_weighted_rms(x0: Tensor, target: Tensor, floor: float = 0.1) -> Tensor:
     """Root mean square error, each band of each patch divided by its RMS detail contrast.
 
-    ERGAS measures the same: a few large errors count fully, and the best prediction is the mean
+    ERGAS measures the same. A few large errors count fully, and the best prediction is the mean
     of the possible truths (with `contrast_weighted_l1` their median). Arguments as there.
     """
     contrast = target.square().mean((-2, -1)).sqrt() + floor

@@ -1,7 +1,5 @@
 """Several processes that train one model, each on its share of every batch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

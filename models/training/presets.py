@@ -3,8 +3,6 @@
 The presets of a network live beside it; `uknowpan.models.architectures` names them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.training.loop import TrainConfig
 
 PRESETS = ("lite", "paper")
+"""Presets of PanCollection files; a scenes file has others."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def preset(name: str, stage: str, bands: int) -> Settings:
     """The settings of a preset for one stage.
 
     Args:
-        name: one of `PRESETS`.
+        name: "lite" or "paper".
         stage: a stage of `uknowpan.models.architectures`.
         bands: C, the bands of the training files.
 

@@ -3,9 +3,6 @@
 Files: config.json, log.jsonl, state.pt (for resuming), last.safetensors and best.safetensors.
 """
 
-from __future__ import annotations
-
-import errno
 import json
 import math
 import os
@@ -18,17 +15,9 @@ from typing import IO, Any
 
 import torch
 
-from uknowpan.durable import parsed, sync_file, sync_folder
+from uknowpan.durable import Scratch, lock, parsed, write_text
 from uknowpan.errors import ModelError
 from uknowpan.models.errors import CheckpointError, DataError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs in one folder are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""Errors of a file system without locks."""
 
 
 class ConfigMismatch(ModelError):
@@ -99,7 +88,7 @@ class RunFolder:
 
     def write_config(self, resolved: dict[str, Any]) -> None:
         """Replace config.json."""
-        _write_whole(self._config, (json.dumps(resolved, indent=2) + "\n").encode())
+        write_text(self._config, json.dumps(resolved, indent=2) + "\n")
 
     def trim_log(self, step: int) -> None:
         """Drop the log's lines after a step: a run may die after its last state and repeat steps."""
@@ -107,7 +96,7 @@ class RunFolder:
             lines = self._log.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= step]
             if kept != lines:
-                _write_whole(self._log, b"".join(kept))
+                write_text(self._log, b"".join(kept).decode())
 
     def append(self, entry: dict[str, Any]) -> None:
         """Append a line to log.jsonl."""
@@ -116,13 +105,11 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write state.pt, beside the old one first: that stays if the new one cannot be written."""
-        temporary = self.path / ".state.tmp"
         try:
-            torch.save(state, temporary)
-            sync_file(temporary)
-            os.replace(temporary, self.state)
+            with Scratch(self.state) as scratch:
+                torch.save(state, scratch.path)
+                scratch.publish()
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
-            temporary.unlink(missing_ok=True)
             raise DataError(
                 f"{self.state} cannot be written ({str(error).splitlines()[0]}); make room, then "
                 "--resume goes on from the state before."
@@ -148,24 +135,12 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Make the folder if need be, and keep other runs out of it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            yield
-            return
         path = self.path / ".lock"
         with _locked(path):
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)  # still locked: nobody else's
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file first: a kill at any moment leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.stem}.tmp")
-    temporary.write_bytes(content)
-    sync_file(temporary)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def _step_of(line: bytes) -> float:
@@ -179,19 +154,18 @@ def _step_of(line: bytes) -> float:
 def _locked(path: Path) -> IO[str]:
     """The file, made if need be and locked until it is closed."""
     while True:
-        lock = open(path, "w")  # noqa: SIM115 - for writing, or NFS would not lock it
+        file = open(path, "w")  # noqa: SIM115 - for writing, or NFS would not lock it
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(file):
+                return file
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return lock
-            lock.close()
+            file.close()
             if isinstance(error, BlockingIOError):
                 text = f"Another run is training in {path.parent}; wait for it"
             else:
                 text = f"{path.parent} cannot be locked ({error.strerror}); try again"
             raise DataError(f"{text}, or choose another folder.") from error
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                return lock
-        lock.close()  # its owner removed the file before we had it; look again
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # its owner removed the file before we had it; look again

@@ -49,7 +49,7 @@ class Scene:
     pan: Tensor | None
     """(1, H, W) float32."""
     weight: float = 1.0
-    """How often the scene is drawn, relative to the others."""
+    """Frequency with which the scene is drawn, relative to the others."""
     licence: str = ""
 
 
@@ -174,7 +174,7 @@ class GenericBatches:
             for _ in range(min(self.per_variant, self.batch_size - len(patches))):
                 patches.append(self._patch(variant, order, rng))
         conditions, targets, scales = zip(*patches, strict=True)
-        return TrainBatch(Condition.stack(list(conditions)), torch.cat(targets), torch.cat(scales))
+        return TrainBatch(Condition.cat(conditions), torch.cat(targets), torch.cat(scales))
 
     def _made_variant(self, scene: int, number: int) -> Variant:
         rng = np.random.default_rng((self.seed, 2, scene, number))

@@ -88,7 +88,7 @@ peak MB beyond torch |
 
 @dataclass(frozen=True)
 class Setting:
-    """How a scene is sharpened."""
+    """One way to sharpen a scene."""
 
     method: str
     device: str
@@ -172,7 +172,7 @@ def settings_of(arguments: argparse.Namespace, devices: Sequence[str]) -> list[S
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two outputs of one scene, digital numbers, all bands."""
+    """Differences of two outputs of one scene, digital numbers, all bands."""
 
     size: str
     setting: Setting
@@ -193,7 +193,7 @@ class Difference:
 
 
 def reference_of(setting: Setting) -> Setting | None:
-    """What a result is to be held against: fp32 on the same device, or on the CPU."""
+    """The result to compare with: fp32 on the same device, or on the CPU."""
     if setting.classical:
         return None
     if setting.dtype != "fp32":
@@ -202,7 +202,7 @@ def reference_of(setting: Setting) -> Setting | None:
 
 
 def counted_differences(path: Path, reference: Path) -> np.ndarray:
-    """How many values differ by 0, 1, 2, ... DN; block by block, as the memory of this process
+    """Counts of the values that differ by 0, 1, 2, ... DN; block by block, as the memory of this process
     would count as that of its children."""
     counts = np.zeros(2**16, np.int64)
     with rasterio.open(path) as one, rasterio.open(reference) as other:

@@ -1,4 +1,4 @@
-"""How well the displacement of an MS is measured: planted in truths, scene by scene.
+"""Accuracy of a measured displacement of the MS: planted in truths, scene by scene.
 
     python tests/benchmarks/displaced.py [--only SCENES] [--cases CASES]
 

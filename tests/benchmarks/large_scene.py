@@ -53,11 +53,11 @@ class Measured:
     method: str
     seconds: float
     pixels: int
-    """Of the PAN, that were written; 0: none."""
+    """Size of the PAN that was written; 0: none."""
     peak: float
     """MB beyond torch."""
     forecast: dict[str, float]
-    """What `--dry-run` said of the same command; empty: not asked."""
+    """Forecast of `--dry-run` for the same command; empty: not asked."""
 
     def row(self) -> str:
         speed = f"{self.pixels / 1e6 / self.seconds:.3g}" if self.pixels else "-"

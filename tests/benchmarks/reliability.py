@@ -1,4 +1,4 @@
-"""How far the predicted 1-sigma can be trusted, on scenes never trained on.
+"""Trust in the predicted 1-sigma, on scenes never trained on.
 
     python tests/benchmarks/reliability.py runs/scenes.h5 [--model FILE]
 
@@ -162,7 +162,7 @@ def judged(shares: Tensor) -> str:
 
 
 def verdict(shares: Sequence[Tensor]) -> str:
-    """How many scene-bands meet the goal."""
+    """Number of scene-bands that meet the goal."""
     every = torch.cat(list(shares))
     low, high = GOAL
     met = (every >= low) & (every <= high)

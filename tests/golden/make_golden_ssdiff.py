@@ -26,7 +26,7 @@ CASES = {
 
 
 def answer(config: SSDiffConfig) -> Denoised:
-    """Of a network with seeded weights, for seeded inputs of two images."""
+    """The answer of a network with seeded weights to seeded inputs of two images."""
     network = SSDiff(config).double().eval()
     made = seeded_state({k: v.shape for k, v in network.named_parameters()})
     network.load_state_dict(made, strict=False)

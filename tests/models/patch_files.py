@@ -11,7 +11,7 @@ from textures import make_pair
 from uknowpan.models.checkpoints import Card, save_checkpoint
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.published.stages import PatchData
@@ -31,6 +31,7 @@ from uknowpan.models.published.uknow.stages import (
 from uknowpan.models.published.uknow.student import StudentConfig
 from uknowpan.models.published.uknow.teacher import TeacherConfig
 from uknowpan.models.training.loop import Interrupted, TrainConfig, train
+from uknowpan.models.types import PatchBatch
 
 PIXELS = 96
 QUICK = TrainConfig(
@@ -38,6 +39,13 @@ QUICK = TrainConfig(
 )
 PAPER = StudentConfig(4, width=4, blocks=1, heads=2, dropout=0.0)
 LITE = LiteConfig(width=8, deep_width=8, deep_blocks=1)
+
+TINY_NETWORKS = {
+    "prior": "[network]\nwidth = 4\nblocks = 1\n",
+    "fsa-t": "[network.teacher]\nwidth = 4\nheads = 2\n[network.prior]\nwidth = 4\nblocks = 1\n[options]\n",
+    "fsa-s": "[network]\nwidth = 8\ndeep_width = 8\ndeep_blocks = 1\n",
+}
+"""Tables of `train --config` for the smallest networks, by stage; that of fsa-t ends within [options]."""
 
 
 def write_patches(path, *, bands=4, size=32, full_scale=2047.0, seed=0, ratio=4):

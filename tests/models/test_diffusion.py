@@ -43,12 +43,6 @@ def test_respaced_timesteps_start_at_the_end_and_fall_evenly():
         assert max(gaps) - min(gaps) <= 1
 
 
-def test_respacing_like_the_release():
-    assert SCHEDULE.respace_stride(25) == list(range(480, -1, -20))
-    with pytest.raises(ValueError, match="500 timesteps cannot be cut into 300 equal strides"):
-        SCHEDULE.respace_stride(300)
-
-
 @pytest.mark.parametrize("steps", [0, -1, 501])
 def test_steps_that_the_schedule_has_not(steps):
     with pytest.raises(ValueError, match=f"steps must be 1 to 500, not {steps}"):
@@ -109,7 +103,7 @@ def test_the_release_feeds_the_number_of_the_step():
         fed.append(int(t[0]))
         return Denoised(torch.zeros_like(x_t))
 
-    timesteps = SCHEDULE.respace_stride(25)
+    timesteps = list(range(480, -1, -20))
     ddim_sample(denoise, normal(1, 1, 4, 4), timesteps, SCHEDULE, NOTHING, respaced_time_index=True)
     assert fed == list(range(24, -1, -1))
 

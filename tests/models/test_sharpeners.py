@@ -79,7 +79,7 @@ def test_a_student_that_was_told_softness_minds_it():
 
 def test_a_student_that_was_not_told_softness_refuses_it():
     assert "SOFTNESS" not in sharpener().provenance()
-    with pytest.raises(ModelMismatch, match="tiny was not trained to be told how soft"):
+    with pytest.raises(ModelMismatch, match="tiny was not trained with the softness"):
         sharpener(softness=0.4)
 
 
@@ -350,7 +350,7 @@ def test_unet_refuses_what_it_was_not_trained_for():
         tool.check(4, 4)
     with pytest.raises(ModelMismatch, match="ratio is 2, but model paper serves 4;"):
         tool.check(2, 2)
-    with pytest.raises(CheckpointError, match=r"paper tells residual_std of 1 bands.* has 2"):
+    with pytest.raises(CheckpointError, match=r"paper has residual_std of 1 bands.* has 2"):
         unet(replace(PAPER, residual_std=[0.02]))
 
 

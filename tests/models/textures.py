@@ -5,6 +5,10 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from uknowpan.models.metrics.images import Images
+from uknowpan.models.metrics.regions import Region
 
 
 class Texture:
@@ -52,3 +56,21 @@ def make_pair(ratio=4, size=(32, 32), bands=4, sigma=None, shift=(0.0, 0.0), see
     coarse = [ratio * np.arange(n) + (ratio - 1) / 2 + s for n, s in zip(size, shift, strict=True)]
     gt = sample(*fine, 0.0)
     return Pair(gt.mean(0, keepdim=True).float(), sample(*coarse, sigma).float(), gt.float())
+
+
+def images_of(fused, pan, ms, mask=None):
+    """`Images` from tensors: fused (C, H, W), pan (1, H, W), ms (C, h, w), mask (H, W) True at nodata."""
+    ratio = fused.shape[-2] // ms.shape[-2]
+    bad = torch.zeros(fused.shape[-2:], dtype=torch.bool) if mask is None else mask
+    small = F.max_pool2d(bad[None].double(), ratio)[0] > 0
+
+    def reader(x, nodata):
+        x = torch.where(nodata, 0.0, x.double())
+
+        def read(region):
+            here = region.within(Region(0, 0, *nodata.shape))
+            return x[..., *here], nodata[here]
+
+        return read
+
+    return Images(tuple(ms.shape[-2:]), len(ms), ratio, reader(fused, bad), reader(pan, bad), reader(ms, small))

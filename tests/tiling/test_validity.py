@@ -16,7 +16,7 @@ from uknowpan.tiling import open_pair
 SIZE, RATIO = 20, 4
 LOWEST = float(np.finfo(np.float32).min)
 OFFSETS = [(0.0, 0.0), (0.5, -0.5)]
-"""Of the MS, in PAN pixels: nested and resampled."""
+"""Places of the MS, in PAN pixels: nested and resampled."""
 HOLES = np.zeros((3, SIZE, SIZE), bool)
 HOLES[0, 4:7, 4:7] = True
 HOLES[1, 12, :] = True

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 from rasters import plain_grid as grid
 from rasters import plain_meta as meta
+from rasters import write_rows
 
 from uknowpan.tiling import (
     Encoding,
@@ -41,7 +42,7 @@ def write(path, values, its_meta, options=None, tags=None, valid=None, its_grid=
     invalid = not valid.all()
     with SceneWriter(str(path), its_grid, its_meta, options, tags, may_have_invalid=invalid) as out:
         for row in range(0, values.shape[1], step):
-            out.write_rows(row, values[:, row : row + step], valid[row : row + step])
+            write_rows(out, row, values[:, row : row + step], valid[row : row + step])
     return path
 
 
@@ -110,7 +111,7 @@ def test_metadata_from_a_pair_to_the_output(make_pair, tmp_path):
         )  # fmt: skip
         with writer:
             row, values = pair.to_output(0, np.repeat(tile.pan, 4, axis=0))
-            writer.write_rows(row, values, pair.to_output(0, tile.valid)[1])
+            write_rows(writer, row, values, pair.to_output(0, tile.valid)[1])
         with pytest.raises(OutputError, match="one of the inputs"):
             SceneWriter(files.ms[0], pair.grid, pair.meta, OutputOptions(overwrite=True), inputs=pair.inputs)
     with rasterio.open(path) as out, rasterio.open(files.pan) as pan:
@@ -338,7 +339,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, when, fmt):
     options = OutputOptions(format=fmt)
     if when == "abort":
         out = SceneWriter(str(path), grid(1200), meta(), options)
-        out.write_rows(0, values, valid)
+        write_rows(out, 0, values, valid)
         out.abort()
         out.abort()
     else:
@@ -347,7 +348,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, when, fmt):
             SceneWriter(str(path), grid(1200), meta(), options) as out,
         ):
             n = {"early": 10, "late": 1200, "incomplete": 1100}[when]
-            out.write_rows(0, values[:, :n], valid[:n])
+            write_rows(out, 0, values[:, :n], valid[:n])
             if when != "incomplete":
                 raise KeyboardInterrupt
     assert leftovers(tmp_path) == []
@@ -356,13 +357,13 @@ def test_a_failed_run_leaves_nothing(tmp_path, when, fmt):
 def test_rows_must_follow_each_other(tmp_path):
     with SceneWriter(str(tmp_path / "o.tif"), grid(8), meta(1)) as out:
         rows, valid = image(1, 4), np.ones((4, 50), bool)
-        out.write_rows(0, rows, valid)
+        write_rows(out, 0, rows, valid)
         with pytest.raises(ValueError, match="row 5"):
-            out.write_rows(5, rows, valid)
+            write_rows(out, 5, rows, valid)
         with pytest.raises(ValueError, match="float32"):
             out.write_encoded(4, rows)
-        out.write_rows(4, rows[:, :0], valid[:0])
-        out.write_rows(4, rows, valid)
+        write_rows(out, 4, rows[:, :0], valid[:0])
+        write_rows(out, 4, rows, valid)
 
 
 def test_temporary_files_of_dead_runs_are_removed(tmp_path):
@@ -382,7 +383,7 @@ import resource, signal, sys
 import numpy as np
 limit, fmt, path, kind = int(sys.argv[1]), *sys.argv[2:5]
 sys.path.insert(0, sys.argv[5])
-from rasters import plain_grid, plain_meta
+from rasters import plain_grid, plain_meta, write_rows
 from uknowpan.tiling import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 values = np.random.default_rng(0).uniform(0, 4000, (1, 1100, 600)).astype("float32")
@@ -396,7 +397,7 @@ try:
     else:
         options = OutputOptions(format=fmt, overviews=kind == "overviews")
         with SceneWriter(path, grid, meta, options) as out:
-            out.write_rows(0, values, valid)
+            write_rows(out, 0, values, valid)
 except OutputError as error:
     print(error)
     sys.exit(3)

@@ -314,7 +314,7 @@ TABLE = [
     Row("softness of words", 2, "--softness is ms or a number", plain("--softness", "sharp")),
     Row("softness too large", 2, "from 0.2 to 1, not '1.5'", plain("--softness", 1.5)),
     Row("softness nan", 2, "from 0.2 to 1, not 'nan'", plain("--softness", "nan")),
-    Row("softness untaught", 5, "was not trained to be told", plain("--softness", "ms")),
+    Row("softness untaught", 5, "was not trained with the softness", plain("--softness", "ms")),
     Row("method and steps", 2, "--method and --steps exclude each other", plain("--method", "gsa", "--steps", 2)),
     Row("preview is the pan", 3, "one of the inputs",
         lambda b: [(p := b.pair()).pan, *p.ms, "--preview", p.pan, "--overwrite"]),

@@ -15,7 +15,7 @@ from uknowpan.datasets.synthetic import make_scene
 from uknowpan.tiling import open_pair, sample_windows
 
 SIZE, RATIO, SIDE = 60_000, 4, 256
-"""Of the PAN, and PAN pixels of the drawn scene that is repeated."""
+"""Side of the PAN, and PAN pixels of the drawn scene that is repeated."""
 METRES = 0.5
 Area = tuple[int, int, int, int]
 """Row, column, rows, columns of the PAN."""

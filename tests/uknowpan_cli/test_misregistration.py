@@ -20,7 +20,7 @@ OFF = 2
 SIZE, RIM = 240, 32
 """PAN pixels: of the PAN, and how far the MS reaches beyond it, so that no side of it is lost."""
 REGAINED = 1.4
-"""Bound of ERGAS over that without shift; what is missing of 1 is in docs/misregistration.md."""
+"""Bound of ERGAS after the shift is removed, over ERGAS of the scene in its place."""
 
 Pair = tuple[Path, Path, Path]
 """PAN, MS and truth."""

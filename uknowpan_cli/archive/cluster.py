@@ -232,5 +232,5 @@ def _take_back(client: Client, futures: list[Future[Any]]) -> None:
         return
     if futures:
         client.cancel(futures)
-    with suppress(OSError):  # a worker that dies now has nothing more to say
+    with suppress(OSError):  # a worker that dies now has no more messages
         client.unforward_logging("uknowpan")

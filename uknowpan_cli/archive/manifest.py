@@ -31,7 +31,7 @@ class Scene:
     ms: tuple[str, ...]
     output: str
     sigma: str
-    """Where 1-sigma goes, if it is asked for."""
+    """File for 1-sigma, if it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Shard:
     index: int = 1
     count: int = 1
     source: str = ""
-    """Where it was read from."""
+    """The option or variable that it was read from."""
 
     def share(self, ids: Sequence[str]) -> set[str]:
         """The ids of its scenes, of all ids of a batch.
@@ -207,7 +207,7 @@ def by_patterns(pan_glob: str, ms_glob: str, skip_missing: bool = False) -> list
     if stars[0] != stars[1] or not stars[0]:
         raise UsageError(
             f"--pan-glob {pan_glob} and --ms-glob {ms_glob} must have equally many *, at least "
-            "one; ? and [...] match what tells bands apart."
+            "one; ? and [...] match what distinguishes bands."
         )
     pans, ms = _keyed(pan_glob), _keyed(ms_glob)
     double = {key: files for key, files in pans.items() if len(files) > 1}

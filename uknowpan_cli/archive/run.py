@@ -134,7 +134,8 @@ def run_scene(
         with _named(scene.id), bounded_gdal_cache():
             sharpener = load_once(settings.options.of_model)
             started = replace(started, device=sharpener.device)
-            outcome = _run(scene, settings, sharpener, started, on_progress)
+            with open_scene(scene.pan, scene.ms, settings.options) as pair:
+                outcome = _run(pair, scene, settings, sharpener, started, on_progress)
     except exits.Interrupted:
         raise
     except Exception as error:
@@ -158,16 +159,16 @@ def check_scene(scene: Scene, settings: BatchSettings) -> SceneOutcome:
     """The outcome that `run_scene` would have: todo, done or cannot; writes nothing."""
     plan = SceneOutcome(scene.id, "todo", exits.OK, "", scene.output)
     try:
-        with _named(scene.id), bounded_gdal_cache():
+        with _named(scene.id), bounded_gdal_cache(), open_scene(scene.pan, scene.ms, settings.options) as pair:
             sharpener, options = load_once(settings.options.of_model), _options(scene, settings)
-            state = _look(scene, options, sharpener)
+            state = _look(pair, scene, options, sharpener)
             if state.complete:
                 return replace(plan, status="done", message="is there already")
             state.refuse_others(settings.options.overwrite)
             if options.uncertainty is not None:
                 options = replace(options, uncertainty=_stand_in(scene.sigma))
             output = _stand_in(scene.output)
-            with prepared(scene.pan, scene.ms, output, options, lambda: sharpener, dry_run=True):
+            with prepared(scene.pan, scene.ms, output, options, lambda: sharpener, opened=pair, dry_run=True):
                 return plan
     except Exception as error:
         log.debug("%s", scene.id, exc_info=True)
@@ -182,10 +183,15 @@ def _stand_in(path: str) -> str:
 
 
 def _run(
-    scene: Scene, settings: BatchSettings, sharpener: Sharpener, started: SceneOutcome, on_progress: Progress
+    pair: ScenePair,
+    scene: Scene,
+    settings: BatchSettings,
+    sharpener: Sharpener,
+    started: SceneOutcome,
+    on_progress: Progress,
 ) -> SceneOutcome:
     options = _options(scene, settings)
-    state = _look(scene, options, sharpener)
+    state = _look(pair, scene, options, sharpener)
     outcome = replace(started, megapixels=state.megapixels, code=exits.OK)
     _sweep(scene)
     if state.complete:
@@ -199,9 +205,7 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
     options = replace(options, overwrite=bool(state.present) or options.overwrite)
     tags = {"IDENTITY": state.digest}
-    with prepared(scene.pan, scene.ms, scene.output, options, lambda: sharpener) as ready:
-        if ready.pair.identity()["inputs"] != state.inputs:
-            raise InputUnreadable(f"The inputs of scene {scene.id} changed while they were read; run it again.")
+    with prepared(scene.pan, scene.ms, scene.output, options, lambda: sharpener, opened=pair) as ready:
         try:
             report = sharpen_scene(ready, on_progress, tags)
         except ResumeMismatch as error:
@@ -234,12 +238,6 @@ class _State:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def inputs(self) -> object:
-        """Stamps of the files that the inputs are read from."""
-        pair: Any = self.facts["pair"]
-        return pair["inputs"]
-
-    @property
     def complete(self) -> bool:
         """Whether all outputs are there, made from the same and whole."""
         if not all(self.present.get(path) == self.digest for path in self.wanted):
@@ -263,11 +261,10 @@ class _State:
             raise OutputExists(f"{path} {made}; --overwrite replaces it.")
 
 
-def _look(scene: Scene, options: SharpenOptions, sharpener: Sharpener) -> _State:
-    """Open the inputs and the outputs that are there."""
-    with open_scene(scene.pan, scene.ms, options) as pair:
-        facts = _facts(pair, options, sharpener)
-        megapixels = round(pair.grid.width * pair.grid.height / 1e6, 6)
+def _look(pair: ScenePair, scene: Scene, options: SharpenOptions, sharpener: Sharpener) -> _State:
+    """The state of a scene whose inputs are open, by the outputs that are there."""
+    facts = _facts(pair, options, sharpener)
+    megapixels = round(pair.grid.width * pair.grid.height / 1e6, 6)
     wanted = (scene.output,) if options.uncertainty is None else (scene.output, scene.sigma)
     present = {path: _identity_in(path) for path in wanted if os.path.exists(path)}
     return _State(facts, megapixels, wanted, present)

@@ -93,7 +93,7 @@ def batch(
 ) -> None:
     """Sharpen many scenes: those of MANIFEST, or of --pan-glob and --ms-glob.
 
-    The same command goes on where a run was stopped: an output that is there, made from the same inputs with the same
+    The same command goes on where a run was stopped. An output that is there, made from the same inputs with the same
     options, is skipped. Prints the path of each output; FOLDER/report*.jsonl keeps how every scene ended.
 
     Example: uknowpan batch --pan-glob 'in/*_pan.tif' --ms-glob 'in/*_ms.tif' -o out

@@ -3,22 +3,16 @@
 import json
 import os
 import shutil
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.console import progress, stop_requests
-from uknowpan.errors import Interrupted, OutputExists, UsageError
+from uknowpan.errors import Interrupted, OutputExists
 from uknowpan.models.architectures import TIMESTEPS
-from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING
-
-
-class FeatureDtype(StrEnum):
-    float16 = "float16"
-    float32 = "float32"
+from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING, check_full_scale
 
 
 def distill_cache(
@@ -37,8 +31,8 @@ def distill_cache(
         int, opt.option("--batch-size", TILING, "Samples at once, which memory depends on.", "N", 1)
     ] = 16,
     dtype: Annotated[
-        FeatureDtype, opt.option("--dtype", RESULT, "Type of the features; images are float32.")
-    ] = FeatureDtype.float16,
+        Literal["float16", "float32"], opt.option("--dtype", RESULT, "Type of the features; images are float32.")
+    ] = "float16",
     resume: Annotated[bool, opt.option("--resume", RUN, "Go on with a cache that was interrupted.")] = False,
     overwrite: opt.OverwriteOption = False,
     device: opt.DeviceOption = "auto",
@@ -49,17 +43,16 @@ def distill_cache(
 ) -> None:
     """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
+        check_full_scale(max_value)
         from uknowpan.loading import choose_device, memory_watched
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
         from uknowpan.models.pancollection.dataset import PanCollectionDataset
-        from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
+        from uknowpan.models.pancollection.file import PanCollectionFile
         from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
         from uknowpan.tiling import check_output
 
-        if max_value is not None and not is_full_scale(max_value):
-            raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
         check_output(str(output), [str(data), teacher], overwrite)
         part = part_of(output)
         if part.exists() and not resume and not overwrite:
@@ -69,21 +62,21 @@ def distill_cache(
         frozen = FrozenTeacher(find_checkpoint(teacher), steps=steps, seed=seed, device=chosen)
         remedy = f"with {batch_size} samples at once; --resume goes on with a smaller --batch-size."
         with PanCollectionFile(data) as file:
-            frozen.check_serves(file.header)
+            frozen.check_serves(file)
             scale = PanCollectionDataset([file], max_value=max_value or frozen.card.max_value).scales[0]
-            count, each = len(file), bytes_per_sample(frozen, file.header, dtype.value)
+            count, each = len(file), bytes_per_sample(frozen, file.header, dtype)
             if not quiet:
                 free = shutil.disk_usage(Path(os.path.realpath(output)).parent).free / 1e9
                 needed = f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB"
                 typer.echo(f"{needed}; {free:.3g} GB are free", err=True)
-            shown = progress("distill-cache", quiet, "samples")
-            with memory_watched(remedy), shown as on_progress, stop_requests() as stopping:
+            shows = progress("distill-cache", quiet, "samples")
+            with memory_watched(remedy), shows as shown, stop_requests() as stopping:
                 done = write_cache(
                     *(frozen, file, scale, output),
                     batch_size=batch_size,
-                    dtype=dtype.value,
+                    dtype=dtype,
                     resume=resume,
-                    on_progress=on_progress,
+                    on_progress=shown,
                     should_stop=lambda: bool(stopping),
                 )
         if done < count:

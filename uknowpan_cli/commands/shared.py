@@ -1,4 +1,4 @@
-"""What commands have in common: options, and errors that become a sentence and an exit code."""
+"""Common parts of commands: options, and errors that become a sentence and an exit code."""
 
 import functools
 import inspect
@@ -70,7 +70,8 @@ def shares(
             for name in names:
                 hint, described = declared(kind)[name]
                 value: Any = described.cli or hint
-                parts: Any = {"default": getattr(kind, name), "annotation": Annotated[value, typed(name, kind)]}
+                default = getattr(kind, name, inspect.Parameter.empty)
+                parts: Any = {"default": default, "annotation": Annotated[value, typed(name, kind)]}
                 parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **parts))
 
         @functools.wraps(command)

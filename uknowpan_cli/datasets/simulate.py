@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from uknowpan import __version__
+from uknowpan.datasets.options import SimulationOptions
 from uknowpan.datasets.synthetic import PAN_WEIGHTS, make_scene, write_scene
 from uknowpan.models.errors import DataError
-from uknowpan.models.metrics.sensors import Sensor, find_sensor
 from uknowpan.models.metrics.toolbox import imresize
-from uknowpan.models.pancollection.file import PatchBatch, is_full_scale
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.resample import cubic, decimate
+from uknowpan.models.types import PatchBatch
 from uknowpan.options import ShiftOfTruth
 from uknowpan.registering import NOTICEABLE_SHIFT
 from uknowpan.surveying import survey
@@ -50,44 +50,6 @@ class SceneFiles:
 
     def __str__(self) -> str:
         return " + ".join([*([self.pan] if self.pan else []), *self.ms])
-
-
-@dataclass(frozen=True)
-class SimulationOptions:
-    """Settings of a simulation. Sizes are MS pixels of the scene, which are the patches' PAN pixels."""
-
-    sensor: Sensor
-    gains: tuple[float, ...] | None = None
-    """MTF gains per band (or one for all) instead of the sensor's."""
-    max_value: float | None = None
-    """Full scale in DN instead of the sensor's."""
-    pan_weights: tuple[float, ...] | None = None
-    """Share of each band in the PAN of scenes that have none; None: equal."""
-    ratio: int | None = None
-    """None: the ratio of the pairs, else the sensor's."""
-    bands: tuple[int, ...] | None = None
-    """MS bands to use, 1-based."""
-    nodata: float | None = None
-    coregister: ShiftOfTruth = "check"
-    """Leave a pair's shift between PAN and MS, note it, or take the PAN where the MS lies."""
-    patch: int | None = None
-    """None: 64, or the next multiple of the ratio below."""
-    stride: int | None = None
-    """Step between training patches; None: three quarters of a patch. Other patches do not overlap."""
-    test_patch: int | None = None
-    """None: the largest multiple of `patch` up to 256 that fits the test area."""
-    split: tuple[float, float, float] = (80.0, 10.0, 10.0)
-    """Shares of the area for training, validation and test."""
-
-    def __post_init__(self) -> None:
-        if min(self.split) < 0 or not self.split[0] > 0:
-            raise ValueError(f"a split of {self.split} leaves nothing to train on")
-        if self.max_value is not None and not is_full_scale(self.max_value):
-            raise ValueError(f"a full scale of {self.max_value:g} is not within 1e-9 to 1e12")
-        if self.gains is not None and not all(0 < gain < 1 for gain in self.gains):
-            raise ValueError(f"MTF gains lie between 0 and 1, not at {list(self.gains)}")
-        if self.pan_weights is not None and not sum(self.pan_weights) > 0:
-            raise ValueError(f"PAN weights of {list(self.pan_weights)} leave no PAN")
 
 
 @dataclass(frozen=True)
@@ -178,7 +140,7 @@ def simulate_files(
         for name, writer in writers.items():
             writer.finish(
                 {
-                    "sensor": options.sensor.name,
+                    "sensor": options.optics.name,
                     "max_value": max_value,
                     "ratio": plan.ratio,
                     "registration": registration_of(plan.ratio),
@@ -193,7 +155,7 @@ def simulate_files(
         for writer in writers.values():
             writer.publish()
     files = {name: SimulatedFile(str(writer.path), writer.count, plan.sizes[name]) for name, writer in writers.items()}
-    sensor = options.sensor.name
+    sensor = options.optics.name
     return Simulation(files, sensor, plan.bands, plan.ratio, max_value, plan.gains, left_out, notes)
 
 
@@ -201,9 +163,7 @@ def simulate_sample(folder: Path) -> Simulation:
     """A tiny data set of drawn scenes: FOLDER/train.h5, valid.h5 and test.h5; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     # Shares that make test images large enough for the border that `evaluate` cuts.
-    options = SimulationOptions(
-        find_sensor("generic"), max_value=2047.0, pan_weights=PAN_WEIGHTS, split=(60.0, 20.0, 20.0)
-    )
+    options = SimulationOptions(max_value=2047.0, pan_weights=PAN_WEIGHTS, split=(60.0, 20.0, 20.0))
     with TemporaryDirectory() as drawn:
         truths = [write_scene(make_scene(384, seed=seed), Path(drawn) / str(seed)).truth for seed in (1, 2)]
         scenes = [SceneFiles(None, (str(truth),)) for truth in truths]
@@ -240,7 +200,7 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
     # An MS alone is a pair with its own first band, which is then not looked at.
     pan, ratio = (files.pan, options.ratio) if files.pan else (f"{files.ms[0]},band=1", 1)
     pair = stack.enter_context(
-        open_pair(pan, list(files.ms), ms_bands=options.bands, nodata=options.nodata, ratio=ratio)
+        open_pair(pan, list(files.ms), ms_bands=options.bidx, nodata=options.nodata, ratio=ratio)
     )
     weights = options.pan_weights or (1 / pair.bands,) * pair.bands
     if files.pan is None and len(weights) != pair.bands:
@@ -286,7 +246,7 @@ class _Plan:
 def _plan(scenes: Sequence[_Scene], options: SimulationOptions) -> _Plan:
     """Sizes and gains, checked against the scenes."""
     bands = scenes[0].pair.bands
-    ratio = options.ratio or next((s.ratio for s in scenes if s.ratio), options.sensor.ratio)
+    ratio = options.ratio or next((s.ratio for s in scenes if s.ratio), options.optics.ratio)
     for scene in scenes:
         if scene.pair.bands != bands:
             raise DataError(
@@ -315,27 +275,28 @@ def _plan(scenes: Sequence[_Scene], options: SimulationOptions) -> _Plan:
 
 
 def _gains(options: SimulationOptions, bands: int) -> tuple[float, ...]:
-    if options.gains is None:
+    if options.mtf is None:
         try:
-            return options.sensor.for_bands(bands).mtf_ms
+            return options.optics.for_bands(bands).mtf_ms
         except ValueError as error:
             raise DataError(f"{error}.") from error
-    if len(options.gains) not in (1, bands):
+    if len(options.mtf) not in (1, bands):
         raise DataError(
-            f"{len(options.gains)} MTF gains were given for {bands} bands; give one per band, or one for all."
+            f"{len(options.mtf)} MTF gains were given for {bands} bands; give one per band, or one for all."
         )
-    return options.gains * (bands if len(options.gains) == 1 else 1)
+    gains: tuple[float, ...] = options.mtf * (bands if len(options.mtf) == 1 else 1)
+    return gains
 
 
 def _full_scale(scenes: Sequence[_Scene], options: SimulationOptions, largest: float) -> float:
     """The option, the sensor's full scale, or the smallest bit depth that holds the largest value."""
     if options.max_value is not None:
         return options.max_value
-    known = options.sensor.max_value
+    known = options.optics.max_value
     if known is not None:
         if largest > known:
             raise DataError(
-                f"Values reach {largest:g}, beyond the {known:g} of {options.sensor.name}; give "
+                f"Values reach {largest:g}, beyond the {known:g} of {options.optics.name}; give "
                 "their full scale with --max-value."
             )
         return known

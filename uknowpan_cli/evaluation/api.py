@@ -10,11 +10,11 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.vrt import WarpedVRT
 
 from uknowpan.api import python_warnings
-from uknowpan.arrays import ArrayRaster, array_raster, in_memory
+from uknowpan.arrays import array_raster, in_memory
 from uknowpan.errors import UsageError
 from uknowpan.evaluation.options import EvaluateOptions
-from uknowpan.evaluation.rasters import DEFAULT_RATIO, METHOD, evaluate_against, evaluate_without
-from uknowpan.models.metrics.sensors import SENSORS
+from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
+from uknowpan.models.metrics.evaluation import Results
 from uknowpan.tiling.raster import Opener, RasterLike
 
 NAMES = {"result": "result", "reference": "reference", "pan": "PAN", "ms": "MS"}
@@ -31,6 +31,7 @@ def evaluate(
     max_value: float | None = None,
     nodata: float | None = None,
     cut: int = 21,
+    reprojection: bool = False,
 ) -> dict[str, Any]:
     """Indices of a result: against a reference, or without one from PAN and MS; with all three, both.
 
@@ -47,10 +48,11 @@ def evaluate(
         max_value: full scale in digital numbers, for PSNR and SSIM.
         nodata: value of invalid pixels; None: as the files declare.
         cut: border in pixels that is left out against a reference; published scores have 21.
+        reprojection: measure by reprojection too, without a reference; this takes many times as long.
 
     Returns:
         q2n, q, sam, ergas, scc, psnr and ssim with a reference; d_lambda_k, d_s, hqnr, d_lambda and qnr without one.
-        With PAN and MS also `reprojection`, a dict of the indices by reprojection in each of their modes.
+        With `reprojection` also that key, a dict of the indices by reprojection in each of their modes.
 
     Raises:
         Error: a subclass with one sentence.
@@ -58,32 +60,27 @@ def evaluate(
     if (pan is None) != (ms is None) or (reference is None and pan is None):
         raise UsageError("Give evaluate either the reference, or both pan and ms.")
     given = {"result": result, "reference": reference, "pan": pan, "ms": ms}
-    known = EvaluateOptions(sensor=sensor, max_value=max_value).known_sensor
+    options = EvaluateOptions(
+        sensor=sensor, ratio=ratio, max_value=max_value, nodata=nodata, cut=cut, reprojection=reprojection
+    )
     scores: dict[str, Any] = {}
     with (
         python_warnings(),
         _rasters({name: value for name, value in given.items() if value is not None}, nodata) as files,
     ):
         if reference is not None:
-            results = evaluate_against(
-                files["result"],
-                files["reference"],
-                ratio=ratio or DEFAULT_RATIO,
-                max_value=max_value or (None if known is None else known.max_value),
-                cut=cut,
-                nodata=nodata,
-            )
-            scores |= {index: results.mean(METHOD, index) for index in results.scores[METHOD]}
+            scores |= _means(evaluate_against(files["result"], files["reference"], options))
         if pan is not None:
             layers = files["ms"] if isinstance(files["ms"], list) else [files["ms"]]
-            sensor_used = known or SENSORS["generic"]
-            results, judge = evaluate_without(
-                files["result"], files["pan"], layers, sensor=sensor_used, nodata=nodata, ratio=ratio
-            )
-            scores |= {index: results.mean(METHOD, index) for index in results.scores[METHOD]}
+            results, judge = evaluate_without(files["result"], files["pan"], layers, options)
+            scores |= _means(results)
             if judge is not None:
                 scores["reprojection"] = judge.facts()
     return scores
+
+
+def _means(results: Results) -> dict[str, Any]:
+    return {index: results.mean(METHOD, index) for index in results.scores[METHOD]}
 
 
 def _is_file(value: Any) -> bool:
@@ -98,35 +95,20 @@ def _rasters(given: dict[str, Any], nodata: float | None) -> Iterator[dict[str, 
             name: array_raster(value, NAMES[name], nodata) for name, value in given.items() if not _is_file(value)
         }
         files = {name: list(v) if isinstance(v, list | tuple) else v for name, v in given.items() if name not in arrays}
-        transform, crs = _place(files, arrays)
+        rows = arrays["result"].values.shape[1] if "result" in arrays else _grid(files["result"])[0]
+        transform, crs = Affine.scale(1.0, -1.0), "EPSG:3857"
+        placed = next((name for name in ("pan", "reference", "result", "ms") if name in files), None)
+        if placed is not None:
+            height, transform, crs = _grid(files[placed])
+            transform *= Affine.scale(height / rows if placed == "ms" else 1.0)
         for name, raster in arrays.items():
-            step = 1.0
-            if name == "ms":
-                step = _height(given["result"], arrays.get("result")) / raster.values.shape[1]
-            place = transform * Affine.scale(step)
+            place = transform * Affine.scale(rows / raster.values.shape[1] if name == "ms" else 1.0)
             files[name] = stack.enter_context(in_memory(raster, place, crs, whole_numbers=True))
         yield files
 
 
-def _place(files: dict[str, Any], arrays: dict[str, ArrayRaster]) -> tuple[Affine, Any]:
-    """Transform of the PAN's grid and CRS, by the files where there are any."""
-    for name in ("pan", "reference", "result", "ms"):
-        if name not in files:
-            continue
-        first: RasterLike = files[name][0] if isinstance(files[name], list) else files[name]
-        with ExitStack() as closing:
-            data = Opener(closing)(first)[0]
-            scale = 1.0
-            if name == "ms" and "pan" in arrays:
-                scale = data.height / arrays["pan"].values.shape[1]
-            return data.transform * Affine.scale(scale), data.crs
-    return Affine.scale(1.0, -1.0), "EPSG:3857"
-
-
-def _height(value: Any, array: ArrayRaster | None) -> int:
-    """Rows of a raster."""
-    if array is not None:
-        rows: int = array.values.shape[1]
-        return rows
+def _grid(file: RasterLike | list[RasterLike]) -> tuple[int, Affine, Any]:
+    """Rows, transform and CRS of a raster, of the first one of a list."""
     with ExitStack() as closing:
-        return int(Opener(closing)(value)[0].height)
+        data = Opener(closing)(file[0] if isinstance(file, list) else file)[0]
+        return data.height, data.transform, data.crs

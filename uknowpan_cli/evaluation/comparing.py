@@ -16,17 +16,17 @@ import rasterio
 import torch
 from torch import Tensor
 
+from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_without
 from uknowpan.loading import load_for
 from uknowpan.models.blur import Psf, gain_to_sigma
 from uknowpan.models.checkpoints import find_checkpoint, read_card
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.metrics.indices import ergas, sam
-from uknowpan.models.metrics.sensors import SENSORS
 from uknowpan.models.resample import crop, degrade
 from uknowpan.models.sharpeners import Sharpener, sharpen_array
 from uknowpan.models.training.degradations import sharp_truth
-from uknowpan.options import Method, SharpenOptions, band_numbers
+from uknowpan.options import Method, SharpenOptions
 from uknowpan.pictures import rgb_bands
 from uknowpan.scenes import open_scene, prepared
 from uknowpan.sharpening import sharpen_scene
@@ -222,18 +222,9 @@ def _entry(
     with rasterio.open(target) as dataset:
         hrms = dataset.read(masked=True).astype(np.float32).filled(np.nan)
     bounds: Any = options.bounds
-    results, judge = evaluate_without(
-        target,
-        pan,
-        list(ms),
-        sensor=SENSORS["generic"],
-        pan_band=options.pan_bidx,
-        ms_bands=band_numbers(options.bidx),
-        nodata=options.nodata,
-        ratio=options.ratio,
-        bounds=bounds,
-        measured=measured,
-    )
+    same = {name: getattr(options, name) for name in ("pan_bidx", "bidx", "nodata", "ratio")}
+    wanted = EvaluateOptions(**same, reprojection=True)
+    results, judge = evaluate_without(target, pan, list(ms), wanted, bounds=bounds, measured=measured)
     scores = {**sharp, "hqnr": results.mean(METHOD, "hqnr")}
     if judge is not None:
         scores |= judge.scores.get("registered", judge.scores["registered_nominal"])

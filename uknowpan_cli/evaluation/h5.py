@@ -23,8 +23,9 @@ from uknowpan.models.metrics.baselines import BASELINES
 from uknowpan.models.metrics.evaluation import Fuse, Results, Scored, evaluate_file, scored_size
 from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
 from uknowpan.models.pancollection.condition import image_sharpener
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.sharpeners import NetworkSharpener, Sharpened, load_network
+from uknowpan.models.types import PatchBatch
 from uknowpan.pictures import write_png
 from uknowpan.tiling import check_output
 

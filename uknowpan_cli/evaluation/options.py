@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from uknowpan.errors import UsageError
-from uknowpan.models.metrics.sensors import Sensor, find_sensor
-from uknowpan.options import INPUT, MODEL, RESULT, TILING, Option, band_numbers, declared
+from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
+from uknowpan.options import INPUT, MODEL, RESULT, Option, band_numbers, check_full_scale, shared
 
 SCORES = "Scores"
 """Group of the options that decide what the numbers depend on."""
-SHARED = {name: option for name, (_, option) in declared().items()}
-"""Options as `sharpen` has them."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,10 @@ class EvaluateOptions:
             "--ms", INPUT, "Raster without truth: the MS; or several files, repeated.", "FILE", cli=list[str] | None
         ),
     ] = ()
-    ratio: Annotated[int | None, SHARED["ratio"]] = None
-    nodata: Annotated[float | None, SHARED["nodata"]] = None
-    pan_bidx: Annotated[int | None, SHARED["pan_bidx"]] = None
-    bidx: Annotated[str | Sequence[int] | None, SHARED["bidx"]] = None
+    ratio: Annotated[int | None, shared("ratio")] = None
+    nodata: Annotated[float | None, shared("nodata")] = None
+    pan_bidx: Annotated[int | None, shared("pan_bidx")] = None
+    bidx: Annotated[str | Sequence[int] | None, shared("bidx")] = None
     limit: Annotated[int | None, Option("--limit", INPUT, "h5: only the first N images.", "N", 1)] = None
     model: Annotated[
         Sequence[str],
@@ -91,6 +89,12 @@ class EvaluateOptions:
     cut: Annotated[
         int, Option("--cut", SCORES, "With a truth: border left out, pixels; published: 21.", "PIXELS", 0)
     ] = 21
+    reprojection: Annotated[
+        bool,
+        Option(
+            "--reprojection", SCORES, "With --pan and --ms: indices by reprojection too; this takes many times as long."
+        ),
+    ] = False
     output: Annotated[
         Path | None, Option("--output -o", RESULT, "Also write the scores, as .json, .csv or .tex.", "FILE")
     ] = None
@@ -99,10 +103,8 @@ class EvaluateOptions:
     pictures: Annotated[
         Path | None, Option("--pictures", RESULT, "h5: also draw every image into a folder.", "DIR")
     ] = None
-    num_threads: Annotated[
-        int | None, Option("--num-threads -j", TILING, "CPU threads; default: all cores.", "N", 1)
-    ] = None
-    overwrite: Annotated[bool, SHARED["overwrite"]] = False
+    num_threads: Annotated[int | None, shared("num_threads")] = None
+    overwrite: Annotated[bool, shared("overwrite")] = False
 
     def __post_init__(self) -> None:
         for name in ("ms", "model", "method"):
@@ -123,6 +125,16 @@ class EvaluateOptions:
         except ValueError as error:
             raise UsageError(f"--sensor: {error}.") from error
 
+    @property
+    def used_sensor(self) -> Sensor:
+        """The sensor whose MTF gains count for rasters; without a name the generic one."""
+        return self.known_sensor or SENSORS["generic"]
+
+    @property
+    def full_scale(self) -> float | None:
+        """Full scale in DN: the option's, else the sensor's."""
+        return self.max_value or self.used_sensor.max_value
+
     def for_file(self, target: str, given: set[str]) -> None:
         """Refuse options among those `given` that do not go with a test file or a raster."""
         of_file = is_test_file(target)
@@ -142,7 +154,7 @@ class EvaluateOptions:
 
 OUTPUTS = (".json", ".csv", ".tex")
 ONLY_FILE = ("model", "method", "baselines", "limit", "steps", "seed", "softness", "pictures", "device")
-ONLY_PAIR = ("pan_bidx", "bidx", "registration")
+ONLY_PAIR = ("pan_bidx", "bidx", "registration", "reprojection")
 ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", *ONLY_PAIR)
 
 
@@ -160,9 +172,5 @@ def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:
         if max_value is not None:
             raise UsageError("--max-value and --bit-depth exclude each other.")
         return float(2**bit_depth - 1)
-    if max_value is not None:
-        from uknowpan.models.pancollection.file import is_full_scale
-
-        if not is_full_scale(max_value):
-            raise UsageError(f"--max-value: {max_value:g} is no full scale (1e-9 to 1e12).")
+    check_full_scale(max_value)
     return max_value

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
 from uknowpan.models.metrics.full_resolution import Enlargement, WithoutReference
 from uknowpan.models.metrics.indices import AgainstReference
 from uknowpan.models.metrics.regions import ROWS, Region, regions, whole_tiles
-from uknowpan.models.metrics.sensors import SENSORS, Sensor
 from uknowpan.options import band_numbers
 from uknowpan.surveying import FEW_LEVELS, Progress
 from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
@@ -46,45 +44,36 @@ DEFAULT_RATIO = 4
 
 
 def evaluate_against(
-    result: RasterLike,
-    reference: RasterLike,
-    *,
-    ratio: float = 4,
-    max_value: float | None = None,
-    cut: int = 21,
-    nodata: float | None = None,
-    on_progress: Progress | None = None,
+    result: RasterLike, reference: RasterLike, options: EvaluateOptions, on_progress: Progress | None = None
 ) -> Results:
     """Scores of a raster against a reference on the same grid.
 
     Args:
         result, reference: files that GDAL opens, or open datasets, in the same unit.
-        ratio: PAN pixels per MS pixel along one axis; only ERGAS depends on it.
-        max_value: full scale in DN for PSNR and SSIM. Without it the reference's bit depth counts, else the
+        options: ratio, full scale, border and nodata. Without a full scale the reference's bit depth counts, else the
             smallest usual one that holds its largest value.
-        cut: border to leave out, see `crop_border`.
-        nodata: value of invalid pixels; None: as the files declare.
         on_progress: called with (windows done, windows).
 
     Raises:
         TilingError: rasters that cannot be read, do not fit, or hold nothing to measure.
     """
     with ExitStack() as stack:
-        fused, gt = (open_image(Opener(stack), file, nodata) for file in (result, reference))
+        fused, gt = (open_image(Opener(stack), file, options.nodata) for file in (result, reference))
         require_same_grid(fused, gt.grid, gt.path)
         require_same_bands(fused, len(gt.bands), gt.path)
-        inside = _without_border(fused.grid.shape, cut, fused.path)
+        inside = _without_border(fused.grid.shape, options.cut, fused.path)
         stack.enter_context(bounded_gdal_cache(cache_bytes([fused, gt])))
-        peak = _peak(gt, max_value)
+        peak = _peak(gt, options.full_scale)
         unit = unit_of(image_dtype(gt).kind == "f", peak)
         with _measured(fused.path):
+            ratio = options.ratio or DEFAULT_RATIO
             sums = AgainstReference((inside.height, inside.width), ratio=ratio, peak=peak * unit)
             for region in _reported(list(regions(sums.shape, len(gt.bands))), on_progress):
                 outer = sums.needed(region)
                 (f, f_mask), (g, g_mask) = (read_image(image, outer, inside.row, inside.col) for image in (fused, gt))
                 sums.add(region, f * unit, g * unit, f_mask | g_mask)
             scores = sums.scores()
-    values = {entry.name: getattr(scores, entry.name).reshape(1) for entry in fields(scores)}
+    values = {name: score.reshape(1) for name, score in scores._asdict().items()}
     return Results(kind="reduced", images=1, scores={METHOD: values})
 
 
@@ -92,16 +81,10 @@ def evaluate_without(
     result: RasterLike,
     pan: RasterLike,
     ms: Sequence[RasterLike],
+    options: EvaluateOptions,
     *,
-    sensor: Sensor,
-    registration: str = "area",
-    pan_band: int | None = None,
-    ms_bands: Sequence[int] | None = None,
-    nodata: float | None = None,
-    ratio: int | None = None,
     bounds: Bounds | None = None,
     measured: Psf | None = None,
-    reproject: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[Results, SecondJudge | None]:
     """Scores of a raster on the PAN's grid without a reference, and those by reprojection.
@@ -110,31 +93,29 @@ def evaluate_without(
 
     Args:
         result: a file that GDAL opens, or an open dataset, in the MS's unit.
-        pan, ms, pan_band, ms_bands, ratio, bounds: see `uknowpan.tiling.open_pair`.
-        nodata: value of invalid pixels in all rasters; None: as the files declare.
-        sensor: sensor whose MTF gains Khan's D_lambda uses.
-        registration: place of the enlarged MS, see `Enlargement`. "area" follows the georeferencing;
-            "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner.
+        pan, ms, bounds: see `uknowpan.tiling.open_pair`.
+        options: bands, nodata, ratio, sensor and registration, see `Enlargement`. "area" follows the georeferencing;
+            "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner. Without `reprojection`,
+            and where the scene is too small for it, the second result is None.
         measured: blur and shift of the scene, if they are known; None: they are measured.
-        reproject: measure by reprojection too. The second result is None without it, and where the scene is too
-            small for it.
         on_progress: called with (windows done, windows), again from the start by the reprojection.
 
     Raises:
         TilingError: rasters that cannot be read, do not fit, or hold nothing to measure.
     """
+    nodata = options.nodata
+    bands: dict[str, Any] = {"pan_band": options.pan_bidx, "ms_bands": band_numbers(options.bidx)}
     with ExitStack() as stack:
-        asked: dict[str, Any] = {"pan_band": pan_band, "ms_bands": ms_bands, "nodata": nodata, "ratio": ratio}
-        pair = stack.enter_context(open_pair(pan, ms, bounds=bounds, **asked))
+        pair = stack.enter_context(open_pair(pan, ms, nodata=nodata, ratio=options.ratio, bounds=bounds, **bands))
         fused = open_image(Opener(stack), result, nodata)
         for note in pair.notes:
             log.log(logging.WARNING if note in pair.assumptions else logging.INFO, note)
         require_same_grid(fused, pair.grid, pair.inputs[0])
         require_same_bands(fused, pair.bands, ", ".join(pair.inputs[1:]))
         with _measured(fused.path):
-            enlargement = Enlargement(pair.ratio, registration)
+            enlargement = Enlargement(pair.ratio, options.registration)
             shape = whole_tiles(fused.grid.shape)
-            gains = sensor.for_bands(pair.bands).mtf_ms
+            gains = options.used_sensor.for_bands(pair.bands).mtf_ms
             sums = WithoutReference(shape, gains, ratio=pair.ratio)
         if enlargement.circular and (not pair.nested or pair.offset != (0, 0)):
             raise IncompatiblePair(
@@ -157,7 +138,7 @@ def evaluate_without(
             scores = sums.scores()
         log.info("%d of %d tiles hold data throughout and count", sums.tiles, shape[0] * shape[1] // 32**2)
         judge = None
-        if reproject:
+        if options.reprojection:
             try:
                 judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), measured, on_progress)
             except ValueError as error:
@@ -169,38 +150,17 @@ def evaluate_without(
 def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress | None = None) -> Report:
     """Scores of a result raster with what `evaluate` shows beside them."""
     about: dict[str, Any] = {"file": target, "nodata": options.nodata}
-    name, sensor = Path(target).name, options.known_sensor
+    name, used = Path(target).name, options.used_sensor
     if options.reference is not None:
+        results = evaluate_against(target, options.reference, options, on_progress)
         ratio = options.ratio or DEFAULT_RATIO
-        max_value = options.max_value or (None if sensor is None else sensor.max_value)
-        results = evaluate_against(
-            target,
-            options.reference,
-            ratio=ratio,
-            max_value=max_value,
-            cut=options.cut,
-            nodata=options.nodata,
-            on_progress=on_progress,
-        )
         title = f"{name} against {Path(options.reference).name}: border {options.cut} cut, ratio {ratio}"
-        about |= {"reference": options.reference, "ratio": ratio, "cut": options.cut, "max_value": max_value}
+        about |= {"reference": options.reference, "ratio": ratio, "cut": options.cut, "max_value": options.full_scale}
         return Report(results, title, None, about)
     assert options.pan is not None
-    used = sensor or SENSORS["generic"]
-    results, judge = evaluate_without(
-        target,
-        options.pan,
-        options.ms,
-        sensor=used,
-        registration=options.registration,
-        pan_band=options.pan_bidx,
-        ms_bands=band_numbers(options.bidx),
-        nodata=options.nodata,
-        ratio=options.ratio,
-        on_progress=on_progress,
-    )
+    results, judge = evaluate_without(target, options.pan, options.ms, options, on_progress=on_progress)
     notes = []
-    if sensor is None:
+    if options.sensor is None:
         notes.append(
             f"No --sensor is given: D_lambda_K and HQNR assume an MTF of {used.mtf_ms[0]:.2f} at "
             "the MS's Nyquist frequency for every band."

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uknowpan.models.metrics.full_resolution import REDUCE_MARGIN, Coarse, Enlargement, reduce_pan
 from uknowpan.models.metrics.images import Images
-from uknowpan.models.metrics.regions import COLS, ROWS, Region, circular_pieces
+from uknowpan.models.metrics.regions import COLS, ROWS, Region, read_circular
 from uknowpan.models.resample import crop
 from uknowpan.surveying import FEW_LEVELS
 from uknowpan.tiling import Grid, IncompatiblePair, ScenePair, Window
@@ -130,11 +130,14 @@ class Scene:
         h = -(-(region.row + oy + region.height) // r) - row
         w = -(-(region.col + ox + region.width) // r) - col
         around = Region(row - margin, col - margin, h + 2 * margin, w + 2 * margin)
-        low = self.enlargement(self._wrapped(around) if self.enlargement.circular else self._coarse(around))
+        if self.enlargement.circular:  # beyond the border of what is measured, as in the toolbox
+            coarse = Coarse(*read_circular(self._coarse, around, (self.shape[0] // r, self.shape[1] // r)))
+        else:
+            coarse = self._coarse(around)
+        low = self.enlargement(coarse)
         _, _, pan, pan_mask = self._read(Region(row, col, h, w))
         rows, cols = region.within(Region(row * r - oy, col * r - ox, h * r, w * r))
-        cut = Coarse(*(getattr(low, field.name)[..., rows, cols] for field in fields(Coarse)))
-        return pan[..., rows, cols], pan_mask[rows, cols], cut
+        return pan[..., rows, cols], pan_mask[rows, cols], Coarse(*(x[..., rows, cols] for x in low))
 
     def images(self, fused: Raster) -> Images:
         """Result, PAN and MS over the MS pixels that lie within the PAN."""
@@ -166,19 +169,6 @@ class Scene:
         ms, ms_mask, pan, pan_mask = self._read(window, REDUCE_MARGIN)
         ms, ms_mask = crop(ms, REDUCE_MARGIN), crop(ms_mask, REDUCE_MARGIN)
         return Coarse(ms, ms_mask, *reduce_pan(pan, pan_mask, self.pair.ratio))
-
-    def _wrapped(self, window: Region) -> Coarse:
-        """The same with the opposite side beyond the border of what is measured, as in the toolbox."""
-        height, width = (n // self.pair.ratio for n in self.shape)
-        lines = [
-            [self._coarse(Region(row, col, h, w)) for col, w in circular_pieces(window.col, window.width, width)]
-            for row, h in circular_pieces(window.row, window.height, height)
-        ]
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([torch.cat([getattr(piece, name) for piece in line], -1) for line in lines], -2)
-
-        return Coarse(*(joined(field.name) for field in fields(Coarse)))
 
     def _read(self, window: Region, margin: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """MS, its mask, PAN and its mask in a window of MS pixels; masks are True at nodata within the scene.

@@ -1,7 +1,6 @@
-"""From what was typed to a stage that can be trained."""
+"""The stage of a training run with its data, from the options of `train`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from uknowpan.models.architectures import resolve as imported
 from uknowpan.models.checkpoints import read_card
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
-from uknowpan.models.pancollection.file import PanCollectionFile, is_full_scale
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
@@ -25,48 +24,11 @@ from uknowpan.models.training.presets import PRESETS, Settings, preset
 from uknowpan.models.training.run_folder import resolved_config
 from uknowpan.models.training.scenes import GenericBatches, Scene, VariantShares, read_scenes
 from uknowpan.models.training.stages import GenericOptions, GenericStudentStage
+from uknowpan.training.options import TrainOptions
 from uknowpan.training.settings import overridden
 
 SCENES_PRESETS = {"lite": LiteConfig, "streams": StreamsConfig}
 """Preset -> config of the network that a scenes file trains."""
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What was typed."""
-
-    stage: str
-    """A stage of `uknowpan.models.architectures`."""
-    data: Sequence[Path]
-    valid: Sequence[Path]
-    prior: Path | None
-    teacher: Path | None
-    cache: Sequence[Path]
-    teacher_steps: int
-    max_value: float | None
-    preset: str
-    config: dict[str, Any]
-    init: Path | None
-    device: str
-    command: str
-
-    def __post_init__(self) -> None:
-        """Refuse files that the stage has no use for, or lacks."""
-        if self.stage == "fsa-t" and self.prior is None:
-            raise UsageError("The stage fsa-t needs --prior, a checkpoint of `uknowpan train --stage prior`.")
-        for name, stage in (("prior", "fsa-t"), ("teacher", "fsa-s"), ("cache", "fsa-s")):
-            if getattr(self, name) and self.stage != stage:
-                raise UsageError(f"--{name} is of the stage {stage}, not of {self.stage}.")
-        if self.max_value is not None and not is_full_scale(self.max_value):
-            raise UsageError(f"--max-value: {self.max_value:g} is no full scale (1e-9 to 1e12).")
-        if self.teacher is not None and self.cache:
-            raise UsageError("Give --teacher or --cache, not both.")
-        for name in ("valid", "cache"):
-            given = getattr(self, name)
-            if given and len(given) != len(self.data):
-                raise UsageError(
-                    f"{len(given)} --{name} for {len(self.data)} --data; give one for each, in the same order."
-                )
 
 
 def is_scenes_file(path: Path) -> bool:
@@ -78,53 +40,54 @@ def is_scenes_file(path: Path) -> bool:
         return False
 
 
-def resolve(request: TrainRequest) -> Settings:
-    """Preset and TOML as settings; looks at the header of the training files only."""
-    if is_scenes_file(request.data[0]):
-        others = (request.teacher, request.cache, request.valid, request.max_value)
-        alone = len(request.data) == 1 and not any(others) and request.preset in SCENES_PRESETS
-        if request.stage != "fsa-s" or not alone:
+def resolve(options: TrainOptions, tables: dict[str, Any]) -> Settings:
+    """Preset and TOML (`tables`) as settings; reads the header of the training files only."""
+    name = options.preset or tables.get("preset", PRESETS[0])
+    if is_scenes_file(options.data[0]):
+        others = (options.teacher, options.cache, options.valid, options.max_value)
+        alone = len(options.data) == 1 and not any(others) and name in SCENES_PRESETS
+        if options.kind != "fsa-s" or not alone:
             raise UsageError(
                 "A scenes file of `uknowpan pack` trains the presets lite and streams of the stage fsa-s, alone "
                 "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`)."
             )
-        return overridden(Settings(TrainConfig(), SCENES_PRESETS[request.preset](), GenericOptions()), request.config)
-    if request.preset not in PRESETS:
-        raise UsageError(f"The preset {request.preset} takes a scenes file of `uknowpan pack`; leave --preset out.")
-    bands = PanCollectionFile(request.data[0], needs_gt=True).header.bands
-    return overridden(preset(request.preset, request.stage, bands), request.config)
+        return overridden(Settings(TrainConfig(), SCENES_PRESETS[name](), GenericOptions()), tables)
+    if name not in PRESETS:
+        raise UsageError(f"The preset {name} takes a scenes file of `uknowpan pack`; leave --preset out.")
+    bands = PanCollectionFile(options.data[0], needs_gt=True).header.bands
+    return overridden(preset(name, options.kind, bands), tables)
 
 
-def make_job(request: TrainRequest, settings: Settings) -> Stage:
+def make_job(options: TrainOptions, settings: Settings) -> Stage:
     """The stage, with its data opened."""
-    if is_scenes_file(request.data[0]):
-        return _scenes_job(request, settings)
-    data = _patch_data(request, settings)
-    source: list[Any] = [] if request.prior is None else [request.prior]
-    if request.teacher is not None:
-        teacher = FrozenTeacher(request.teacher, steps=request.teacher_steps, device=request.device)
-        teacher.check_serves(data.dataset.files[0].header)
+    if is_scenes_file(options.data[0]):
+        return _scenes_job(options, settings)
+    data = _patch_data(options, settings)
+    source: list[Any] = [] if options.prior is None else [options.prior]
+    if options.teacher is not None:
+        teacher = FrozenTeacher(options.teacher, steps=options.teacher_steps, device=options.device)
+        teacher.check_serves(data.dataset.files[0])
         source = [teacher]
     trainer = imported(architecture_of(settings.network).trainer)
     stage: Stage = trainer(settings.network, data, settings.options, *source)
     return stage
 
 
-def _scenes_job(request: TrainRequest, settings: Settings) -> Stage:
-    config, options = settings.train, settings.options
+def _scenes_job(options: TrainOptions, settings: Settings) -> Stage:
+    config, training = settings.train, settings.options
     batches = GenericBatches(
-        read_scenes(request.data[0], "train"),
+        read_scenes(options.data[0], "train"),
         seed=config.seed,
         batch_size=config.batch_size,
-        shares=VariantShares(config.halved_share, options.subsampled_share, options.truth_blur_share),
+        shares=VariantShares(config.halved_share, training.subsampled_share, training.truth_blur_share),
     )
-    valid = GenericBatches(read_scenes(request.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4)
+    valid = GenericBatches(read_scenes(options.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4)
     notes = {
-        **_notes(request, settings),
+        **_notes(options, settings),
         "scenes_by_licence": _by_licence(batches.scenes),
         "validation_scenes_by_licence": _by_licence(valid.scenes),
     }
-    return GenericStudentStage(settings.network, batches, valid, options=options, notes=notes)
+    return GenericStudentStage(settings.network, batches, valid, options=training, notes=notes)
 
 
 def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
@@ -135,13 +98,13 @@ def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:
     return names
 
 
-def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
-    """The PanCollection files of a request, and how they are drawn."""
+def _patch_data(options: TrainOptions, settings: Settings) -> PatchData:
+    """The PanCollection files that are named, and how they are drawn."""
     world, config = current_world(), settings.train
-    valid_paths = list(request.valid) or [_beside(path) for path in request.data]
+    valid_paths = list(options.valid) or [_beside(path) for path in options.data]
     train, valid = (
-        PanCollectionDataset([PanCollectionFile(p, needs_gt=True) for p in paths], max_value=request.max_value)
-        for paths in (request.data, valid_paths)
+        PanCollectionDataset([PanCollectionFile(p, needs_gt=True) for p in paths], max_value=options.max_value)
+        for paths in (options.data, valid_paths)
     )
     for name in ("bands", "ratio"):
         ours, theirs = (getattr(d.files[0].header, name) for d in (train, valid))
@@ -158,10 +121,10 @@ def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
         rank=world.rank,
         world=world.size,
     )
-    caches = [CacheFile(path) for path in request.cache]
+    caches = [CacheFile(path) for path in options.cache]
     notes = {
-        **_notes(request, settings),
-        "files": [path.name for path in request.data],
+        **_notes(options, settings),
+        "files": [path.name for path in options.data],
         "validation_files": [path.name for path in valid_paths],
         "patches": len(train),
         "validation_patches": len(valid),
@@ -171,7 +134,7 @@ def _patch_data(request: TrainRequest, settings: Settings) -> PatchData:
         valid=valid,
         validation_samples=config.validation_samples,
         workers=config.workers,
-        device=request.device,
+        device=options.device,
         notes=notes,
     )
 
@@ -184,12 +147,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{head}valid{tail}")
 
 
-def _notes(request: TrainRequest, settings: Settings) -> dict[str, Any]:
+def _notes(options: TrainOptions, settings: Settings) -> dict[str, Any]:
     """For the card: code, command, configuration and origin of the weights."""
     return {
         "code_version": __version__,
-        "command": request.command,
+        "command": options.command,
         "seed": settings.train.seed,
-        "config": resolved_config(request.stage, settings.train, settings.network, settings.options),
-        "started_from": None if request.init is None else read_card(request.init).training,
+        "config": resolved_config(options.kind, settings.train, settings.network, settings.options),
+        "started_from": None if options.init is None else read_card(options.init).training,
     }

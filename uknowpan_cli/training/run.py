@@ -18,7 +18,8 @@ from uknowpan.models.devices import tune_cpu, usable_cores
 from uknowpan.models.training.loop import train
 from uknowpan.models.training.presets import Settings
 from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
-from uknowpan.training.jobs import TrainRequest, make_job
+from uknowpan.training.jobs import make_job
+from uknowpan.training.options import TrainOptions
 from uknowpan.training.show import TrainShow
 
 MOST_TENSORS, MOST_NUMBERS = 20_000, 10**10
@@ -36,24 +37,23 @@ def described(stage: str, settings: Settings) -> dict[str, Any]:
     return {**resolved_config(stage, settings.train, settings.network, settings.options), "parameters": parameters}
 
 
-def run(
-    request: TrainRequest, settings: Settings, out: Path, *, resume: bool, quiet: bool, num_threads: int | None
-) -> Path | None:
+def run(options: TrainOptions, settings: Settings, *, quiet: bool) -> Path | None:
     """Train; returns the path of the best checkpoint, in the first process only."""
-    if not resume and (out / "state.pt").exists():
+    out = options.out
+    if not options.resume and (out / "state.pt").exists():
         raise OutputExists(f"{out} holds a run already; --resume goes on with it, or choose another folder.")
-    tune_cpu(num_threads or _threads_of_one())
+    tune_cpu(options.num_threads or _threads_of_one())
     remedy = f"with a batch_size of {settings.train.batch_size}; begin anew with a lower one in [train] of --config."
-    with _processes(request.device) as first, memory_watched(remedy):
-        job = make_job(request, settings)
+    with _processes(options.device) as first, memory_watched(remedy):
+        job = make_job(options, settings)
         show = TrainShow(out, settings.train.iterations, quiet=quiet or not first, writes=first)
         try:
             with stop_requests() as stopping:
                 best = train(
                     *(job, settings.train, out),
-                    resume=resume,
-                    init=request.init,
-                    device=request.device,
+                    resume=options.resume,
+                    init=options.init,
+                    device=options.device,
                     on_step=show.step,
                     on_log=show.log,
                     on_examples=show.examples,

@@ -1,21 +1,28 @@
 """Settings of a run: a TOML over the dataclasses of a preset."""
 
+from __future__ import annotations
+
 import math
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uknowpan.errors import UsageError
 from uknowpan.models.training.bounds import check_bounds
-from uknowpan.models.training.presets import Settings
+
+if TYPE_CHECKING:
+    from uknowpan.models.training.presets import Settings
 
 TABLES = ("train", "network", "options")
 LARGEST = 2**31 - 1
 """Largest whole number: seeds are multiplied, sizes go to C."""
 
 
-def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
+PRESETS = ("lite", "paper", "streams")
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
     """The TOML as a dictionary; usage errors exit with 2."""
     if path is None:
         return {}
@@ -29,8 +36,8 @@ def read_config(path: Path | None, presets: tuple[str, ...]) -> dict[str, Any]:
     if unknown:
         tables = ", ".join(f"[{table}]" for table in TABLES)
         raise UsageError(f"--config has preset and {tables}, not {', '.join(unknown)}.")
-    if settings.get("preset", presets[0]) not in presets:
-        raise UsageError(f"There is no preset {settings['preset']!r}; known are {', '.join(presets)}.")
+    if settings.get("preset", PRESETS[0]) not in PRESETS:
+        raise UsageError(f"There is no preset {settings['preset']!r}; known are {', '.join(PRESETS)}.")
     return settings
 
 

@@ -3,7 +3,7 @@
 Built from METHODS section 2. Modality-adaptive reconstruction (MARs) trains one network to restore
 the sharp PAN from the degraded PAN, and the sharp MS from the MS; a token selects the mode. In
 cross-modality alignment-aware attention (CM3A) each pixel attends to its 3 x 3 neighbours in PAN
-and in MS, so that either may lie a pixel off.
+and in MS. So either may lie a pixel off.
 
 The degraded PAN is computed (`low_pan`), since the recipe of the release's files is unknown. MS,
 PAN and degraded PAN are sampled from the PAN grid at each scale. So the position of a file's MS
@@ -62,8 +62,8 @@ class PanCrafterConfig:
     dropout: float = share(0.2)
     """Dropout in the second half of each ResBlock."""
     overwritten_pan_keys: bool = False
-    """Simulate the release, where a slip in an assignment puts the MS keys in place of the PAN's:
-    the attention to the PAN looks for what resembles the MS, and the PAN keys, 611,584 parameters,
+    """Simulate the release, where a slip in an assignment puts the MS keys in place of the PAN's.
+    The attention to the PAN then looks for what resembles the MS. The PAN keys, 611,584 parameters,
     never learn (P1)."""
     scrambled_ms_keys: bool = False
     """Simulate the release, which lays the MS keys out channels last and reads them as channels
@@ -158,7 +158,7 @@ def _pixel_norm(x: Tensor) -> Tensor:
 class NeighbourhoodAttention(nn.Module):
     """Softmax attention of each pixel to its 3 x 3 neighbours.
 
-    The neighbours are nine copies of keys and values, made by a depth-wise 3x3 convolution that
+    The neighbours are nine copies of keys and values, made by a depth-wise 3x3 convolution. It
     begins as nine shifts and may learn other filters. All heads, keys and values share it. The
     copies are zero beyond the border.
     """

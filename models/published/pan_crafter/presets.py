@@ -1,7 +1,5 @@
 """Presets of PAN-Crafter."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from uknowpan.models.published.pan_crafter.network import PanCrafterConfig

@@ -1,18 +1,15 @@
 """Training PAN-Crafter: modality-adaptive reconstruction (MARs) on PanCollection files."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.pan_crafter.network import MS_MODE, PAN_MODE, PanCrafter, PanCrafterConfig, low_pan
 from uknowpan.models.published.stages import STATISTICS_SAMPLES, PatchData, ResidualStage, spread
 from uknowpan.models.training.stages import channels_last
-from uknowpan.models.types import Condition
+from uknowpan.models.types import Condition, PatchBatch
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class PanCrafterOptions:
     the cost of a step."""
     raw_residual: bool = False
     """Simulate the release, which learns gt - lms as it is. By default it is divided, band by band,
-    by its standard deviation in the training data, and the PAN's by its own: bands of little
+    by its standard deviation in the training data, and the PAN's by its own. So bands of little
     contrast count as much as others."""
     flips: bool = True
     """Flip patches at random, see `PatchSampler`. The release also rotates and rescales them."""
@@ -56,7 +53,7 @@ class PanCrafterStage(ResidualStage):
             return {"ms": (output.x0 - target).abs().mean()}
         # Both modes in one batch, as published.
         mode = torch.cat([mode, torch.full_like(mode, PAN_MODE)])
-        output = model(None, None, Condition.stack([condition, condition]), mode)
+        output = model(None, None, Condition.cat([condition, condition]), mode)
         with torch.autocast(batch.pan.device.type, enabled=False):
             pan_target = (batch.pan - low_pan(batch.pan, self.network.ratio)) / self.pan_std
         return {

@@ -8,8 +8,6 @@ are of windows: a tile may have any size, and time and memory grow with its pixe
 METHODS section 3. Flags of the config bring the published form back.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +69,7 @@ class SSDiffConfig:
     all timesteps at once (S5). By default each pixel is normalised over its channels."""
     group_norm: bool = False
     """Simulate the release, whose spatial blocks normalise each of 32 groups of channels over the
-    whole image, so that results depend on how a scene is cut. By default as above."""
+    whole image. Results then depend on how a scene is cut. By default as above."""
     measured_ms: bool = False
     """Simulate the release, whose skip is made from the MS as it was measured. In PanCollection
     files its samples lie half a PAN pixel from where those of a delivered scene lie. By default
@@ -105,8 +103,8 @@ def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
     """The 2 x 2 lowest frequencies of FreeU (Si et al. 2024) of an image (B, C, H, W), float32.
 
     In each window those are the mean and, at half of their strength, the waves (0, 1), (1, 0) and
-    (1, 1) in periods per window: of the frequencies -1 and 0 along both axes the real part is
-    taken, and the other half belongs to frequency 1. Windows lie half a side apart and are blended
+    (1, 1) in periods per window. Of the frequencies -1 and 0 along both axes the real part is
+    taken; the other half belongs to frequency 1. Windows lie half a side apart and are blended
     by triangles, so that an image of several has no seams. One window, `window` 0 or more than H
     or W, is the published form.
     """

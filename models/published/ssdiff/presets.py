@@ -1,7 +1,5 @@
 """Presets of SSDiff."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

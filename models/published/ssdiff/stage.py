@@ -1,6 +1,6 @@
 """Training SSDiff: L1 on the residual at random timesteps, and L-BAF, fine-tuning by branches.
 
-METHODS section 3.1. L-BAF is in the paper, not in its release: the two streams are fine-tuned in
+METHODS section 3.1. L-BAF is in the paper, not in its release. The two streams are fine-tuned in
 turns, each by low-rank additions to its weights (LoRA, Hu et al. 2021); all other weights are
 frozen. The additions are merged into the checkpoint, whose architecture stays plain `ssdiff`.
 """
@@ -20,13 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
 from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage
 from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.stages import channels_last
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.types import Bundle, Condition, Denoised, PatchBatch
 
 BRANCHES = ("spectral", "spatial")
 """The branches, in the order in which L-BAF takes turns."""
@@ -121,16 +120,12 @@ class LowRankBranches(nn.Module):
 
 
 @dataclass(frozen=True)
-class TurnBatch:
+class TurnBatch(Bundle):
     """Patches, and the branch whose turn it is."""
 
     patches: PatchBatch
     step: int
     branch: str | None = None
-
-    def to(self, *args: Any, **kwargs: Any) -> TurnBatch:
-        """`torch.Tensor.to` for the patches."""
-        return replace(self, patches=self.patches.to(*args, **kwargs))
 
 
 class SSDiffStage(DiffusionStage):

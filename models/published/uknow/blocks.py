@@ -2,11 +2,9 @@
 
 Both networks are the same `UNet` around different encoder and decoder blocks. Every block takes
 ``(x, time, *context)``: features (B, a, H, W), the embedded timestep (B, E) and further inputs of
-the network, and returns (B, b, H, W). GroupNorm has one group here, over channels and the whole
+the network. It returns (B, b, H, W). GroupNorm has one group here, over channels and the whole
 image: results depend on how a scene is cut.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +38,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        # In float32 whatever the weights are: bfloat16 cannot tell timestep 498 from 499.
+        # In float32 whatever the weights are: bfloat16 has one number for timesteps 498 and 499.
         exponent = torch.arange(self.waves, dtype=torch.float32, device=t.device) / self.waves
         angles = t.float()[:, None] * 10000.0**-exponent  # (B, width / 2)
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -144,8 +142,8 @@ class UNet(nn.Module):
     """The published skeleton: the blocks, their skips and their widths.
 
     Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input
-    convolution, of each encoder block and of each Down is kept and appended to the input of one
-    decoder block, in reverse order.
+    convolution, of each encoder block and of each Down is kept. In reverse order each is appended to
+    the input of one decoder block.
 
     Args:
         in_channels: channels of the input.

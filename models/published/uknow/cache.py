@@ -6,8 +6,6 @@ of the data file. `sr` and `var_map` are float32, since float16 holds neither a 
 nor 11 bits. The features, nearly all of the bytes, are float16 by default.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import zlib
@@ -24,8 +22,9 @@ from torch.utils.data import Dataset
 from uknowpan.durable import sync_file
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
-from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, PatchBatch, reason_of
+from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, reason_of
 from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer, feature_shapes
+from uknowpan.models.types import PatchBatch
 
 log = logging.getLogger("uknowpan")
 
@@ -106,7 +105,7 @@ def write_cache(
             data or settings, or the features' type cannot hold the answers.
         ModelMismatch: the teacher was not trained for such data.
     """
-    teacher.check_serves(file.header)
+    teacher.check_serves(file)
     layout, count = _layout(teacher, file.header, dtype), len(file)
     settings = {
         **{"format": FORMAT, "teacher_sha256": teacher.sha256, "steps": teacher.steps, "seed": teacher.seed},
@@ -203,8 +202,8 @@ def _unfinished(part: Path, resume: bool) -> Any:
 def _begun(part: Path, layout: Layout, count: int, attributes: dict[str, Any]) -> Any:
     """An empty cache for `count` samples, which can be opened even if it is killed at any moment.
 
-    The place of every chunk is fixed and on disk before the first sample comes, and this version
-    of the format marks no file as being written.
+    The place of every chunk is fixed and on disk before the first sample comes. This version of the
+    format marks no file as being written.
     """
     import h5py
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from torch import Tensor
 from uknowpan.models.checkpoints import load_model, sha256
 from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
-from uknowpan.models.pancollection.file import PanCollectionHeader, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile, check_serves
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.published.uknow.teacher import TeacherConfig
-from uknowpan.models.types import Condition
+from uknowpan.models.types import Bundle, Condition, PatchBatch
 
 
 @dataclass(frozen=True)
-class TeacherAnswer:
+class TeacherAnswer(Bundle):
     """The teacher's output for a batch of patches."""
 
     sr: Tensor
@@ -33,31 +32,9 @@ class TeacherAnswer:
     def __len__(self) -> int:
         return len(self.sr)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> TeacherAnswer:
-        """The answer with `function` applied to every tensor."""
-        return TeacherAnswer(function(self.sr), function(self.variance), tuple(map(function, self.features)))
-
-    def to(self, *args: Any, **kwargs: Any) -> TeacherAnswer:
-        """`torch.Tensor.to` for every tensor."""
-        return self.map(lambda x: x.to(*args, **kwargs))
-
-    def pin_memory(self) -> TeacherAnswer:
-        """The answer in page-locked memory; a DataLoader calls this."""
-        return self.map(lambda x: x.pin_memory())
-
     def flip(self, axes: Sequence[int]) -> TeacherAnswer:
         """The answer flipped along rows (-2) and columns (-1)."""
         return self.map(lambda x: x.flip(list(axes)))
-
-    @staticmethod
-    def cat(items: Sequence[TeacherAnswer]) -> TeacherAnswer:
-        """One batch of several."""
-        features = zip(*(item.features for item in items), strict=True)
-        return TeacherAnswer(
-            torch.cat([item.sr for item in items]),
-            torch.cat([item.variance for item in items]),
-            tuple(torch.cat(same) for same in features),
-        )
 
 
 class FrozenTeacher:
@@ -105,11 +82,10 @@ class FrozenTeacher:
         (B, C, H, W) takes the place of the seed's.
 
         Raises:
-            ModelMismatch: patches of other bands, or of a size that does not divide.
+            ValueError: patches of other bands, or of a size that does not divide.
         """
         lms, pan = (x.to(self.device, torch.float32) for x in (batch.lms, batch.pan))
         count, bands, height, width = lms.shape
-        self._check(bands, height, width)
         if noise is None:
             noise = position_noise(self.seed, 0, 0, height, width, bands, self.device)
             noise = noise.expand(count, -1, -1, -1)
@@ -123,32 +99,9 @@ class FrozenTeacher:
         sigma = self._unit * output.log_sigma.exp()
         return TeacherAnswer(lms + self._unit * output.x0, sigma.square(), output.features)
 
-    def check_serves(self, header: PanCollectionHeader) -> None:
-        """Refuse data that the teacher was not trained for.
-
-        Raises:
-            ModelMismatch: other bands, another ratio, or a size that does not divide.
-        """
-        self._check(header.bands, header.height, header.width)
-        if header.ratio not in self.card.ratios:
-            ratios = ", ".join(map(str, self.card.ratios))
-            raise ModelMismatch(
-                f"the teacher {self.card.name} serves the ratio {ratios}, but the data's is "
-                f"{header.ratio}; use one that was trained on such data."
-            )
-
-    def _check(self, bands: int, height: int, width: int) -> None:
-        if bands != self.bands:
-            raise ModelMismatch(
-                f"the teacher {self.card.name} serves {self.bands} bands, but the patches have "
-                f"{bands}; use one that was trained on such data."
-            )
-        factor = self.model.config.teacher.factor
-        if height % factor or width % factor:
-            raise ModelMismatch(
-                f"patches of {height} x {width} pixels, but the teacher {self.card.name} needs "
-                f"multiples of {factor}; cut the data anew."
-            )
+    def check_serves(self, file: PanCollectionFile) -> None:
+        """Refuse data that the teacher was not trained for: a ModelMismatch."""
+        check_serves(self.card, self.bands, self.model.config.teacher.factor, file.header, file.path)
 
 
 def feature_shapes(config: TeacherConfig, height: int, width: int) -> list[tuple[int, int, int]]:

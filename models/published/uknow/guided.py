@@ -45,9 +45,9 @@ class GuidedTeacherConfig:
 class GuidedTeacher(nn.Module):
     """An `FSATeacher` with its own, frozen `PriorNet`.
 
-    PriorNet gets no gradients and stays in evaluation mode and in the precision of its weights, so
-    that training and sampling see the same prior. The buffer `residual_std` (C,), ones at first,
-    holds the standard deviation of gt - lms per band in the units of lms: the unit of x0.
+    PriorNet gets no gradients, and stays in evaluation mode and in the precision of its weights. So
+    training and sampling see the same prior. The buffer `residual_std` (C,), ones at first, is the
+    unit of x0: the standard deviation of gt - lms per band, in the units of lms.
 
     Source: U-Know-DiffPAN (CVPR 2025), FSA-T and its prior.
     """

@@ -1,7 +1,5 @@
 """Presets of U-Know-DiffPAN's three stages (CVPR 2025 and its release, METHODS 1.0 to 1.5)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from uknowpan.models.network import LiteConfig

@@ -1,7 +1,5 @@
 """PriorNet: a plain CNN that predicts the sharp image and the variance of its error."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

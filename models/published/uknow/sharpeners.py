@@ -1,13 +1,12 @@
 """Teacher and prior as sharpeners of test images; scenes are sharpened by their students."""
 
-from __future__ import annotations
-
 import torch
 
 from uknowpan.models.diffusion import ddim_sample
 from uknowpan.models.geometry import Origins
-from uknowpan.models.sharpeners import Images, OnePassSharpener, Sharpened, UNetSharpener
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.sharpeners import OnePassSharpener, Sharpened, UNetSharpener
+from uknowpan.models.statistics import SceneStatistics
+from uknowpan.models.types import Condition, Denoised, PatchBatch
 
 
 class TeacherSharpener(UNetSharpener):
@@ -29,7 +28,9 @@ class PriorSharpener(OnePassSharpener):
     needs_residual_std = False
 
     @torch.inference_mode()
-    def sharpen_images(self, images: Images) -> Sharpened:
+    def sharpen_images(
+        self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
+    ) -> Sharpened:
         """See `UNetSharpener.sharpen_images`."""
         mean, variance = self.model(images.lms.to(self.device), images.pan.to(self.device))
         return Sharpened(mean, variance.sqrt())

@@ -3,8 +3,6 @@
 The teacher is conditioned on PriorNet's expectation; the student learns from truth and teacher.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.network import FSAStudentLite
 from uknowpan.models.pancollection.condition import PatchConditioner
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage, PatchData, PatchStage, spread
 from uknowpan.models.published.uknow.cache import CachedDataset
 from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer
@@ -28,7 +25,7 @@ from uknowpan.models.published.uknow.prior import PriorConfig, PriorNet
 from uknowpan.models.published.uknow.student import FSAStudent
 from uknowpan.models.training.losses import beta_nll
 from uknowpan.models.training.stages import channels_last
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.types import Bundle, Condition, Denoised, PatchBatch
 
 
 @dataclass(frozen=True)
@@ -121,16 +118,11 @@ class TeacherStage(DiffusionStage):
 
 
 @dataclass(frozen=True)
-class StudentBatch:
+class StudentBatch(Bundle):
     """Patches, and the teacher's answers to them where a cache holds them."""
 
     patches: PatchBatch
     answer: TeacherAnswer | None = None
-
-    def to(self, *args: Any, **kwargs: Any) -> StudentBatch:
-        """`torch.Tensor.to` for both."""
-        answer = None if self.answer is None else self.answer.to(*args, **kwargs)
-        return StudentBatch(self.patches.to(*args, **kwargs), answer)
 
 
 class StudentStage(DiffusionStage):

@@ -1,7 +1,5 @@
 """FSA-S, the published diffusion student: a plain U-Net conditioned on lms and pan."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

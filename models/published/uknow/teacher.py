@@ -1,7 +1,5 @@
 """FSA-T, the published diffusion teacher: the student's U-Net with a prior and wavelets."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -21,7 +19,7 @@ from uknowpan.models.types import Condition, Denoised
 class TeacherConfig(StudentConfig):
     """Shape of an `FSATeacher`; the defaults are the published widths.
 
-    The fields that it shares with the student's shape the same skeleton: equal widths and
+    The fields that it shares with the student's shape the same skeleton. Equal widths and
     multipliers give features of equal shapes, whatever the number of blocks.
     """
 

@@ -1,7 +1,5 @@
 """The stationary Haar transform of images, with PyWavelets' filters, and the teacher's wavelets."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -8,9 +8,9 @@ from uknowpan.models.metrics.baselines import BASELINES, MAX_MODULATION, _nonneg
 from uknowpan.models.metrics.indices import ergas
 from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
-from uknowpan.models.pancollection.file import PatchBatch
 from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 from uknowpan.models.resample import crop
+from uknowpan.models.types import PatchBatch
 
 QB = find_sensor("QB")
 GAINS = QB.mtf_ms

@@ -19,13 +19,13 @@ from uknowpan.models.metrics.toolbox import interp23tap
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.pancollection.condition import PatchConditioner, image_sharpener
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.uknow import prior, student
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.resample import upsample
-from uknowpan.models.sharpeners import Images, load_network
-from uknowpan.models.types import Condition, Denoised
+from uknowpan.models.sharpeners import load_network
+from uknowpan.models.types import Condition, Denoised, PatchBatch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
@@ -267,8 +267,8 @@ def test_small_patches_have_the_statistics_of_their_scene(checkpoints, path):
         scenes = PatchConditioner(PanCollectionDataset([file], max_value=SCALE)).statistics
         single = batch.to(torch.float32)
         for i, (scene, *_) in enumerate(batch.origin.tolist()):
-            parts = (x[i : i + 1] for x in (single.pan, single.ms, single.lms))
-            one = tool.sharpen_images(Images(*parts, scenes[scene], offset=0.5))
+            part = PatchBatch(*(x[i : i + 1] for x in (single.pan, single.ms, single.lms)))
+            one = tool.sharpen_images(part, scenes[scene], 0.5)
             assert torch.equal(done.hrms[i : i + 1], one.hrms) and torch.equal(done.sigma[i : i + 1], one.sigma)
         tool.model.forward = lambda x_t, t, condition: Denoised(torch.zeros_like(x_t))
         lms = image_sharpener(tool, file, SCALE)(batch).hrms

@@ -14,9 +14,10 @@ from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import interp23tap, mtf_filter
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
+from uknowpan.models.types import PatchBatch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 
@@ -174,7 +175,7 @@ def test_values_are_divided_by_each_file_s_own_full_scale(tmp_path):
     assert len(dataset) == 5
     for index, stored, scale in [(1, first["gt"][1], 1023), (3, second["gt"][1], 2047)]:
         torch.testing.assert_close(dataset[index].gt[0], torch.from_numpy(stored / scale).float())
-    with pytest.raises(DataError, match=r"2\.h5 does not say its full scale; give .* 2047"):
+    with pytest.raises(DataError, match=r"2\.h5 does not declare its full scale; give .* 2047"):
         PanCollectionDataset([PanCollectionFile(p) for p in paths])
     with pytest.raises(DataError, match="No training file"):
         PanCollectionDataset([])

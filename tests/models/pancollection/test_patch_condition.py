@@ -12,11 +12,12 @@ from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.features import BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, condition_reach, generic_condition
 from uknowpan.models.pancollection.condition import PatchConditioner
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset, PatchBatches, PatchSampler
-from uknowpan.models.pancollection.file import PanCollectionFile, PatchBatch
+from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
 from uknowpan.models.resample import crop, mirrored, upsample
 from uknowpan.models.statistics import scene_statistics
+from uknowpan.models.types import PatchBatch
 
 GAIN, FULL_SCALE = 0.3, 1000.0
 FEATURES = ("lms", "pan", "pan_features", "band_features", "scene")
@@ -228,7 +229,7 @@ def test_batches_of_a_stream_say_where_they_come_from(dataset, conditioner, work
 
 
 def test_batches_of_others_are_refused(tmp_path, dataset, conditioner):
-    with pytest.raises(ValueError, match="does not say where its patches come from"):
+    with pytest.raises(ValueError, match="does not hold the origin of its patches"):
         conditioner.condition(dataset.files[0].read([0]))
     alone = opened(write_file(tmp_path / "one.h5", seeds=(1,)))
     with pytest.raises(ValueError, match="scene 1, the dataset of this conditioner has 1 scenes"):

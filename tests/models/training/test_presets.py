@@ -9,7 +9,7 @@ from uknowpan.models.architectures import stage_names
 from uknowpan.models.checkpoints import network_of
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
-from uknowpan.models.training.presets import PRESETS, preset
+from uknowpan.models.training.presets import preset
 
 PUBLISHED = {
     ("prior", 4): 450_696,
@@ -49,7 +49,7 @@ def test_paper_has_the_published_parameters(stage, bands):
         assert trained(replace(network, self_conditioning=False)) == trained(network) - bands * 9 * width
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ["lite", "paper"])
 @pytest.mark.parametrize("stage", [*stage_names("--stage"), *stage_names("--model")])
 @pytest.mark.parametrize("bands", [1, 4, 8])
 def test_every_preset_builds_for_its_bands(name, stage, bands):
@@ -105,7 +105,7 @@ def test_paper_is_trained_as_published(stage, train, options):
 
 
 @pytest.mark.parametrize("bands", [4, 8])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ["lite", "paper"])
 def test_a_teacher_takes_the_prior_of_its_preset(name, bands):
     prior = built(preset(name, "prior", bands).network)
     teacher = built(preset(name, "fsa-t", bands).network)

@@ -1,4 +1,4 @@
-"""How scenes are changed before they are degraded."""
+"""Changes of scenes before they are degraded."""
 
 import numpy as np
 import pytest

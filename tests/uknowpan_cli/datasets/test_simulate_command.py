@@ -19,10 +19,10 @@ from running import spawn
 from uknowpan import __version__
 from uknowpan.commands.simulate import simulate
 from uknowpan.datasets import simulate as simulate_h5
+from uknowpan.datasets.options import SimulationOptions
 from uknowpan.datasets.simulate import (
     SPLITS,
     SceneFiles,
-    SimulationOptions,
     simulate_files,
     simulate_sample,
     split_cells,
@@ -36,7 +36,6 @@ from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.pancollection.protocol import wald_lms, wald_ms
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
-GENERIC = find_sensor("generic")
 
 
 def scene_of(pair):
@@ -78,7 +77,7 @@ def test_reduction_of_a_pair_equals_the_toolbox(tmp_path):
         write_raster(tmp_path / "pan.tif", golden["pan"].reshape(1, 256, 256), pixel),
         (write_raster(tmp_path / "ms.tif", golden["gt"], pixel * Affine.scale(4)),),
     )
-    options = SimulationOptions(find_sensor("WV3"), split=(100, 0, 0), max_value=65535)
+    options = SimulationOptions("WV3", split=(100, 0, 0), max_value=65535)
     done = simulate_files([scene], tmp_path / "train.h5", options)
     assert list(done.files) == ["train"] and done.files["train"].patches == 1
     stored, attributes = read(tmp_path / "train.h5")
@@ -94,7 +93,7 @@ def test_reduction_of_a_pair_equals_the_toolbox(tmp_path):
 @pytest.mark.parametrize(("ratio", "registration"), [(2, "pancollection"), (3, "area"), (4, "pancollection")])
 def test_patches_are_cut_from_the_reduced_scene(tmp_path, make_pair, ratio, registration):
     pair = make_pair(ratio=ratio, ms_shape=(84, 60), noise=40)
-    options = SimulationOptions(GENERIC, patch=12, stride=12, test_patch=12)
+    options = SimulationOptions(patch=12, stride=12, test_patch=12)
     done = simulate_files([scene_of(pair)], tmp_path / "train.h5", options)
     assert done.ratio == ratio
     gt = torch.from_numpy(pair.ms_values.astype("f8"))
@@ -119,7 +118,7 @@ def test_patches_are_cut_from_the_reduced_scene(tmp_path, make_pair, ratio, regi
 
 def test_how_a_scene_is_cut_into_blocks_does_not_matter(tmp_path, make_pair, monkeypatch):
     scene = scene_of(make_pair(ms_shape=(200, 150), ratio=2, noise=40))
-    options = SimulationOptions(GENERIC, patch=16, stride=12)
+    options = SimulationOptions(patch=16, stride=12)
     results = []
     for block in (512, 64):
         monkeypatch.setattr(simulate_h5, "BLOCK", block)
@@ -134,7 +133,7 @@ def test_how_a_scene_is_cut_into_blocks_does_not_matter(tmp_path, make_pair, mon
 def test_a_scene_without_pan_gets_one_of_its_bands(tmp_path, make_pair):
     pair = make_pair(ms_shape=(60, 48), bands=3, noise=40)
     weights = (0.2, 0.3, 0.5)
-    options = SimulationOptions(GENERIC, patch=12, pan_weights=weights)
+    options = SimulationOptions(patch=12, pan_weights=weights)
     done = simulate_files([SceneFiles(None, tuple(pair.ms))], tmp_path / "a.h5", options)
     assert done.ratio == 4
     stored, _ = read(tmp_path / "a_train.h5")
@@ -149,7 +148,7 @@ def test_gains_of_the_user_blur_as_they_say(tmp_path, make_pair):
     scene = scene_of(make_pair(ms_shape=(48, 36), noise=100))
     detail = []
     for gain in (0.1, 0.5):
-        options = SimulationOptions(GENERIC, gains=(gain,), patch=12)
+        options = SimulationOptions(mtf=(gain,), patch=12)
         done = simulate_files([scene], tmp_path / "train.h5", options)
         assert done.gains == (gain,) * 4
         detail.append(np.diff(read(tmp_path / "train.h5")[0]["ms"]).std())
@@ -193,7 +192,7 @@ def test_no_pixel_of_truth_is_in_two_files(tmp_path, make_pair, shape):
     holes = np.zeros(shape, bool)
     holes[:30, :50] = holes[70, 70] = True
     pair = make_pair(ms_shape=shape, holes=holes, nodata=0, noise=40)
-    options = SimulationOptions(GENERIC, patch=16, stride=8)
+    options = SimulationOptions(patch=16, stride=8)
     done = simulate_files([scene_of(pair)], tmp_path / "train.h5", options)
     assert done.left_out > 0
     owners = np.zeros((3, *shape), bool)
@@ -216,7 +215,7 @@ def test_pan_nodata_is_left_out_too(tmp_path, make_pair):
     holes = np.zeros((384, 256), bool)
     holes[:130, 3] = True
     pair = make_pair(ms_shape=(96, 64), pan_holes=holes, pan_nodata=0)
-    done = simulate_files([scene_of(pair)], tmp_path / "train.h5", SimulationOptions(GENERIC, patch=16, stride=16))
+    done = simulate_files([scene_of(pair)], tmp_path / "train.h5", SimulationOptions(patch=16, stride=16))
     places = read(done.files["train"].path)[0]["place"]
     assert not ((places[:, 1] < 33) & (places[:, 2] == 0)).any()
     assert ((places[:, 1] >= 48) & (places[:, 2] == 0)).any() and done.left_out == 3
@@ -232,16 +231,19 @@ def test_pan_nodata_is_left_out_too(tmp_path, make_pair):
         ({"stride": 3}, "A stride of 3 pixels"),
         ({"patch": 64}, "no room for train and valid and test apart: 0 patches of 64 .* 48 x 36"),
         ({"test_patch": 40}, "No patch of 40 valid MS pixels is left for test"),
-        ({"sensor": find_sensor("WV3"), "bands": (1, 2, 3)}, "WV3 has 8 bands, not 3; name another"),
-        ({"sensor": find_sensor("GF2")}, "Values reach .*, beyond the 1023 of GF2; .* --max-value"),
-        ({"gains": (0.3, 0.2)}, "2 MTF gains were given for 4 bands"),
-        ({"bands": (7,)}, "MS band 7 does not exist"),
+        (
+            {"sensor": "WV3", "bidx": (1, 2, 3)},
+            "WV3 has 8 bands, not 3; name another",
+        ),
+        ({"sensor": "GF2"}, "Values reach .*, beyond the 1023 of GF2; .* --max-value"),
+        ({"mtf": (0.3, 0.2)}, "2 MTF gains were given for 4 bands"),
+        ({"bidx": (7,)}, "MS band 7 does not exist"),
     ],
 )
 def test_what_does_not_fit_is_said_and_leaves_nothing(tmp_path, make_pair, changes, sentence):
     pair = make_pair(ms_shape=(48, 36), noise=10)
     before = sorted(tmp_path.iterdir())
-    options = SimulationOptions(**{"sensor": GENERIC, "patch": 12, **changes})
+    options = SimulationOptions(**{"patch": 12, **changes})
     with pytest.raises(Exception, match=sentence) as caught:
         simulate_files([scene_of(pair)], tmp_path / "train.h5", options)
     assert type(caught.value).__name__ in ("DataError", "IncompatiblePair")
@@ -253,21 +255,21 @@ def test_scenes_that_do_not_go_together(tmp_path, make_pair):
         scene_of(make_pair(name=name, ms_shape=(48, 36), **changes))
         for name, changes in [("a", {}), ("b", {"bands": 3}), ("c", {"ratio": 2})]
     )
-    options = SimulationOptions(GENERIC, patch=12)
+    options = SimulationOptions(patch=12)
     for other, sentence in [(b, "has 3 bands, .* has 4"), (c, "ratio of 2, other scenes have 4")]:
         with pytest.raises(DataError, match=sentence):
             simulate_files([a, other], tmp_path / "train.h5", options)
     with pytest.raises(DataError, match="2 PAN weights were given for the 4 bands"):
         simulate_files(
             [SceneFiles(None, a.ms)], tmp_path / "t.h5",
-            SimulationOptions(GENERIC, patch=12, pan_weights=(1, 1)),
+            SimulationOptions(patch=12, pan_weights=(1, 1)),
         )  # fmt: skip
 
 
 def test_full_scale_is_the_smallest_bit_depth_that_holds_the_values(tmp_path, make_pair):
     for dtype, expected in [("uint16", 4095), ("uint8", 255)]:
         scene = scene_of(make_pair(name=dtype, ms_shape=(48, 36), dtype=dtype))
-        options = SimulationOptions(GENERIC, patch=12)
+        options = SimulationOptions(patch=12)
         done = simulate_files([scene], tmp_path / "train.h5", options)
         assert done.max_value == expected
     scene = scene_of(make_pair(name="float", ms_shape=(48, 36), dtype="float32"))

@@ -19,7 +19,7 @@ from uknowpan.evaluation.pictures import evaluation_sheet
 from uknowpan.evaluation.report import Report, index_label, known_exp, plain_words
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results, Scored
 from uknowpan.models.metrics.sensors import SENSORS
-from uknowpan.models.pancollection.file import PatchBatch
+from uknowpan.models.types import PatchBatch
 
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
 KNOWN = {"max_value": 2047.0, "sensor": "generic"}

@@ -1,7 +1,6 @@
 """Scores of rasters by windows against `metrics` of the arrays in them."""
 
 import logging
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,15 +10,16 @@ import torch
 from affine import Affine
 from rasters import ORIGIN, UTM, write_raster
 from scipy.ndimage import gaussian_filter
+from textures import images_of
 
 from uknowpan.evaluation import rasters as evaluate_rasters
+from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
 from uknowpan.models.metrics import full_resolution as fr
 from uknowpan.models.metrics import indices as m
-from uknowpan.models.metrics.images import gaussian_kernel, images_of, mtf_kernel
+from uknowpan.models.metrics.images import gaussian_kernel, mtf_kernel
 from uknowpan.models.metrics.regions import regions
 from uknowpan.models.metrics.reprojection import Published, Registered, find_phases, measure
-from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.models.metrics.toolbox import imresize, interp23tap
 from uknowpan.models.metrics.windows import window_quality
 from uknowpan.models.resample import upsample
@@ -27,7 +27,6 @@ from uknowpan.tiling import IncompatiblePair, InputUnreadable
 
 GRID = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
 GAINS = (0.34, 0.32, 0.30, 0.22)
-QB = find_sensor("QB")
 FULL = ("d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr")
 
 
@@ -46,8 +45,15 @@ def messages(monkeypatch, caplog):
 
 def _without(paths, **options):
     """Scores of the scene at `paths` without a reference."""
-    options = {"sensor": QB, "reproject": False} | options
-    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], **options)[0]
+    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], _options(**options))[0]
+
+
+def _options(**values):
+    return EvaluateOptions(**{"sensor": "QB"} | values)
+
+
+def _against(result, reference, on_progress=None, **values):
+    return evaluate_against(result, reference, EvaluateOptions(**values), on_progress)
 
 
 def _texture(bands, height, width, seed=0):
@@ -112,7 +118,7 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
     holes[40:43, 200:230] = 0
     (result, reference), arrays = _pair(tmp_path, holes=holes)
     seen = []
-    results = evaluate_against(result, reference, ratio=4, max_value=2047, cut=5, on_progress=lambda *n: seen.append(n))
+    results = _against(result, reference, ratio=4, max_value=2047, cut=5, on_progress=lambda *n: seen.append(n))
     mask = torch.from_numpy(holes == 0)
     mask[90:95, 100:108] = True
     fused, gt, mask = (m.crop_border(x, 5) for x in (*arrays, mask))
@@ -129,7 +135,7 @@ def test_against_a_reference_equals_the_metrics(tmp_path):
 )
 def test_full_scale_is_the_files_or_found(tmp_path, messages, dtype, creation, peak):
     (result, reference), arrays = _pair(tmp_path, dtype=dtype, **creation)
-    found = _value(evaluate_against(result, reference, cut=0), "psnr")
+    found = _value(_against(result, reference, cut=0), "psnr")
     mask = torch.zeros(170, 230, dtype=torch.bool)
     mask[90:95, 100:108] = True
     assert found == pytest.approx(float(m.psnr(*arrays, peak, mask=mask)), rel=1e-9)
@@ -146,7 +152,7 @@ def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, messages):
             for i, x in enumerate((fused, gt))
         ]
         peak = 10_000 / divisor
-        scores.append(evaluate_against(*paths, max_value=peak, cut=0).scores[METHOD])
+        scores.append(_against(*paths, max_value=peak, cut=0).scores[METHOD])
     assert "are multiplied by 10000" in messages.text
     for index, value in scores[0].items():
         assert float(scores[1][index]) == pytest.approx(float(value), rel=1e-5), index
@@ -155,7 +161,7 @@ def test_reflectances_are_scored_like_their_digital_numbers(tmp_path, messages):
 def test_full_scale_of_reflectances_is_one(tmp_path, messages):
     gt = _texture(4, 70, 70) / np.float32(3000)
     paths = [write_raster(tmp_path / f"{i}.tif", x.astype("float32"), GRID) for i, x in enumerate((gt + 0.1, gt))]
-    assert _value(evaluate_against(*paths, cut=0), "psnr") == pytest.approx(20, abs=1e-4)
+    assert _value(_against(*paths, cut=0), "psnr") == pytest.approx(20, abs=1e-4)
     assert "take 1 for full scale" in messages.text
 
 
@@ -246,7 +252,7 @@ def test_separate_band_files_and_no_georeferencing(tmp_path, messages):
     paths, _ = _scene(tmp_path)
     expected = _without(paths)
     bands = [f"{paths['ms']},band={b}" for b in (1, 2, 3, 4)]
-    found, _ = evaluate_without(paths["result"], paths["pan"], bands, sensor=QB, reproject=False)
+    found, _ = evaluate_without(paths["result"], paths["pan"], bands, _options())
     assert _value(found, "hqnr") == _value(expected, "hqnr")
     with rasterio.open(paths["result"]) as data:
         plain = write_raster(tmp_path / "plain.tif", data.read(), None)
@@ -276,8 +282,8 @@ def _displaced(folder, shift=(0, 0), around=0, nodata=None):
     }, {name: torch.from_numpy(x.astype("f4")).double() for name, x in values.items()}  # fmt: skip
 
 
-def _judge(paths, **options):
-    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], sensor=QB, **options)
+def _judge(paths):
+    return evaluate_without(paths["result"], paths["pan"], [paths["ms"]], _options(reprojection=True))
 
 
 @pytest.mark.parametrize("around", [0, 3])
@@ -344,9 +350,9 @@ def _refused(tmp_path, other, message):
     """`other` is refused as a result, with a reference and without."""
     paths, _ = _scene(tmp_path)
     with pytest.raises(IncompatiblePair, match=message):
-        evaluate_against(other, paths["result"], max_value=2047, cut=0)
+        _against(other, paths["result"], max_value=2047, cut=0)
     with pytest.raises(IncompatiblePair, match=message):
-        evaluate_without(other, paths["pan"], [paths["ms"]], sensor=QB)
+        evaluate_without(other, paths["pan"], [paths["ms"]], _options())
 
 
 @pytest.mark.parametrize(
@@ -374,17 +380,17 @@ def test_other_bad_input(tmp_path):
     paths, _ = _scene(tmp_path)
     result, pan, ms = paths["result"], paths["pan"], [paths["ms"]]
     with pytest.raises(InputUnreadable, match=r"nowhere\.tif cannot be opened"):
-        evaluate_against(str(tmp_path / "nowhere.tif"), result)
+        _against(str(tmp_path / "nowhere.tif"), result)
     with pytest.raises(IncompatiblePair, match="A border of 80 leaves nothing of the 160 x 128"):
-        evaluate_against(result, result, max_value=2047, cut=80)
+        _against(result, result, max_value=2047, cut=80)
     with pytest.raises(IncompatiblePair, match="27 x 59 pixels are fewer than one window"):
-        evaluate_against(result, result, max_value=2047, cut=51)
+        _against(result, result, max_value=2047, cut=51)
     with pytest.raises(IncompatiblePair, match="QB has 4 bands, not 3"):
         three = write_raster(tmp_path / "three.tif", _texture(3, 128, 160), GRID)
-        evaluate_without(three, pan, [f"{ms[0]},band={b}" for b in (1, 2, 3)], sensor=QB)
+        evaluate_without(three, pan, [f"{ms[0]},band={b}" for b in (1, 2, 3)], _options())
     empty = write_raster(tmp_path / "empty.tif", np.zeros((4, 128, 160), "uint16"), GRID, nodata=0)
     with pytest.raises(IncompatiblePair, match=r"empty\.tif holds no valid pixel above 0"):
-        evaluate_against(result, empty, cut=0)
+        _against(result, empty, cut=0)
     with pytest.raises(IncompatiblePair, match="take area or pancollection"):
         _without(paths, registration="elsewhere")
 
@@ -397,6 +403,6 @@ def test_the_toolbox_s_enlargement_needs_a_common_corner(tmp_path):
 
 def test_gains_are_the_sensor_s(tmp_path):
     paths, _ = _scene(tmp_path)
-    first, other = (_without(paths, sensor=sensor) for sensor in (QB, replace(QB, mtf_ms=(0.2,) * 4)))
+    first, other = (_without(paths, sensor=sensor) for sensor in ("QB", "IKONOS"))
     assert _value(first, "d_lambda_k") != _value(other, "d_lambda_k")
     assert _value(first, "d_s") == _value(other, "d_s")

@@ -23,7 +23,7 @@ from uknowpan.models.published.uknow.guided import GuidedTeacher
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A teacher's checkpoint and a training file of 5 samples that does not say its scale."""
+    """A teacher's checkpoint and a training file of 5 samples that does not declare its scale."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
     config = guided_config(patch=2)
@@ -177,7 +177,7 @@ def test_wrong_teachers_and_data(distill, files, tiny_model, tmp_path):
         for name, (bands, n) in {"pan": (1, 16), "ms": (3, 4), "lms": (3, 16)}.items():
             file[name] = np.ones((1, bands, n, n))
     other = distill(data=tmp_path / "three.h5")
-    assert other.code == 5 and "serves 4 bands, but the patches have 3" in other.stderr
+    assert other.code == 5 and "was trained for 4 bands, but" in other.stderr
     assert distill("--max-value", 0).code == 2
     assert not (tmp_path / "cache.h5").exists()
 

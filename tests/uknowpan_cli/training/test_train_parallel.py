@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from patch_files import story
+from patch_files import TINY_NETWORKS, story
 from running import Outcome, Run
 
 from uknowpan.models.checkpoints import read_card
@@ -37,14 +37,7 @@ log_every = 2
 ema = 0.5
 amp = false
 """
-CONFIGS = {
-    "prior": "[network]\nwidth = 4\nblocks = 1\n",
-    "fsa-t": (
-        "[network.teacher]\nwidth = 4\nheads = 2\n[network.prior]\nwidth = 4\nblocks = 1\n"
-        "[options]\nterminal_share = 0.3\n"
-    ),
-    "fsa-s": "[network]\nwidth = 8\ndeep_width = 8\ndeep_blocks = 1\n",
-}
+CONFIGS = TINY_NETWORKS | {"fsa-t": TINY_NETWORKS["fsa-t"] + "terminal_share = 0.3\n"}
 LOSSES = ("nll", "hard", "soft", "features", "variance", "score")
 
 

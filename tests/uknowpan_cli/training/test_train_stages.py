@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from patch_files import story
+from patch_files import TINY_NETWORKS, story
 from running import MakePair, Run, spawn, write_tiny_model
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -41,14 +41,10 @@ log_every = 4
 ema = 0.5
 amp = false
 """
-CONFIGS = {
-    "prior": "[network]\nwidth = 4\nblocks = 1\n",
-    "fsa-t": (
-        "[network.teacher]\nwidth = 4\nheads = 2\n[network.prior]\nwidth = 4\nblocks = 1\n"
-        "[options]\nterminal_share = 0.2\n"
-    ),
-    "fsa-s": ("[network]\nwidth = 8\ndeep_width = 8\ndeep_blocks = 1\n[options]\nflips = false\n"),
-    "paper": ("[network]\nwidth = 4\nblocks = 1\nheads = 2\ndropout = 0.0\n[options]\nsteps = 2\nflips = false\n"),
+CONFIGS = TINY_NETWORKS | {
+    "fsa-t": TINY_NETWORKS["fsa-t"] + "terminal_share = 0.2\n",
+    "fsa-s": TINY_NETWORKS["fsa-s"] + "[options]\nflips = false\n",
+    "paper": "[network]\nwidth = 4\nblocks = 1\nheads = 2\ndropout = 0.0\n[options]\nsteps = 2\nflips = false\n",
 }
 STAGE_OF = {"paper": "fsa-s", "cached": "fsa-s"}
 
@@ -470,7 +466,7 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, int, str]]:
         "no valid": (alone, 3, r"alone_valid\.h5 does not exist"),
         "no name": (write(folder / "mine.h5"), 2, "--valid is missing: mine.h5 has no `train` in"),
         "bands": (few, 3, "The bands of .*few_train.h5 is 3, that of .*few_valid.h5 is 4"),
-        "no scale": (unscaled, 3, "does not say its full scale; give the maximal value"),
+        "no scale": (unscaled, 3, "does not declare its full scale; give the maximal value"),
         "sizes": (odd, 5, "has patches of 24 x 24 pixels, but the network needs multiples of 16"),
         "no detail": (same, 3, "In band 2 of the training data truth and LMS are the same"),
     }  # fmt: skip
@@ -525,7 +521,7 @@ def test_a_scenes_file_is_of_one_stage(uknowpan: Run, tmp_path: Path, chain: Cha
         ("fsa-s", ["--valid", chain / "data" / "valid.h5"]),
     ):
         words = typed(chain, stage, *more, "--out", tmp_path / "run", data=scenes)
-        refused(uknowpan(*words), 2, "A scenes file of `uknowpan pack` trains the lite form")
+        refused(uknowpan(*words), 2, "A scenes file of `uknowpan pack` trains the presets lite and streams")
     assert not (tmp_path / "run").exists()
 
 
