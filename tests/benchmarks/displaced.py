@@ -1,10 +1,12 @@
-"""Accuracy of a measured displacement of the MS: planted in truths, scene by scene.
+"""Sharpening of an MS that does not lie on its PAN: displacements planted in truths, scene by scene.
 
-    python tests/benchmarks/displaced.py [--only SCENES] [--cases CASES]
+    python tests/benchmarks/displaced.py --imagery FOLDER [--only SCENES] [--cases CASES] [--methods generic,gsa]
 
-A truth (MS of a real pair, or a reduced scene) has its PAN degraded onto its grid, the pair's own shift taken out.
-The low MS is the truth blurred (gain 0.3 at its Nyquist frequency) and sampled at displaced places. Prints the rms
-error of the field over the scene, PAN pixels, and the model taken; with --unlike what pairs of unlike content give.
+A truth (MS of a real pair, or a reduced scene) has its PAN degraded onto its grid, the pair's own displacement taken
+out. The low MS is the truth blurred (gain 0.3 at its Nyquist frequency) and sampled at displaced places. Prints, for
+each case, ERGAS over that of the same pixels without displacement, by `--coregister` off, global and auto, geometric
+mean over the scenes. With --field it prints the rms error of the measured field instead, in PAN pixels, and with
+--unlike what pairs of unlike content give.
 """
 
 from __future__ import annotations
@@ -16,15 +18,32 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
+import uknowpan
 from uknowpan.models.registration import Registration, gain_to_sigma, register
 
-IMAGERY = Path(__file__).parents[3] / "shared" / "imagery"
+MODES = ("off", "global", "auto")
+RIM = 16
+"""PAN pixels along the border that do not count."""
 SCENES = (
     *("gf2_4", "quickbird_0", "pleiades_urban", "spot6_cropland", "vhr_melbourne_2", "vhr_melbourne_3"),
     *("wv3_shanghai", "landsat7_01", "landsat7_38", "vhr_rural_u8_1"),
 )
+
+CASES = {
+    "nothing": ("", "nothing"),
+    "global 5": ("", "global 5"),
+    "linear 3": ("", "linear 3"),
+    "smooth 2.5": ("", "smooth 2.5"),
+    "step 1.5": ("", "step 1.5"),
+    "bands 1.2": ("", "bands 1.2"),
+    "cloud": ("cloud", "nothing"),
+    "objects": ("objects", "nothing"),
+    "noise": ("noise", "global 2"),
+    "noise, flat": ("noise, flat", "nothing"),
+}
+"""Name -> what disturbs, and the displacement of the ground."""
 
 Field = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
@@ -34,12 +53,12 @@ def read(path: Path) -> np.ndarray:
         return dataset.read().astype(np.float64)
 
 
-def scene(name: str) -> tuple[np.ndarray, np.ndarray, int]:
+def scene(imagery: Path, name: str) -> tuple[np.ndarray, np.ndarray, int]:
     """PAN (H, W), truth (C, H, W) on its grid, ratio."""
-    pair = IMAGERY / "pairs" / f"{name}_pan.tif"
+    pair = imagery / "pairs" / f"{name}_pan.tif"
     reduced = not pair.exists()
     folder, truths = ("reduced", "gt") if reduced else ("pairs", "ms")
-    pan, truth = (read(IMAGERY / folder / f"{name}_{kind}.tif") for kind in ("pan", truths))
+    pan, truth = (read(imagery / folder / f"{name}_{kind}.tif") for kind in ("pan", truths))
     pan, ratio = pan[0], pan.shape[1] // truth.shape[1]
     own = register(pan, truth, ratio, least=0.0)
     print(f"{name}: own displacement {own.measured} {np.round(own.shift, 2)}, residual {own.residual:.2f}")
@@ -154,49 +173,108 @@ def unlike(scenes: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         print(f"| {name} | {found.model} | {found.share:.2f} | {found.windows}/{found.voters} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default=",".join(SCENES))
-    parser.add_argument("--cases", default="")
-    parser.add_argument("--unlike", action="store_true")
-    options = parser.parse_args()
-    if options.unlike:
-        names = [n for n in options.only.split(",") if not n.startswith("landsat7")]
-        chosen = {n: scene(n) for n in names[:4]}
-        none = lambda r, c, b: np.stack([0 * r, 0 * r])  # noqa: E731
-        unlike({n: (pan, displaced(truth[:4], 4, none)) for n, (pan, truth, _) in chosen.items()})
-        return
+def spoiled(
+    case: str, pan: np.ndarray, truth: np.ndarray, ratio: int, field: Field, *, still: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """PAN, MS and truth of a case, with what disturbs it; the truth is NaN where nothing can be right.
+
+    `still`: clouds and objects do not move.
+    """
+    ms, rng = displaced(truth, ratio, field), np.random.default_rng(2)
+    if case.startswith("cloud"):
+        pan, ms, over = cloud(pan, ms, ratio, (0.0, 0.0) if still else (-3.0, 2.5))
+        # Beside the cloud too, as far as its soft rim and its displacement reach.
+        truth = np.where(binary_dilation(over, iterations=2 * ratio), np.nan, truth)
+    if case.startswith("noise"):
+        flat = 0.15 if case == "noise, flat" else 1.0
+        pan = pan.mean() + flat * (pan - pan.mean()) + 0.1 * pan.std() * rng.standard_normal(pan.shape)
+        level = truth.mean((1, 2), keepdims=True)
+        noise = 0.05 * truth.std((1, 2))[:, None, None] * rng.standard_normal(ms.shape)
+        ms, truth = level + flat * (ms - level) + noise, level + flat * (truth - level)
+    if case == "objects":
+        before = ms
+        seen, ms = objects(pan, ms, ratio)
+        moved = np.abs(ms - before).max(0) + np.abs(seen - pan).reshape(*before.shape[1:], -1).max(-1) > 0
+        if still:
+            seen, ms = pan, before
+        pan, truth = seen, np.where(binary_dilation(moved.repeat(ratio, 0).repeat(ratio, 1)), np.nan, truth)
+    return pan, ms, truth
+
+
+def ergas(result: np.ndarray, truth: np.ndarray, ratio: int) -> float:
+    """ERGAS where the truth is known, without the border."""
+    inner = (slice(None), slice(RIM, -RIM), slice(RIM, -RIM))
+    result, truth = result[inner], truth[inner]
+    keep = np.isfinite(truth).all(0)
+    errors = ((result - truth)[:, keep] ** 2).mean(1) / truth[:, keep].mean(1) ** 2
+    return float(100 / ratio * np.sqrt(errors.mean()))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """The table of ERGAS over that without displacement."""
+    rows: dict[tuple[str, str, str], list[float]] = {}
     for name in options.only.split(","):
-        pan, truth, ratio = scene(name)
-        bands = len(truth)
-        planted = fields(*pan.shape, bands)
-        planted["cloud"] = planted["noise"] = planted["nothing"]
-        planted["cloud global"] = planted["noise global"] = planted["objects"] = planted["global 2"]
-        rng = np.random.default_rng(2)
-        for case, field in planted.items():
-            if options.cases and not any(case.startswith(c) for c in options.cases.split(",")):
+        pan, truth, ratio = scene(options.imagery, name)
+        pan, truth = (x[..., : options.size, : options.size] for x in (pan, truth))
+        planted = fields(*pan.shape, len(truth))
+        for case, (kind, on) in CASES.items():
+            if options.cases and case not in options.cases.split(","):
                 continue
-            ms, seen, keep = displaced(truth, ratio, field), pan, None
-            if case.startswith("cloud"):
-                seen, ms, over = cloud(pan, ms, ratio, (-3.0, 2.5))
-                keep = ~over
-            if case.startswith("noise"):
-                flat = 0.15 if case == "noise" else 1.0
-                seen = seen.mean() + flat * (seen - seen.mean()) + 0.1 * seen.std() * rng.standard_normal(seen.shape)
-                level = ms.mean((1, 2), keepdims=True)
-                ms = level + flat * (ms - level)
-                ms = ms + 0.05 * truth.std((1, 2))[:, None, None] * rng.standard_normal(ms.shape)
-            if case == "objects":
-                seen, ms = objects(pan, ms, ratio)
+            seen, ms, right = spoiled(kind, pan, truth, ratio, planted[on])
+            good = spoiled(kind, pan, truth, ratio, planted["nothing"], still=True)
+            for method in options.methods.split(","):
+                words = {} if method == "generic" else {"method": method}
+                base = ergas(uknowpan.sharpen_array(*good[:2], coregister="off", **words), right, ratio)
+                for mode in MODES:
+                    score = ergas(uknowpan.sharpen_array(seen, ms, coregister=mode, **words), right, ratio)
+                    rows.setdefault((case, method, mode), []).append(score / base)
+                scores = [f"{rows[case, method, mode][-1]:.3f}" for mode in MODES]
+                print(f"| {name} | {case} | {method} | {' | '.join(scores)} |", flush=True)
+    print("| case | method | off | global | auto | scenes |")
+    for case, method in dict.fromkeys(key[:2] for key in rows):
+        means = [np.exp(np.mean(np.log(rows[case, method, mode]))) for mode in MODES]
+        print(f"| {case} | {method} | {' | '.join(f'{m:.3f}' for m in means)} | {len(rows[case, method, 'off'])} |")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """The table of errors of the measured field."""
+    for name in options.only.split(","):
+        pan, truth, ratio = scene(options.imagery, name)
+        planted = fields(*pan.shape, len(truth))
+        for case, (kind, on) in CASES.items():
+            if options.cases and case not in options.cases.split(","):
+                continue
+            seen, ms, right = spoiled(kind, pan, truth, ratio, planted[on])
             start = time.process_time()
             found = register(seen, ms, ratio)
             seconds = time.process_time() - start
             print(
-                f"| {name} | {case} | {error(found, field, pan, bands, keep):.2f} | {found.model}"
-                f"{' and bands' if found.own_bands else ''} | {found.measured} | {found.share:.2f} |"
+                f"| {name} | {case} | {error(found, planted[on], pan, len(truth), np.isfinite(right[0])):.2f} |"
+                f" {found.model}{' and bands' if found.own_bands else ''} | {found.measured} | {found.share:.2f} |"
                 f" {found.windows}/{found.voters} | {found.residual:.2f} | {seconds:.1f} |",
                 flush=True,
             )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--imagery", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(SCENES))
+    parser.add_argument("--cases", default="")
+    parser.add_argument("--methods", default="generic,gsa")
+    parser.add_argument("--size", type=int, default=512, help="PAN pixels of a scene's side")
+    parser.add_argument("--field", action="store_true")
+    parser.add_argument("--unlike", action="store_true")
+    options = parser.parse_args()
+    if options.unlike:
+        names = [n for n in options.only.split(",") if not n.startswith("landsat7")]
+        chosen = {n: scene(options.imagery, n) for n in names[:4]}
+        none = lambda r, c, b: np.stack([0 * r, 0 * r])  # noqa: E731
+        unlike({n: (pan, displaced(truth[:4], 4, none)) for n, (pan, truth, _) in chosen.items()})
+    elif options.field:
+        measure(options)
+    else:
+        compare(options)
 
 
 if __name__ == "__main__":
