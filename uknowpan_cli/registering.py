@@ -8,7 +8,12 @@ from dataclasses import replace
 from math import ceil, hypot
 
 import numpy as np
+import rasterio
+from affine import Affine
 
+from uknowpan.durable import Scratch
+from uknowpan.files import check_outputs
+from uknowpan.models.blur import Psf
 from uknowpan.models.registration import LEAST_SHIFT, register_samples
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.registration.moved import moved_window
@@ -20,6 +25,9 @@ log = logging.getLogger("uknowpan")
 
 MAX_SHIFT = 8
 """PAN pixels that are searched on every side."""
+
+ROWS = 512
+"""MS rows of a field that are written at once."""
 
 MOST_WINDOWS = 10
 """Windows along each side of the scene."""
@@ -63,6 +71,13 @@ def wanted_field(measured: Registration, mode: str) -> Registration | None:
     if mode == "check" or measured.model == "none":
         return None
     return None if mode == "auto" and measured.size < LEAST_SHIFT else measured
+
+
+def deceived(measured: Registration | None, psf: Psf) -> bool:
+    """Whether the shift that goes with the blur is not that of the ground: a cloud that drifted decides it."""
+    if measured is None or measured.model == "none":
+        return False
+    return hypot(*(a + b for a, b in zip(measured.shift, psf.shift, strict=True))) > NOTICEABLE_SHIFT
 
 
 def moved_sample(pair: ScenePair, place: Window, field: Registration) -> TileArrays:
@@ -109,3 +124,35 @@ def in_words(measured: Registration) -> str:
 def _kind(field: Registration) -> str:
     name = {"shift": "a shift", "affine": "an affine displacement", "local": "a local displacement"}[field.model]
     return f"{name} and shifts of the bands are" if field.own_bands else f"{name} is"
+
+
+def write_field(pair: ScenePair, field: Registration, path: str) -> None:
+    """Write a displacement as a GeoTIFF, float32 in PAN pixels, one value for each MS pixel of the frame.
+
+    Bands: down and right; where bands of the MS have displacements of their own, those two for each.
+
+    Raises:
+        OutputError: the file exists, or is an input.
+    """
+    check_outputs({"--displacement": path}, pair.inputs, overwrite=False)
+    ratio, (height, width) = pair.ratio, pair.frame_shape
+    corner = Affine.translation(-pair.offset[1], -pair.offset[0]) * Affine.scale(ratio)
+    bands: list[int | None] = list(range(pair.bands)) if field.own_bands else [None]
+    cols = (pair.origin[1] + np.arange(width, dtype=float)) * ratio + (ratio - 1) / 2
+    with Scratch(path) as scratch:
+        with rasterio.open(
+            scratch.path, "w", driver="GTiff", dtype="float32", count=2 * len(bands), height=height, width=width,
+            crs=pair.grid.crs, transform=pair.grid.transform * corner, compress="deflate", bigtiff="IF_SAFER",
+        ) as dataset:  # fmt: skip
+            for top in range(0, height, ROWS):
+                count = min(ROWS, height - top)
+                rows = (pair.origin[0] + top + np.arange(count, dtype=float)) * ratio + (ratio - 1) / 2
+                values = np.concatenate([field.at(rows[:, None], cols[None, :], band) for band in bands])
+                window = rasterio.windows.Window(0, top, width, count)
+                dataset.write(values.astype(np.float32), window=window)
+            for k, band in enumerate(bands):
+                of = "" if band is None else f" of band {band + 1}"
+                dataset.set_band_description(2 * k + 1, f"down{of}, PAN pixels")
+                dataset.set_band_description(2 * k + 2, f"right{of}, PAN pixels")
+            dataset.update_tags(UKNOWPAN_REGISTRATION=field.model)
+        scratch.publish()

@@ -18,7 +18,7 @@ from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
-from uknowpan.registering import LEAST_LIKENESS, measured_field, moved_sample, wanted_field
+from uknowpan.registering import LEAST_LIKENESS, deceived, measured_field, moved_sample, wanted_field
 from uknowpan.tiling import IncompatiblePair, MsMeta, ScenePair, TileArrays, sample_windows
 
 log = logging.getLogger("uknowpan")
@@ -150,6 +150,9 @@ def survey(
         if field is not None and coregister == "auto" and seen.statistics.likeness < LEAST_LIKENESS:
             field = None
             seen = look(None)
+        elif field is None and coregister == "auto" and assumed is None and deceived(displacement, seen.statistics.psf):
+            field = displacement
+            seen = look(field)
         scale = _scale_for(sharpener, seen.known)
     except ValueError as error:
         raise IncompatiblePair(f"The scene cannot be sharpened: {error}.") from error

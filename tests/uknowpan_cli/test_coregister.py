@@ -157,6 +157,17 @@ def test_one_sign_and_one_measure(sharpen: Sharpen, uknowpan: Run, tiny_model: P
     assert (off["shift"], off["registration"], off["applied_shift"]) == (None, "none", [0, 0])
 
 
+def test_the_field_as_a_raster(uknowpan: Run, tiny_model: Path, tmp_path: Path, truth: np.ndarray) -> None:
+    paths, target = written(tmp_path, *planted(truth, stretched)), tmp_path / "field.tif"
+    outcome = uknowpan("info", *paths, "--model", tiny_model, "--displacement", target)
+    assert "by default it is taken out" in outcome.stdout
+    with rasterio.open(target) as dataset, rasterio.open(paths[1]) as ms:
+        assert (dataset.transform, dataset.shape, dataset.crs) == (ms.transform, ms.shape, ms.crs)
+        u, v = np.meshgrid(*[(np.arange(SIDE // RATIO) * RATIO + 1.5) / (SIDE / 2) - 1] * 2, indexing="ij")
+        assert np.abs(dataset.read() - np.stack(stretched(u, v, 0))).max() < 0.25
+    assert uknowpan("info", *paths, "--displacement", paths[0]).code != 0
+
+
 def test_resumed_with_a_field(tiny_model: Path, tmp_path: Path, truth: np.ndarray) -> None:
     """A resumed run has the field of its strips."""
     pan, ms = written(tmp_path, *planted(truth, bent))

@@ -10,7 +10,7 @@ import typer
 from uknowpan.commands import shared as opt
 from uknowpan.console import run_began, to_json
 from uknowpan.errors import Error, UsageError
-from uknowpan.options import SharpenOptions
+from uknowpan.options import RUN, SharpenOptions
 
 if TYPE_CHECKING:
     from uknowpan.models.sharpeners import Sharpener
@@ -26,6 +26,10 @@ def info(
         list[str], typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint.")
     ],
     options: SharpenOptions,
+    displacement: Annotated[
+        str | None,
+        opt.option("--displacement", RUN, "Write where the MS lies off the PAN: down and right, PAN pixels.", "FILE"),
+    ] = None,
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
@@ -51,16 +55,22 @@ def info(
     from uknowpan.tiling.raster import bounded_gdal_cache
 
     with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
-        facts = _scene(pair, load_for(options), options, began)
+        facts = _scene(pair, load_for(options), options, began, displacement)
     typer.echo(to_json(facts) if as_json else _text(facts))
 
 
-def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float) -> dict[str, Any]:
+def _scene(
+    pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float, field_file: str | None
+) -> dict[str, Any]:
     from uknowpan.forecast import estimate
+    from uknowpan.registering import in_words, write_field
     from uknowpan.scenes import Scene, plan_scene
     from uknowpan.surveying import survey
 
-    overview = survey(pair, sharpener, softness=True)
+    overview = survey(pair, sharpener, coregister="auto", softness=True)
+    lies = overview.displacement
+    if field_file is not None and lies is not None:
+        write_field(pair, lies, field_file)
     psf, grid = overview.measured, pair.grid
     facts: dict[str, Any] = {
         "width": grid.width,
@@ -78,6 +88,16 @@ def _scene(pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began
         "may_have_invalid": pair.may_have_invalid,
         "scale": asdict(overview.scale),
         "shift_pan_pixels": overview.shift,
+        "displacement": None
+        if lies is None or lies.model == "none"
+        else {
+            "model": lies.model,
+            "own_bands": lies.own_bands,
+            "largest_pan_pixels": round(lies.largest, 3),
+            "windows_that_agree": round(lies.share, 3),
+            "taken_out": overview.field is not None,
+            "words": in_words(lies),
+        },
         "blur_sigma_pan_pixels": None if psf is None else psf.sigma,
         "correlation": None if psf is None else psf.correlation,
         "softness_ms_pixels": overview.softness,
@@ -102,10 +122,13 @@ def _text(facts: dict[str, Any]) -> str:
     measured = "PAN and MS resemble each other too little to measure it"
     if facts["shift_pan_pixels"] is not None:
         dy, dx = facts["shift_pan_pixels"]
-        measured = (
-            f"the MS lies {dy:+.2f} rows, {dx:+.2f} columns off the PAN (PAN pixels, + is down "
-            f"and right), blur sigma {facts['blur_sigma_pan_pixels']:.2f} PAN pixels, "
-            f"correlation {facts['correlation']:.2f}"
+        measured = f"the MS lies {dy:+.2f} rows, {dx:+.2f} columns off the PAN (PAN pixels, + is down and right)"
+    if facts["displacement"] is not None:
+        taken = "taken out" if facts["displacement"]["taken_out"] else "left as it is"
+        measured = f"{facts['displacement']['words']} off the PAN; by default it is {taken}"
+    if facts["blur_sigma_pan_pixels"] is not None:
+        measured += (
+            f"; blur sigma {facts['blur_sigma_pan_pixels']:.2f} PAN pixels, correlation {facts['correlation']:.2f}"
         )
     rows = [
         ("output", f"{facts['width']} x {facts['height']} pixels, {facts['crs'] or 'no CRS'}"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_without
 from uknowpan.loading import load_for
-from uknowpan.models.blur import Psf, gain_to_sigma
+from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.checkpoints import find_checkpoint, read_card
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.metrics.indices import ergas, sam
@@ -138,12 +138,12 @@ def compare(
         height, width = pair.frame_shape
         tile = pair.read_frame(0, 0, height, width)
         _, shown = pair.to_output(0, np.where(tile.pan_valid, tile.pan, np.nan))
-        look = survey(pair)
+        look = survey(pair, coregister="auto")
         coarse = _sharp_pair(pair, look)
         entries = []
         for done, (name, wanted) in enumerate(todo):
             on_progress(name, done, len(todo))
-            entries.append(_entry(pan, ms, name, wanted, str(Path(folder) / f"{done}.tif"), look.measured, coarse))
+            entries.append(_entry(pan, ms, name, wanted, str(Path(folder) / f"{done}.tif"), look, coarse))
         on_progress("", len(todo), len(todo))
         descriptions = [text or f"band {number}" for number, text in enumerate(pair.meta.descriptions, 1)]
         colours = [c.name for c in pair.meta.colorinterp]
@@ -212,7 +212,7 @@ def _entry(
     name: str,
     options: SharpenOptions,
     target: str,
-    measured: Psf | None,
+    look: Survey,
     coarse: _SharpPair | None,
 ) -> Entry:
     """A method's result on the window with its scores."""
@@ -224,7 +224,7 @@ def _entry(
     bounds: Any = options.bounds
     same = {name: getattr(options, name) for name in ("pan_bidx", "bidx", "nodata", "ratio")}
     wanted = EvaluateOptions(**same, reprojection=True)
-    results, judge = evaluate_without(target, pan, list(ms), wanted, bounds=bounds, measured=measured)
+    results, judge = evaluate_without(target, pan, list(ms), wanted, bounds=bounds, known=look)
     scores = {**sharp, "hqnr": results.mean(METHOD, "hqnr")}
     if judge is not None:
         scores |= judge.scores.get("registered", judge.scores["registered_nominal"])

@@ -22,13 +22,12 @@ from uknowpan.evaluation.reading import (
 )
 from uknowpan.evaluation.report import Report
 from uknowpan.evaluation.reprojection import SecondJudge, second_judge
-from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.evaluation import FULL_INDICES, Results
 from uknowpan.models.metrics.full_resolution import Enlargement, WithoutReference
 from uknowpan.models.metrics.indices import AgainstReference
 from uknowpan.models.metrics.regions import ROWS, Region, regions, whole_tiles
 from uknowpan.options import band_numbers
-from uknowpan.surveying import FEW_LEVELS, Progress
+from uknowpan.surveying import FEW_LEVELS, Progress, Survey
 from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
 from uknowpan.tiling.metadata import declared_bits
 from uknowpan.tiling.placing import Bounds
@@ -84,7 +83,7 @@ def evaluate_without(
     options: EvaluateOptions,
     *,
     bounds: Bounds | None = None,
-    measured: Psf | None = None,
+    known: Survey | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[Results, SecondJudge | None]:
     """Scores of a raster on the PAN's grid without a reference, and those by reprojection.
@@ -97,7 +96,7 @@ def evaluate_without(
         options: bands, nodata, ratio, sensor and registration, see `Enlargement`. "area" follows the georeferencing;
             "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner. Without `reprojection`,
             and where the scene is too small for it, the second result is None.
-        measured: blur and shift of the scene, if they are known; None: they are measured.
+        known: survey of the scene with the displacement that was taken out; None: it is made.
         on_progress: called with (windows done, windows), again from the start by the reprojection.
 
     Raises:
@@ -140,7 +139,7 @@ def evaluate_without(
         judge = None
         if options.reprojection:
             try:
-                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), measured, on_progress)
+                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), known, on_progress)
             except ValueError as error:
                 log.info("%s is not measured by reprojection: %s", fused.path, error)
     values = {name: getattr(scores, name).reshape(1) for name in FULL_INDICES}

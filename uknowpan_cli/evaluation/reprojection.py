@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from uknowpan.evaluation.reading import Scene
-from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.images import gaussian_kernel, mtf_kernel
 from uknowpan.models.metrics.reprojection import Displacement, Published, Registered, find_phases, measure
-from uknowpan.surveying import survey
+from uknowpan.models.registration.field import Registration
+from uknowpan.surveying import Survey, survey
+from uknowpan.tiling import ScenePair
 from uknowpan.tiling.raster import Raster
 
 Progress = Callable[[int, int], None]
@@ -45,7 +47,7 @@ def second_judge(
     fused: Raster,
     gains: Sequence[float],
     d_lambda_k: float,
-    measured: Psf | None = None,
+    known: Survey | None = None,
     on_progress: Progress | None = None,
 ) -> SecondJudge:
     """Scores by reprojection.
@@ -55,14 +57,15 @@ def second_judge(
         fused: the result, on the PAN's grid.
         gains: MTF gain of each band.
         d_lambda_k: Khan's D_lambda of the result, for RQNR.
-        measured: blur and shift of the scene, if they are known; None: they are measured.
+        known: survey of the scene with the displacement that was taken out; None: it is made.
         on_progress: called with (regions done, regions) in both passes together.
 
     Raises:
         ValueError: an MS of fewer than 32 x 32 pixels, or nothing left to measure.
     """
     images, ratio = scene.images(fused), scene.pair.ratio
-    measured = measured or survey(scene.pair).measured
+    look = known or survey(scene.pair, coregister="auto")
+    measured, taken = look.measured, look.field
 
     def stage(number: int) -> Progress:
         def show(done: int, total: int) -> None:
@@ -74,6 +77,8 @@ def second_judge(
     phases, _ = find_phases(images, gains[0], on_progress=stage(0))
     nominal = [mtf_kernel(gain, ratio) for gain in gains]
     field = None if measured is None else _constant(-measured.shift[0], -measured.shift[1])
+    if taken is not None:
+        field = _field(taken, scene.pair)
     ways: dict[str, Published | Registered] = {"published": Published(gains, phases)}
     if measured is not None:
         ways["registered"] = Registered([gaussian_kernel(measured.sigma)] * len(gains), field)
@@ -85,6 +90,18 @@ def second_judge(
         scores[name] = {index: value for index, value in values.items() if not math.isnan(value)}
     shift = None if measured is None else [-measured.shift[0], -measured.shift[1]]
     return SecondJudge(scores, [list(phase) for phase in phases], None if measured is None else measured.sigma, shift)
+
+
+def _field(taken: Registration, pair: ScenePair) -> Displacement:
+    """A displacement of the full scene's frame at the pixels of the pair's output."""
+    first = [o * pair.ratio + inner for o, inner in zip(pair.origin, pair.offset, strict=True)]
+    bands: list[int | None] = list(range(pair.bands)) if taken.own_bands else [None]
+
+    def field(rows: Tensor, cols: Tensor) -> Tensor:
+        down, across = (x.double().cpu().numpy() + start for x, start in zip((rows, cols), first, strict=True))
+        return torch.from_numpy(np.stack([taken.at(down[:, None], across[None, :], band) for band in bands]))
+
+    return field
 
 
 def _constant(dy: float, dx: float) -> Displacement:
