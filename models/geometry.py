@@ -127,7 +127,7 @@ class Displaced:
         # In the frame, not in the window, or rounding would depend on the cut.
         at = [(x + d - (ratio - 1) / 2) / ratio for x, d in zip(lines, off, strict=True)]
         whole = [np.floor(x) for x in at]
-        down, across = (_keys((x - n).reshape(-1, 1) - np.arange(-1, 3)) for x, n in zip(at, whole, strict=True))
+        down, across = (_keys((x - n).ravel()) for x, n in zip(at, whole, strict=True))
         return whole[0].ravel() - start[0] - 1, whole[1].ravel() - start[1] - 1, down, across
 
     def _pan_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
@@ -164,10 +164,11 @@ def _gathered(x: Tensor, taps: Taps, height: int, width: int) -> Tensor:
 
 
 def _keys(x: Array) -> Array:
-    """Cubic convolution kernel (Keys 1981, a = -1/2)."""
-    x = np.abs(x)
-    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights: Array = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    """(N, 4) weights of the taps at -1, 0, 1 and 2 for places x (N,) from 0 to 1 (Keys 1981, a = -1/2)."""
+    x2 = x * x
+    x3 = x2 * x
+    taps = (x2 - (x + x3) / 2, 1 - 2.5 * x2 + 1.5 * x3, x / 2 + 2 * x2 - 1.5 * x3, (x3 - x2) / 2)
+    weights: Array = np.stack(taps, 1)
     return weights
 
 
