@@ -16,6 +16,8 @@ Bools = npt.NDArray[np.bool_]
 LEAST_SHARE = 0.35
 """Share of the windows with a peak that must agree."""
 LEAST_WINDOWS = 5
+NEEDED = {"affine": 10, "local": 16}
+"""Windows with a peak that a richer model needs; few overlapping ones agree by chance."""
 TOLERANCE = 0.35
 """PAN pixels by which votes differ beyond their own uncertainty, through relief and texture."""
 CUT = 3.0
@@ -224,8 +226,11 @@ def _chosen(none: Registration, votes: Votes, starts: Sequence[Array], richest: 
     nodes = (intervals + 3, intervals + 3)
     # Where most of the scene agrees on little, what lies elsewhere is no ground.
     wide = parts == 1 and max(_share(votes, at) for at in starts) < MOST_AGREE
+    windows = len(votes.first) if parts == 1 else none.voters
     chosen: tuple[float, _Model, Array] | None = None
     for name in MODELS[1 : MODELS.index(richest) + 1]:
+        if windows < NEEDED.get(name, 0):
+            continue
         for stiff in STIFFNESSES if name == "local" else (0.0,):
             model = _Model(none, votes, name, nodes, stiff)
             scales = (4.0, 2.5, 1.6, 1.0, 1.0) if wide and name == "local" else (1.6, 1.3, 1.0, 1.0)

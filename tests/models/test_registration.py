@@ -99,6 +99,13 @@ def test_flat_and_missing_scenes_have_no_displacement() -> None:
     assert register(pan[:32, :32], ms[:, :8, :8], RATIO).model == "none"
 
 
+def test_few_windows_show_a_shift_at_most() -> None:
+    """Fault: seven overlapping windows of a small registered scene agreed on a stretched one."""
+    pan, ms = pair(stretched)
+    found = register(pan[:96, :96], ms[:, :24, :24], RATIO)
+    assert found.model in ("none", "shift") and found.voters < 10
+
+
 def test_pixels_without_data_have_no_say() -> None:
     pan, ms = pair(flat(-1.2, 1.6))
     valid_pan, valid_ms = np.ones(pan.shape, bool), np.ones(ms.shape[1:], bool)
