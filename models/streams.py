@@ -145,7 +145,7 @@ class StreamsStudent(nn.Module):
         if band is None or pan is None or scene is None:
             raise ValueError("the student needs the condition made by generic_condition")
         at_end = (t == self.config.timesteps - 1).view(-1, 1, 1, 1)
-        blind = bool(at_end.all())
+        blind = not t.is_meta and bool(at_end.all())  # a meta tensor has no values to ask
         maps = self._maps(None if blind else x_t.masked_fill(at_end, 0.0), t, band, pan, scene)
         mean = torch.addcmul(maps[:, :, CORRECTION], maps[:, :, MISSING], band[:, :, BACK_PROJECTION])
         for k in range(INJECTIONS):

@@ -19,6 +19,7 @@ from uknowpan.models.training.loop import Stage
 from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms
 from uknowpan.models.training.parallel import World, current_world
 from uknowpan.models.training.scenes import GenericBatches, TrainBatch
+from uknowpan.models.types import Condition
 
 ERRORS = {"l1": contrast_weighted_l1, "rms": contrast_weighted_rms}
 """Losses of the predicted mean."""
@@ -26,7 +27,7 @@ ERRORS = {"l1": contrast_weighted_l1, "rms": contrast_weighted_rms}
 
 @dataclass(frozen=True)
 class GenericOptions:
-    """Options of the stage `fsa-s` on whole scenes, without a teacher."""
+    """Options of the stage `fsa-s` on whole scenes."""
 
     terminal_share: float = share(0.7)
     """Share of samples trained at the last timestep, where sampling starts."""
@@ -34,6 +35,8 @@ class GenericOptions:
     """l1 or rms, see `uknowpan.models.training.losses`."""
     variance_weight: float = 0.1
     """Weight of the likelihood that trains the variance head."""
+    soft_weight: float = 1.0
+    """Weight of the distance from the teacher's prediction; unused without a teacher."""
     subsampled_share: float = share(0.0)
     """Share of scene variants whose truth is sharper than their PAN."""
     truth_blur_share: float = share(0.0)
@@ -65,8 +68,9 @@ def noised(
 
 
 class GenericStudentStage(Stage):
-    """Stage `fsa-s` on whole scenes; the truth is the only target.
+    """Stage `fsa-s` on whole scenes; the targets are the truth and the prediction of a teacher, if there is one.
 
+    A teacher predicts without x_t, so it teaches the samples at the last timestep alone.
     Validation takes one sampling step, as sharpening does by default.
     """
 
@@ -81,11 +85,13 @@ class GenericStudentStage(Stage):
         valid: GenericBatches,
         *,
         options: GenericOptions | None = None,
+        teacher: nn.Module | None = None,
         validation_batches: int = 12,
         notes: dict[str, Any] | None = None,
     ):
         self.network = network
         self.options = options or GenericOptions()
+        self.teacher = None if teacher is None else channels_last(teacher).eval().requires_grad_(False)
         self.schedule = NoiseSchedule.cosine(network.timesteps)
         self.train_data, self.valid_data = train, valid
         self.validation_batches, self.notes = validation_batches, notes or {}
@@ -121,10 +127,22 @@ class GenericStudentStage(Stage):
         error = (x0 - target).detach()  # the variance head must not bend the mean
         if output.emphasis is not None:
             x0 = target + output.emphasis[inner] * (x0 - target)
-        return {
+        parts = {
             options.error: ERRORS[options.error](x0, target),
             "variance": options.variance_weight * beta_nll(error, output.log_sigma[inner]),
         }
+        at_end = t == len(self.schedule) - 1
+        if self.teacher is not None and bool(at_end.any()):
+            soft = self._taught(batch.condition._map(lambda name, x: x[at_end]), t[at_end])[inner]
+            parts["soft"] = options.soft_weight * ERRORS[options.error](output.x0[inner][at_end], soft)
+        return parts
+
+    @torch.no_grad()
+    def _taught(self, condition: Condition, t: Tensor) -> Tensor:
+        """The teacher's x0 of samples at the last timestep; zeros in place of noise are its best start."""
+        assert self.teacher is not None
+        x0: Tensor = self.teacher.to(t.device)(torch.zeros_like(condition.lms), t, condition).x0
+        return x0
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:

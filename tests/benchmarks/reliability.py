@@ -20,6 +20,7 @@ from torch import Tensor
 from validate import (
     BORDER,
     COARSE_PAN,
+    SHARP,
     degradations,
     geometric_mean,
     prepare,
@@ -275,7 +276,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_cpu()
     sharpener = load_sharpener(arguments.model)
-    scenes = read_scenes(arguments.scenes, "valid")
+    scenes = [s for s in read_scenes(arguments.scenes, "valid") if not s.name.endswith(SHARP)]
     if arguments.only:
         scenes = [s for s in scenes if s.name in arguments.only.split(",")]
     if len({s.sensor for s in scenes}) < 2:

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+from torch import nn
 
 from uknowpan import __version__
 from uknowpan.errors import InputError, UsageError
-from uknowpan.models.architectures import architecture_of
+from uknowpan.models.architectures import ARCHITECTURES, architecture_of
 from uknowpan.models.architectures import resolve as imported
-from uknowpan.models.checkpoints import read_card
+from uknowpan.models.checkpoints import load_model, read_card
+from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
 from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
+from uknowpan.models.sharpeners import StudentSharpener
 from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.loop import Stage, TrainConfig
 from uknowpan.models.training.parallel import current_world
@@ -44,12 +47,12 @@ def resolve(options: TrainOptions, tables: dict[str, Any]) -> Settings:
     """Preset and TOML (`tables`) as settings; reads the header of the training files only."""
     name = options.preset or tables.get("preset", PRESETS[0])
     if is_scenes_file(options.data[0]):
-        others = (options.teacher, options.cache, options.valid, options.max_value)
+        others = (options.cache, options.valid, options.max_value)
         alone = len(options.data) == 1 and not any(others) and name in SCENES_PRESETS
         if options.kind != "fsa-s" or not alone:
             raise UsageError(
-                "A scenes file of `uknowpan pack` trains the presets lite and streams of the stage fsa-s, alone "
-                "and without a teacher; the others take PanCollection h5 (`uknowpan simulate`)."
+                "A scenes file of `uknowpan pack` trains the presets lite and streams of the stage fsa-s, alone; "
+                "the others take PanCollection h5 (`uknowpan simulate`)."
             )
         return overridden(Settings(TrainConfig(), SCENES_PRESETS[name](), GenericOptions()), tables)
     if name not in PRESETS:
@@ -75,6 +78,7 @@ def make_job(options: TrainOptions, settings: Settings) -> Stage:
 
 def _scenes_job(options: TrainOptions, settings: Settings) -> Stage:
     config, training = settings.train, settings.options
+    teacher, named = (None, {}) if options.teacher is None else _scenes_teacher(options.teacher)
     batches = GenericBatches(
         read_scenes(options.data[0], "train"),
         seed=config.seed,
@@ -84,10 +88,22 @@ def _scenes_job(options: TrainOptions, settings: Settings) -> Stage:
     valid = GenericBatches(read_scenes(options.data[0], "valid"), seed=config.seed + 1, patches_per_variant=4)
     notes = {
         **_notes(options, settings),
+        **named,
         "scenes_by_licence": _by_licence(batches.scenes),
         "validation_scenes_by_licence": _by_licence(valid.scenes),
     }
-    return GenericStudentStage(settings.network, batches, valid, options=training, notes=notes)
+    return GenericStudentStage(settings.network, batches, valid, options=training, teacher=teacher, notes=notes)
+
+
+def _scenes_teacher(path: Path) -> tuple[nn.Module, dict[str, str]]:
+    """A network that predicts from the condition of whole scenes, and its name for the card."""
+    teacher, card = load_model(path)
+    if imported(ARCHITECTURES[card.architecture].sharpener) is not StudentSharpener:
+        raise ModelMismatch(
+            f"{card.name} is of the architecture {card.architecture}, which cannot teach on whole scenes; "
+            "give a model that takes any number of bands, like the bundled one."
+        )
+    return teacher, {"teacher": card.name}
 
 
 def _by_licence(scenes: Sequence[Scene]) -> dict[str, list[str]]:

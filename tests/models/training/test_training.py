@@ -16,6 +16,7 @@ from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkp
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
+from uknowpan.models.streams import StreamsConfig, StreamsStudent
 from uknowpan.models.training.loop import Diverged, Interrupted, TrainConfig, train
 from uknowpan.models.training.parallel import World
 from uknowpan.models.training.run_folder import ConfigMismatch
@@ -407,6 +408,21 @@ def test_the_uncertainty_does_not_bend_the_answer(make_stage):
     (of_mean,) = torch.autograd.grad(parts["l1"], model.out.weight)
     assert of_variance[:rows].abs().max() == 0 < of_variance[rows:].abs().max()
     assert of_mean[rows:].abs().max() == 0 < of_mean[:rows].abs().max()
+
+
+def test_a_teacher_is_followed_where_it_predicts(make_stage):
+    """At the last timestep the student is drawn to the teacher's x0, elsewhere to the truth alone."""
+    network = StreamsConfig(pan_width=8, trunk_width=8, band_width=8, head_width=8)
+    teacher = StreamsStudent(network)
+    with torch.no_grad():
+        teacher.out.bias.add_(0.5)
+    for share, taught in ((1.0, True), (0.0, False)):
+        stage = make_stage(network, options=GenericOptions(terminal_share=share), teacher=teacher)
+        parts = stage.losses(stage.build(), stage.batch(0), torch.Generator().manual_seed(0))
+        assert ("soft" in parts) == taught
+    stage = make_stage(network, options=GenericOptions(terminal_share=1.0), teacher=teacher)
+    assert float(stage.losses(teacher, stage.batch(0), torch.Generator().manual_seed(0))["soft"]) < 1e-3
+    assert not any(p.requires_grad for p in teacher.parameters())
 
 
 def test_an_unknown_error_is_refused():

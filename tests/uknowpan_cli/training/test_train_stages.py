@@ -516,12 +516,13 @@ def test_a_scenes_file_is_of_one_stage(uknowpan: Run, tmp_path: Path, chain: Cha
         file.create_group("scene").attrs["split"] = "train"
     for stage, more in (
         ("prior", []),
-        ("fsa-s", ["--teacher", chain / TEACHER]),
         ("fsa-s", ["--preset", "paper"]),
         ("fsa-s", ["--valid", chain / "data" / "valid.h5"]),
     ):
         words = typed(chain, stage, *more, "--out", tmp_path / "run", data=scenes)
         refused(uknowpan(*words), 2, "A scenes file of `uknowpan pack` trains the presets lite and streams")
+    words = typed(chain, "fsa-s", "--teacher", chain / TEACHER, "--out", tmp_path / "run", data=scenes)
+    refused(uknowpan(*words), 5, r"architecture fsa-t, which cannot teach on whole scenes")
     assert not (tmp_path / "run").exists()
 
 
