@@ -17,10 +17,10 @@ from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, softn
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.resample import box_mean, degrade, degrade_reach
 
-USUAL_SOFTNESS = 0.45
+USUAL_SOFTNESS = 0.3
 """Default softness: sigma, in PAN pixels, of the blur that makes the PAN as soft as the result.
-The result looks as sharp as the PAN. MS against their PAN, pixel for pixel, have 0.25 (QuickBird)
-to 0.8 (SPOT-6)."""
+The result is as sharp as the PAN: truths made so (kind `sharp` of `uknowpan pack`) have 0.25 to 0.29. MS against
+their PAN, pixel for pixel, have 0.25 (QuickBird) to 0.8 (SPOT-6)."""
 LEAST_SOFTNESS, MOST_SOFTNESS = 0.25, 0.9
 """Range of softness in training, about."""
 

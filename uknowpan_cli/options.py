@@ -93,7 +93,7 @@ class SharpenOptions:
             "--softness",
             RESULT,
             "Softness of the result: sigma in PAN pixels, 0.25 (sharpest) to 0.8; ms: as soft, "
-            "pixel for pixel, as the MS; default: 0.45.",
+            "pixel for pixel, as the MS; default: 0.3.",
             "SIGMA|ms",
             cli=str | None,
         ),

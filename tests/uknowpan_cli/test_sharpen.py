@@ -236,7 +236,7 @@ def test_softness(uknowpan: Run, sharpen: Sharpen, tmp_path: Path) -> None:
     assert sharpness["0.25"] > sharpness[None] > sharpness["0.8"]
     assert sharpness["0.25"] >= sharpness["ms"] >= sharpness["0.8"]
     tagged = {softness: t["UKNOWPAN_SOFTNESS"] for softness, t in tags.items()}
-    assert tagged == {"0.25": "0.25", "0.8": "0.8", "ms": "ms", None: "0.45"}
+    assert tagged == {"0.25": "0.25", "0.8": "0.8", "ms": "ms", None: "0.3"}
     assert [s for s in tags if "UKNOWPAN_MS_SOFTNESS" in tags[s]] == ["ms"]  # others do not pay for it
     measured = float(tags["ms"]["UKNOWPAN_MS_SOFTNESS"])
     assert measured == pytest.approx(facts["softness_ms_pixels"], abs=1e-3)

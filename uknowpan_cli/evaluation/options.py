@@ -64,7 +64,7 @@ class EvaluateOptions:
     seed: Annotated[int, Option("--seed", MODEL, "h5: seed of the initial noise.", "N")] = 0
     softness: Annotated[
         float | None,
-        Option("--softness", MODEL, "h5: softness of models that take one; default: 0.45.", "SIGMA", 0.2, 1.0),
+        Option("--softness", MODEL, "h5: softness of models that take one; default: 0.3.", "SIGMA", 0.2, 1.0),
     ] = None
     device: Annotated[str, Option("--device", MODEL, "h5: auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
     sensor: Annotated[

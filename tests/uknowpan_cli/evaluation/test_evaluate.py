@@ -107,7 +107,7 @@ def test_softness_of_the_results(as_json, reduced) -> None:
     def scores(*words: object) -> dict:
         return as_json(reduced, "--cut", 0, "-m", "generic", "--limit", 1, *words)
 
-    usual, same, soft = scores(), scores("--softness", 0.45), scores("--softness", 0.8)
+    usual, same, soft = scores(), scores("--softness", 0.3), scores("--softness", 0.8)
     assert usual["scores"]["generic"] == same["scores"]["generic"] != soft["scores"]["generic"]
     assert soft["models"]["generic"]["softness"] == 0.8
     assert "softness" not in usual["models"]["generic"]
