@@ -54,6 +54,10 @@ def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
     """Refuse rasters placed by control points or RPCs, and georeferencing of one side only."""
     for raster in [pan, *ms]:
         data = raster.dataset
+        if data.transform.is_degenerate or not all(isfinite(v) for v in data.transform):
+            raise IncompatiblePair(
+                f"{raster.path} has a geotransform whose pixels have no area; give it one: gdal_edit.py -a_ullr."
+            )
         if not data.transform.is_identity:
             continue
         points = len(data.gcps[0])

@@ -27,8 +27,8 @@ from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
 from uknowpan.tiling.fill import AnyArray, BoolArray, FloatArray, reflected_indices
 from uknowpan.tiling.window import Box, Grid, Window
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
-"""Errors that rasterio raises when GDAL fails; some calls let GDAL's own classes through."""
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
+"""Errors that rasterio raises when GDAL fails; some calls let GDAL's own through, or cannot read its message."""
 
 RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
 """A file that GDAL opens, `FILE,band=N`, or an open dataset, which stays open."""

@@ -38,11 +38,11 @@ def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwr
     """Refuse outputs (option -> path) that are inputs, exist, cannot be made or share one name."""
     inputs = [*inputs, *files_behind(inputs)]
     seen: dict[str, str] = {}
-    for option, path in named.items():
-        if path is None:
-            continue
+    given = {option: path for option, path in named.items() if path is not None}
+    for path in given.values():
         sweep(path)
         sweep_strips(path)
+    for option, path in given.items():
         check_output(path, inputs, overwrite)
         other = seen.setdefault(os.path.realpath(path), option)
         if other != option:

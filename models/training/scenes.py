@@ -25,6 +25,7 @@ from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.file import check_stored
 from uknowpan.models.resample import degrade, mirrored
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.models.training.bounds import FULL_SCALES
 from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
 from uknowpan.models.types import Condition
 
@@ -123,7 +124,10 @@ def _image(path: str | Path, data: Any) -> Tensor:
     check_stored(path, data)
     if data.ndim != 3 or data.dtype.kind not in "iuf" or 0 in data.shape:
         raise ValueError(f"{data.name} is {data.shape} of {data.dtype}, not (C, H, W) numbers")
-    return torch.from_numpy(data[()].astype(np.float32))
+    image = torch.from_numpy(data[()].astype(np.float32))
+    if not (image.abs() <= FULL_SCALES[1]).all():
+        raise ValueError(f"{data.name} holds values that are not finite, or beyond {FULL_SCALES[1]:g}")
+    return image
 
 
 class GenericBatches:

@@ -135,3 +135,14 @@ def test_an_ms_on_the_pan_grid(tmp_path: Path) -> None:
         open_pair(pan, plain)
     with open_pair(pan, plain, ratio=3) as pair:
         assert pair.ratio == 3
+
+
+@pytest.mark.parametrize("place", [Affine(0, 1, 5, 0, 1, 5), Affine(np.nan, 0, 5, 0, -1, 5)])
+def test_pixels_without_area(make_pair, place: Affine) -> None:
+    """Kind: a damaged geotransform that cannot be inverted."""
+    files = make_pair()
+    with open_raster(files.pan) as dataset:
+        values = dataset.read()
+    pan = write_raster(Path(files.pan).with_name("flat.tif"), values, place)
+    with pytest.raises(IncompatiblePair, match="no area"):
+        open_pair(pan, files.ms)

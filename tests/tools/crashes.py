@@ -20,12 +20,17 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import rasterio
 import torch
 from rasters import write_pair
 from running import write_tiny_model
 
 from uknowpan.commands.main import app
+
+KEPT = {"report.jsonl", "log.jsonl", "state.pt"}
+"""Files that commands keep beside their outputs and folders' JSON."""
 
 Command = tuple[str, list[str], set[str]]
 """Name, arguments with OUT for the folder, names of the outputs."""
@@ -106,13 +111,33 @@ def cut(folder: Path, log: Path, chance: random.Random) -> None:
 
 
 def pixels(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":  # the card names the folder
+        return data[8 + int.from_bytes(data[:8], "little") :]
     if path.suffix != ".tif":
-        return path.read_bytes()
+        return data
     with rasterio.open(path) as dataset:
         return dataset.read().tobytes()
 
 
-def commands(folder: Path) -> list[Command]:
+def train_words(folder: Path) -> list[str]:
+    """A run of a few steps that is always resumed."""
+    (folder / "c.toml").write_text(
+        "[train]\niterations = 6\nbatch_size = 1\nwarmup = 1\namp = false\nvalidate_every = 6\ncheckpoint_every = 2\n"
+        "[network]\nwidth = 4\ndeep_width = 4\nblocks = 1\ndeep_blocks = 1\n"
+    )
+    with h5py.File(folder / "s.h5", "w") as file:
+        for number, split in enumerate(("train", "valid")):
+            truth = np.random.default_rng(number).uniform(100, 900, (4, 18, 18)).repeat(4, 1).repeat(4, 2)
+            group = file.create_group(split)
+            group.attrs.update(sensor="s", licence="l", split=split, weight=1.0)
+            group["gt"], group["pan"] = truth.astype("u2"), truth.mean(0, keepdims=True).astype("f4")
+    given = ["--data", str(folder / "s.h5"), "--config", str(folder / "c.toml"), "--resume"]
+    return ["train", *given, "--out", "OUT", "--device", "cpu", "-j", "1", "-q"]
+
+
+def commands(folder: Path, slow: bool = False) -> list[Command]:
+    """The commands; `slow`: also those that take seconds."""
     model = str(write_tiny_model(folder / "tiny.safetensors"))
     for name in "ab":
         write_pair(folder, name=name, ms_shape=(24, 20), noise=5 + ord(name))
@@ -128,10 +153,14 @@ def commands(folder: Path) -> list[Command]:
     sharpen = ["sharpen", *pair, "-o", "OUT/x.tif", "--uncertainty", "OUT/s.tif", "--preview", "OUT/p.png"]
     batch = ["batch", *globs, "-o", "OUT", "--uncertainty", *common]
     pack = ["pack", str(recipe), "--root", str(folder), "-o", "OUT/p.h5"]
+    simulate = ["simulate", "--ms-only", str(folder / "large" / "c_ms.tif"), "-o", "OUT/train.h5", "--patch", "32"]
+    many = [("train", train_words(folder), {"last.safetensors", "best.safetensors"})] if slow else []
     return [
         ("sharpen", [*sharpen, "--resume", *common], {"x.tif", "s.tif", "p.png"}),
         ("batch", batch, {f"{name}_{kind}.tif" for name in "ab" for kind in ("sharp", "sigma")}),
         ("pack", pack, {"p.h5"}),
+        ("simulate", [*simulate, "--overwrite", "-q"], {f"{name}.h5" for name in ("train", "valid", "test")}),
+        *many,
     ]
 
 
@@ -141,7 +170,7 @@ def main(folder: Path, kills: int, cuts: int, library: str | None) -> int:
     log = folder / "log"
     seed = int(os.environ.get("UKNOWPAN_CRASH_SEED", "0"))
     chance = random.Random(seed)
-    made = commands(folder)
+    made = commands(folder, slow=kills >= 100)
     wanted, spans = {}, {}
     for name, words, outputs in made:
         out = folder / f"out-{name}-whole"
@@ -170,7 +199,7 @@ def main(folder: Path, kills: int, cuts: int, library: str | None) -> int:
             os.utime(left, (0, 0))
         code = run(given, log=folder / "again")
         there = {path.name for path in out.iterdir()}
-        rest = {n for n in there - outputs if not n.endswith(".json") and n != "report.jsonl"}
+        rest = {n for n in there - outputs if not n.endswith(".json") and n not in KEPT}
         # All outputs are in place: a second `sharpen` or `pack` refuses to replace them.
         complete = code == 0 or (code == 4 and before.keys() == outputs)
         equal = outputs <= there and {output: pixels(out / output) for output in outputs} == wanted[name]

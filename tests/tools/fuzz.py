@@ -164,7 +164,7 @@ def h5_of(data: bytes, chance: random.Random) -> bytes:
     with h5py.File(memory, "r+") as file:
         nodes: list[h5py.Group | h5py.Dataset] = [file]
         file.visititems(lambda _, node: nodes.append(node))
-        node = chance.choice([node for node in nodes if node.name != "/" or node.attrs])
+        node = chance.choice([node for node in nodes if node is not file or node.attrs])
         if node.attrs and chance.random() < 0.5:
             value = chance.choice([-1, 0, 1e308, float("nan"), "x", b"\xff", np.zeros((2, 2)), h5py.Empty("f"), 2**62])
             node.attrs[chance.choice(list(node.attrs))] = value
@@ -184,7 +184,7 @@ def h5_of(data: bytes, chance: random.Random) -> bytes:
                 file[name] = np.full(shape, chance.choice([np.nan, np.inf, 1e38]), "f4")
             else:
                 file[name] = np.zeros(shape[: chance.randrange(len(shape))])
-        else:
+        elif node is not file:
             del file[node.name]
     return memory.getvalue()
 
@@ -212,7 +212,7 @@ KINDS = {
     "recipe": Kind("s.csv", table_of, "pack F/s.csv --root F -o F/p.h5"),
     "scenes": Kind("s.h5", h5_of, TRAIN.format("s.h5", "new")),
     "patches": Kind("e.h5", h5_of, "evaluate F/e.h5 --method gsa -j 1 -q --sensor WV3"),
-    "config": Kind("t.toml", toml_of, TRAIN.format("s.h5", "new")),
+    "config": Kind("t.toml", toml_of, TRAIN.format("s.h5", "new") + " --dry-run"),
     "run config": Kind("run/config.json", json_of, TRAIN.format("s.h5", "run") + " --resume"),
     "run log": Kind("run/log.jsonl", json_of, TRAIN.format("s.h5", "run") + " --resume"),
     "run state": Kind("run/state.pt", bytes_of, TRAIN.format("s.h5", "run") + " --resume"),
@@ -266,7 +266,8 @@ def forked(words: str, folder: Path, stopped: bool = False) -> tuple[int, float,
             os.dup2(streams, 2)
             held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, held + BYTES))
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+            limit = SECONDS * 3 if words.startswith("train") else SECONDS  # scenes without detail are drawn 8 times
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
             if stopped:
                 from uknowpan import sharpening
 

@@ -227,6 +227,25 @@ def test_a_configuration_beyond_all_measure(uknowpan: Run, tmp_path: Path, line:
     uknowpan(*command).fails(2, "there is no such network")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_values_that_nothing_can_be_learned_from(tmp_path: Path, value: float) -> None:
+    """Kind: a scene for training whose squares overflow."""
+    path = scenes_file(tmp_path / "s.h5")
+    with h5py.File(path, "r+") as file:
+        del file["a/gt"]
+        file["a/gt"] = np.full((1, 8, 8), value, "f4")
+    with pytest.raises(DataError, match="not finite, or beyond"):
+        read_scenes(path, "train")
+
+
+def test_a_message_that_is_not_utf8(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    """Kind: GDAL quotes bytes of a damaged file, which rasterio cannot read."""
+    path = tmp_path / "a.vrt"
+    path.write_bytes(b'<VRTDataset rasterXSize="8\xff\xff" rasterYSize="8"><\xff</VRTDataset>')
+    outcome = uknowpan("info", make_pair(ms_shape=(16, 16)).pan, path)
+    outcome.fails(3, "cannot be opened")
+
+
 def test_a_small_file_that_declares_much(tmp_path: Path) -> None:
     """Kind: an HDF5 file of some kilobytes declares terabytes."""
     path = tmp_path / "s.h5"

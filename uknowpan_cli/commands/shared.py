@@ -97,6 +97,11 @@ def is_typed(ctx: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _log_unraisable(event: Any) -> None:
+    """Errors in callbacks of libraries, such as a message of GDAL that is not UTF-8, are no news for the user."""
+    logging.getLogger("uknowpan").debug("in %r: %r", event.object, event.exc_value)
+
+
 @contextmanager
 def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
     """Turn exceptions into one sentence and the exit code; SIGTERM counts as Ctrl-C."""
@@ -108,6 +113,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
         before = signal.signal(signal.SIGTERM, interrupt)
     except ValueError:  # not the main thread
         before = None
+    unraisable, sys.unraisablehook = sys.unraisablehook, _log_unraisable
     try:
         set_up_logging(verbosity, log_json)
         yield
@@ -121,5 +127,6 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
         say(f"uknowpan: error: {message}")
         raise typer.Exit(code) from error
     finally:
+        sys.unraisablehook = unraisable
         if before is not None:
             signal.signal(signal.SIGTERM, before)

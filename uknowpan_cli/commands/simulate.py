@@ -61,14 +61,14 @@ def simulate(
         raise InputError(f"-o: {output} is a folder; name a file in it.")
 
     from uknowpan.datasets.simulate import SceneFiles, simulate_files, simulate_sample, split_paths
-    from uknowpan.tiling import check_output, parse_band_spec
+    from uknowpan.files import check_outputs
+    from uknowpan.tiling import parse_band_spec
 
     if sample:
         output.mkdir(parents=True, exist_ok=True)
     inputs = [parse_band_spec(spec)[0] for files in (*pairs, *alone) for spec in files]
     paths = split_paths(output / "train.h5") if sample else split_paths(output, options.split)
-    for path in paths.values():
-        check_output(str(path), inputs, overwrite)
+    check_outputs({name: str(path) for name, path in paths.items()}, inputs, overwrite)
     if sample:
         done = simulate_sample(output)
     else:

@@ -22,7 +22,7 @@ from uknowpan.training.jobs import make_job
 from uknowpan.training.options import TrainOptions
 from uknowpan.training.show import TrainShow
 
-MOST_TENSORS, MOST_NUMBERS = 20_000, 10**10
+MOST_TENSORS, MOST_NUMBERS = 2000, 10**10
 """Parameters of a network, and numbers in them, beyond which a configuration is a mistake."""
 
 
