@@ -130,7 +130,8 @@ def survey(pair: ScenePair, model: Sharpener | None = None, *, max_value: float 
         max_value: full scale in digital numbers, if it is known.
 
     Returns:
-        `.shift` is (dy, dx) in PAN pixels from the PAN to the MS, + is down and right, or None.
+        `.shift` is (dy, dx) in PAN pixels from the PAN to the MS at the centre of the scene, + is down and right, or
+        None. `.displacement` is the field, see `uknowpan.models.registration.field`.
     """
     with bounded_gdal_cache():
         return survey_pair(pair, model, max_value=max_value, softness=True)

@@ -16,8 +16,11 @@ from running import STOPPING, MakePair, Outcome, Run, read, spawn
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from uknowpan import api, sharpen_array, surveying
+from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.indices import ergas
 from uknowpan.models.registration import gain_to_sigma
+from uknowpan.models.registration.field import Registration
+from uknowpan.registering import deceived
 
 Sharpen = Callable[..., Outcome]
 Field = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -220,3 +223,12 @@ def test_another_date_is_left_alone(caplog: pytest.LogCaptureFixture, truth: np.
         auto, off = (sharpen_array(pan, ms, method="gsa", coregister=mode) for mode in ("auto", "off"))
     assert auto.tobytes() == off.tobytes()
     assert "too little" in caplog.text
+
+
+def test_a_drifting_cloud_decides_no_shift() -> None:
+    """Fault: the blur's own search followed a cloud that the windows had voted down."""
+    ground = Registration(
+        "shift", False, np.zeros((3, 2)), np.array([[0.1, 0, 0], [0.0, 0, 0]]), None, (50.0, 50.0), 50.0, (100.0, 100.0)
+    )
+    assert deceived(ground, Psf(2, (2.9, -2.4), 0.9)) and not deceived(ground, Psf(2, (-0.1, 0.2), 0.9))
+    assert not deceived(None, Psf(2, (2.9, -2.4), 0.9))
