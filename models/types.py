@@ -73,23 +73,21 @@ class Condition(Bundle):
     def crop(self, rows: slice, cols: slice) -> Condition:
         """The same condition for a window of the PAN grid; with ms, one of whole MS pixels."""
 
-        def part(name: str, x: Tensor) -> Tensor:
-            ratio = self.pan.shape[-1] // x.shape[-1] if name == "ms" else 1
+        def part(x: Tensor) -> Tensor:
+            ratio = self.pan.shape[-1] // x.shape[-1]
             own = [slice(*(None if i is None else i // ratio for i in (s.start, s.stop))) for s in (rows, cols)]
-            return x if name == "scene" else x[..., own[0], own[1]]
+            return x[..., own[0], own[1]]
 
-        return self._map(part)
+        return self.map_images(part)
 
     def shrink(self, border: int) -> Condition:
         """The same condition without `border` PAN pixels on every side."""
         height, width = self.pan.shape[-2:]
         return self.crop(slice(border, height - border), slice(border, width - border))
 
-    def _map(self, function: Any) -> Condition:
-        changed = {
-            f.name: function(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None
-        }
-        return replace(self, **changed)
+    def map_images(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """The condition with `function` applied to every tensor but `scene`."""
+        return replace(replace(self, scene=None).map(function), scene=self.scene)
 
 
 @dataclass(frozen=True)

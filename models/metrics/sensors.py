@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-TOOLBOX = "DLPan-Toolbox, genMTF"
 UNKNOWN_SOURCE = "none published; the toolbox's gains for other sensors"
 UNKNOWN_GAIN, UNKNOWN_PAN_GAIN = 0.30, 0.15
 """Gains that the toolbox uses for a sensor without published ones."""
 
 FOUR = ("blue", "green", "red", "nir")
+WV3_GAINS = (0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315)
 EIGHT = ("coastal", "blue", "green", "yellow", "red", "red edge", "nir", "nir 2")
 
 
@@ -27,15 +27,15 @@ class Sensor:
     """Other names, as in product files."""
     bands: tuple[str, ...]
     """Names in order; empty for a sensor of any bands."""
-    ratio: int
-    """PAN pixels per MS pixel along one axis."""
     max_value: float | None
     """Full scale in digital numbers; None where it differs between scenes."""
     mtf_ms: tuple[float, ...]
     """One gain per band, or a single one for a sensor of any bands."""
     mtf_pan: float
-    source: str
+    source: str = "DLPan-Toolbox, genMTF"
     """Source of the gains."""
+    ratio: int = 4
+    """PAN pixels per MS pixel along one axis."""
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -64,32 +64,14 @@ class Sensor:
 SENSORS: dict[str, Sensor] = {
     sensor.name: sensor
     for sensor in (
-        Sensor("QB", ("QuickBird", "QB02"), FOUR, 4, 2047.0, (0.34, 0.32, 0.30, 0.22), 0.15, TOOLBOX),
-        Sensor("IKONOS", ("IK", "IK01"), FOUR, 4, 2047.0, (0.26, 0.28, 0.29, 0.28), 0.17, TOOLBOX),
-        Sensor("GeoEye1", ("GE1", "GE01"), FOUR, 4, 2047.0, (0.23,) * 4, 0.16, TOOLBOX),
-        Sensor("WV2", ("WorldView2", "WV02"), EIGHT, 4, 2047.0, (*(0.35,) * 7, 0.27), 0.11, TOOLBOX),
-        Sensor(
-            "WV3",
-            ("WorldView3", "WV03"),
-            EIGHT,
-            4,
-            2047.0,
-            (0.325, 0.355, 0.360, 0.350, 0.365, 0.360, 0.335, 0.315),
-            0.14,
-            TOOLBOX,
-        ),
-        Sensor("WV4", ("WorldView4", "WV04"), FOUR, 4, 2047.0, (0.23,) * 4, 0.16, TOOLBOX),
-        Sensor(
-            "GF2",
-            ("GaoFen2", "GF02"),
-            FOUR,
-            4,
-            1023.0,
-            (UNKNOWN_GAIN,) * 4,
-            UNKNOWN_PAN_GAIN,
-            UNKNOWN_SOURCE,
-        ),
-        Sensor("generic", (), (), 4, None, (UNKNOWN_GAIN,), UNKNOWN_PAN_GAIN, UNKNOWN_SOURCE),
+        Sensor("QB", ("QuickBird", "QB02"), FOUR, 2047.0, (0.34, 0.32, 0.30, 0.22), 0.15),
+        Sensor("IKONOS", ("IK", "IK01"), FOUR, 2047.0, (0.26, 0.28, 0.29, 0.28), 0.17),
+        Sensor("GeoEye1", ("GE1", "GE01"), FOUR, 2047.0, (0.23,) * 4, 0.16),
+        Sensor("WV2", ("WorldView2", "WV02"), EIGHT, 2047.0, (*(0.35,) * 7, 0.27), 0.11),
+        Sensor("WV3", ("WorldView3", "WV03"), EIGHT, 2047.0, WV3_GAINS, 0.14),
+        Sensor("WV4", ("WorldView4", "WV04"), FOUR, 2047.0, (0.23,) * 4, 0.16),
+        Sensor("GF2", ("GaoFen2", "GF02"), FOUR, 1023.0, (UNKNOWN_GAIN,) * 4, UNKNOWN_PAN_GAIN, UNKNOWN_SOURCE),
+        Sensor("generic", (), (), None, (UNKNOWN_GAIN,), UNKNOWN_PAN_GAIN, UNKNOWN_SOURCE),
     )
 }
 """Sensors by name."""

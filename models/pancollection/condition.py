@@ -139,8 +139,8 @@ class PatchConditioner:
         back = torch.cat(order).argsort()
         condition, scale = Condition.cat(parts), torch.cat(scales)
         if len(parts) > 1:
-            condition, scale = condition._map(lambda _, x: x[back]), scale[back]
-        return condition._map(lambda name, x: x if name == "scene" else _turned(x, turns)), scale
+            condition, scale = condition.map(lambda x: x[back]), scale[back]
+        return condition.map_images(lambda x: _turned(x, turns)), scale
 
 
 def _origin(batch: PatchBatch, scenes: Sequence[SceneStatistics]) -> Tensor:

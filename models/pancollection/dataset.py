@@ -153,12 +153,8 @@ class PatchBatches:
     def __init__(self, dataset: Any, sampler: PatchSampler):
         self.dataset, self.sampler = dataset, sampler
 
-    def __call__(self, step: int) -> Any:
-        """The batch of a step, float32, divided by full scale."""
-        return self.dataset.collate([self.dataset[draw] for draw in self.sampler.draws(step)])
-
     def stream(self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
-        """The batches of steps `start` .. `stop` - 1 in order, read ahead by `workers`.
+        """The batches of steps `start` .. `stop` - 1 in order, float32, divided by full scale, read ahead by `workers`.
 
         Raises:
             DataError: a sample cannot be read, or the system killed a worker.
@@ -166,7 +162,7 @@ class PatchBatches:
         self.dataset.close()  # HDF5 must not be open across a fork
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_sampler=_Steps(self.sampler, range(start, stop)),
+            batch_sampler=map(self.sampler.draws, range(start, stop)),
             collate_fn=self.dataset.collate,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -179,17 +175,3 @@ class PatchBatches:
             raise DataError(
                 "A process that reads training data ahead was killed, perhaps for lack of memory; set fewer workers."
             ) from error
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The draws of some steps."""
-
-    sampler: PatchSampler
-    steps: range
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return map(self.sampler.draws, self.steps)

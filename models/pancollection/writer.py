@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from uknowpan.models.pancollection.file import IMAGES, reason_of
 from uknowpan.models.types import PatchBatch
 
 
-class _Disk(io.RawIOBase):
+class _Disk(io.FileIO):
     """A new file that HDF5 may write to on a full disk.
 
     HDF5 crashes the process when closing fails to write. So the first failure is kept in `error`,
@@ -25,7 +24,7 @@ class _Disk(io.RawIOBase):
     """
 
     def __init__(self, path: Path):
-        self._raw = open(path, "w+b", buffering=0)  # noqa: SIM115
+        super().__init__(path, "w+")
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -33,30 +32,17 @@ class _Disk(io.RawIOBase):
         done = 0
         while done < len(view) and self.error is None:
             try:
-                done += self._raw.write(view[done:])
+                done += super().write(view[done:])
             except OSError as error:
                 self.error = error
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
         try:
-            return self._raw.truncate(size)
+            return super().truncate(size)
         except OSError as error:
             self.error = self.error or error
-            return self._raw.tell() if size is None else size
-
-    def readinto(self, buffer: Any) -> int:
-        return self._raw.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+            return self.tell() if size is None else size
 
 
 class PanCollectionWriter:

@@ -60,6 +60,12 @@ def check_heads(channels: int, heads: int) -> None:
         )
 
 
+def normed_conv(in_channels: int, out_channels: int, groups: int = 1) -> nn.Sequential:
+    """GroupNorm, SiLU and a 3x3 convolution."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return nn.Sequential(nn.GroupNorm(groups, in_channels), nn.SiLU(), conv)
+
+
 def zeroed(layer: nn.Module) -> nn.Module:
     """The layer with all its parameters set to zero."""
     for parameter in layer.parameters():

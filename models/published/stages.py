@@ -5,7 +5,7 @@ By default the defects of the releases are mended; each flag of the options brin
 
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
-from uknowpan.models.checkpoints import Card
 from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
@@ -79,42 +78,6 @@ class PatchData:
         """PAN pixels per MS pixel of every file."""
         return self.dataset.files[0].header.ratio
 
-    def batches(self, start: int, stop: int) -> Generator[Any]:
-        """Training batches of the steps `start` .. `stop` - 1.
-
-        Raises:
-            DataError: samples cannot be read; one sentence, from worker processes too.
-        """
-        pinned = torch.device(self.device).type == "cuda"
-        try:
-            yield from self.train.stream(start, stop, workers=self.workers, pin_memory=pinned)
-        except DataError as error:  # of a worker process: its traceback, then the sentence
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
-
-    def identity(self) -> dict[str, Any]:
-        """Names, counts and full scales of the files."""
-        return {
-            split: {
-                "files": [Path(file.path).name for file in dataset.files],
-                "samples": [len(file) for file in dataset.files],
-                "full_scales": list(dataset.scales),
-            }
-            for split, dataset in (("train", self.dataset), ("valid", self.valid))
-        }
-
-    def card_fields(self) -> dict[str, Any]:
-        """Fields of a card that the data decide."""
-        headers = [file.header for file in self.dataset.files]
-        scales = set(self.dataset.scales)
-        sensors = {header.sensor for header in headers}
-        return {
-            "sensor": sensors.pop() or "generic" if len(sensors) == 1 else "generic",
-            "bands": self.bands,
-            "ratios": [self.ratio],
-            "registration": headers[0].registration,
-            "max_value": scales.pop() if len(scales) == 1 else None,
-        }
-
 
 def residual_std_of(dataset: PanCollectionDataset, samples: int = STATISTICS_SAMPLES) -> Tensor:
     """(C,) root mean square of gt - lms per band, over patches spread evenly; DataError where it is 0."""
@@ -142,8 +105,6 @@ def spread(total: int, most: int) -> list[int]:
 class PatchStage(Stage):
     """The common part of the stages on PanCollection files: batches, validation, cards."""
 
-    architecture = ""
-
     def __init__(self, network: Any, data: PatchData, options: Any):
         bands, ratio = getattr(network, "bands", data.bands), getattr(network, "ratio", data.ratio)
         if bands != data.bands:
@@ -153,7 +114,7 @@ class PatchStage(Stage):
                 f"the network takes the ratio {ratio}, that of the files is {data.ratio}; set "
                 f"ratio = {data.ratio} in [network]"
             )
-        self.network, self.data, self.options = network, data, options
+        self.network, self.data, self.options, self.notes = network, data, options, data.notes
         self.world: World = current_world()
         for file in (*data.dataset.files, *data.valid.files):
             height, width = file.header.height, file.header.width
@@ -169,10 +130,21 @@ class PatchStage(Stage):
         return getattr(self.network, "factor", 1)
 
     def data_identity(self) -> dict[str, Any]:
-        return self.data.identity()
+        return {
+            split: {
+                "files": [Path(file.path).name for file in dataset.files],
+                "samples": [len(file) for file in dataset.files],
+                "full_scales": list(dataset.scales),
+            }
+            for split, dataset in (("train", self.data.dataset), ("valid", self.data.valid))
+        }
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
-        yield from self.data.batches(start, stop)
+        pinned, workers = torch.device(self.data.device).type == "cuda", self.data.workers
+        try:
+            yield from self.data.train.stream(start, stop, workers=workers, pin_memory=pinned)
+        except DataError as error:  # of a worker process: its traceback, then the sentence
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
         """Results (B, C, H, W) and their 1-sigma, in the units of lms; the first patch's number fixes the noise."""
@@ -205,22 +177,16 @@ class PatchStage(Stage):
         assert patches.gt is not None
         return Examples(patches.pan, patches.lms, hrms, patches.gt, sigma)
 
-    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
-        return Card(
-            name=name,
-            architecture=self.architecture,
-            config=asdict(self.network),
-            stage=self.name,
-            training={**self.data.notes, **self._notes(), "iterations": step},
-            scores={"validation_patches": scores},
-            **{**self.data.card_fields(), **self._card_fields()},
-        )
-
-    def _card_fields(self) -> dict[str, Any]:
-        return {}
-
-    def _notes(self) -> dict[str, Any]:
-        return {}
+    def card_fields(self) -> dict[str, Any]:
+        headers, scales = [file.header for file in self.data.dataset.files], set(self.data.dataset.scales)
+        sensors = {header.sensor for header in headers}
+        return {
+            "sensor": sensors.pop() or "generic" if len(sensors) == 1 else "generic",
+            "bands": self.data.bands,
+            "ratios": [self.data.ratio],
+            "registration": headers[0].registration,
+            "max_value": scales.pop() if len(scales) == 1 else None,
+        }
 
 
 def patch_scores(hrms: Tensor, patches: PatchBatch, scale: float) -> dict[str, Tensor]:
@@ -269,8 +235,8 @@ class ResidualStage(PatchStage):
         """(1, C, 1, 1) `residual_std` on the device of a tensor."""
         return self.residual_std.to(like).view(1, -1, 1, 1)
 
-    def _card_fields(self) -> dict[str, Any]:
-        return {"residual_std": [round(v, 9) for v in self.residual_std.tolist()], "steps": 1}
+    def card_fields(self) -> dict[str, Any]:
+        return {**super().card_fields(), "residual_std": [round(v, 9) for v in self.residual_std.tolist()]}
 
 
 class DiffusionStage(ResidualStage):
@@ -340,6 +306,6 @@ class DiffusionStage(ResidualStage):
             self_conditioning=self.options.self_conditioning,
         )
 
-    def _card_fields(self) -> dict[str, Any]:
+    def card_fields(self) -> dict[str, Any]:
         options = self.options
-        return {**super()._card_fields(), "steps": options.steps, "self_conditioning": options.self_conditioning}
+        return {**super().card_fields(), "steps": options.steps, "self_conditioning": options.self_conditioning}

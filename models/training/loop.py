@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from uknowpan.errors import InputError, Interrupted
+from uknowpan.models.architectures import name_of
 from uknowpan.models.checkpoints import Card, load_model, save_checkpoint
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.training.bounds import count, share
@@ -70,18 +71,14 @@ class Diverged(InputError):
 
 @dataclass(frozen=True)
 class Examples:
-    """Validation patches for a picture; values divided by full scale."""
+    """Validation patches for a picture, divided by full scale: PAN (B, 1, H, W), the others (B, C, H, W)."""
 
     pan: Tensor
-    """(B, 1, H, W)"""
     lms: Tensor
-    """(B, C, H, W)"""
     hrms: Tensor
-    """(B, C, H, W) result of the network."""
     gt: Tensor
-    """(B, C, H, W)"""
     sigma: Tensor | None = None
-    """(B, C, H, W) predicted 1-sigma."""
+    """Predicted 1-sigma of hrms."""
 
 
 class Stage(Protocol):
@@ -92,6 +89,8 @@ class Stage(Protocol):
     """Config dataclass of the network."""
     options: Any
     """Config dataclass of the stage: losses, flags."""
+    notes: dict[str, Any]
+    """Entries of the card on training: command, files, versions."""
 
     def data_identity(self) -> dict[str, Any]:
         """Names and sizes that distinguish the data, without paths; JSON values."""
@@ -118,8 +117,21 @@ class Stage(Protocol):
         """A few validation patches, or None."""
         return None
 
+    def card_fields(self) -> dict[str, Any]:
+        """Fields of the card that data and options decide."""
+        return {}
+
     def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
         """The card of a checkpoint after `step` steps."""
+        return Card(
+            name=name,
+            architecture=name_of(self.network),
+            config=asdict(self.network),
+            stage=self.name,
+            training={**self.notes, "iterations": step},
+            scores={"validation_patches": scores},
+            **self.card_fields(),
+        )
 
 
 def _start_from(init: Path, model: nn.Module, network: Any) -> None:

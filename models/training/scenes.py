@@ -27,7 +27,7 @@ from uknowpan.models.resample import degrade, mirrored
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.training.bounds import FULL_SCALES
 from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
-from uknowpan.models.types import Condition
+from uknowpan.models.types import Bundle, Condition
 
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
 BAND_COUNTS, BAND_COUNT_WEIGHTS = (1, 3, 4, 6, 8), (0.06, 0.16, 0.56, 0.14, 0.08)
@@ -55,7 +55,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class TrainBatch:
+class TrainBatch(Bundle):
     """The patches of one training step, on the PAN grid."""
 
     condition: Condition
@@ -63,10 +63,6 @@ class TrainBatch:
     """(B, C, H, W) standardised residual (gt - lms) / scale."""
     scale: Tensor
     """(B, C, 1, 1) scale of the residual, in the scene's units."""
-
-    def to(self, device: str | torch.device) -> TrainBatch:
-        """The same batch on another device."""
-        return TrainBatch(self.condition.to(device), self.x0.to(device), self.scale.to(device))
 
 
 @dataclass(frozen=True)
@@ -197,7 +193,7 @@ class GenericBatches:
             x = torch.rot90(x, turns, (-2, -1))
             return x.flip(-1) if flip else x
 
-        turned = condition._map(lambda name, x: x if name == "scene" else turn(x))
+        turned = condition.map_images(turn)
         return turned, turn(x0), scale
 
 

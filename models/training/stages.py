@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.architectures import name_of
-from uknowpan.models.checkpoints import Card, network_of
+from uknowpan.models.checkpoints import network_of
 from uknowpan.models.diffusion import NoiseSchedule, add_noise
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.streams import StreamsConfig
@@ -109,14 +108,9 @@ class GenericStudentStage(Stage):
     def build(self) -> nn.Module:
         return channels_last(network_of(self.network))
 
-    def batch(self, step: int) -> TrainBatch:
-        """This process's share of a step's batch."""
-        batch, own = self.train_data(step), self.world.own
-        return TrainBatch(batch.condition._map(lambda name, x: own(x)), own(batch.x0), own(batch.scale))
-
     def batches(self, start: int, stop: int) -> Generator[TrainBatch]:
         for step in range(start, stop):
-            yield self.batch(step)
+            yield self.train_data(step).map(self.world.own)
 
     def losses(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         options = self.options
@@ -133,7 +127,7 @@ class GenericStudentStage(Stage):
         }
         at_end = t == len(self.schedule) - 1
         if self.teacher is not None and bool(at_end.any()):
-            soft = self._taught(batch.condition._map(lambda name, x: x[at_end]), t[at_end])[inner]
+            soft = self._taught(batch.condition.map(lambda x: x[at_end]), t[at_end])[inner]
             parts["soft"] = options.soft_weight * ERRORS[options.error](output.x0[inner][at_end], soft)
         return parts
 
@@ -168,13 +162,3 @@ class GenericStudentStage(Stage):
             "rmse_over_local_injection": rmse / local,
             "coverage_1_sigma": coverage / n,
         }
-
-    def card(self, name: str, step: int, scores: dict[str, float]) -> Card:
-        return Card(
-            name=name,
-            architecture=name_of(self.network),
-            config=asdict(self.network),
-            stage=self.name,
-            training={**self.notes, "iterations": step},
-            scores={"validation_patches": scores},
-        )

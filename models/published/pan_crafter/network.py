@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.blur import default_psf
-from uknowpan.models.published.layers import check_images, zeroed
+from uknowpan.models.published.layers import check_images, normed_conv, zeroed
 from uknowpan.models.resample import degrade, upsample
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
@@ -132,9 +132,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, config: PanCrafterConfig):
         super().__init__()
-        self.first = nn.Sequential(
-            nn.GroupNorm(config.groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        )
+        self.first = normed_conv(in_channels, out_channels, config.groups)
         self.modulation = zeroed(nn.Linear(config.token_width, 2 * out_channels))
         self.norm = nn.GroupNorm(config.groups, out_channels)
         self.second = nn.Sequential(
@@ -297,9 +295,8 @@ class PanCrafter(nn.Module):
         self.decoder = nn.ModuleList(
             Scale([2 * w, *[w] * config.blocks], config, k) for w, k in zip(widths[:-1], kernels[:-1], strict=True)
         )
-        self.head = nn.Sequential(
-            nn.GroupNorm(config.groups, widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], config.bands, 3, padding=1))
-        )
+        self.head = normed_conv(widths[0], config.bands, config.groups)
+        zeroed(self.head[-1])
 
     def forward(
         self, x_t: Tensor | None, t: Tensor | None, condition: Condition, mode: Tensor | None = None

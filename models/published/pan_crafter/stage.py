@@ -30,7 +30,7 @@ class PanCrafterOptions:
 class PanCrafterStage(ResidualStage):
     """Model `pan-crafter`: mean|x0 - x0_MS| + pan_weight mean|x0_PAN - x0_PAN'|, one pass each."""
 
-    name = architecture = "pan-crafter"
+    name = "pan-crafter"
     network: PanCrafterConfig
     options: PanCrafterOptions
 

@@ -121,17 +121,16 @@ class LowRankBranches(nn.Module):
 
 @dataclass(frozen=True)
 class TurnBatch(Bundle):
-    """Patches, and the branch whose turn it is."""
+    """Patches, and the branch whose turn it is; None trains all."""
 
     patches: PatchBatch
-    step: int
     branch: str | None = None
 
 
 class SSDiffStage(DiffusionStage):
     """Stage `ssdiff`."""
 
-    name = architecture = "ssdiff"
+    name = "ssdiff"
     network: SSDiffConfig
     options: SSDiffOptions
 
@@ -144,15 +143,10 @@ class SSDiffStage(DiffusionStage):
         # At the beginning that is the base itself, which --init writes to.
         return model.merged() if isinstance(model, LowRankBranches) else model
 
-    def turn(self, step: int) -> str | None:
-        """The branch that a step trains; None trains all."""
-        if not self.options.lbaf_rank:
-            return None
-        return BRANCHES[step // self.options.lbaf_period % len(BRANCHES)]
-
     def batches(self, start: int, stop: int) -> Generator[TurnBatch]:
-        for step, patches in enumerate(self.data.batches(start, stop), start):
-            yield TurnBatch(patches, step, self.turn(step))
+        for step, patches in enumerate(super().batches(start, stop), start):
+            branch = BRANCHES[step // self.options.lbaf_period % len(BRANCHES)]
+            yield TurnBatch(patches, branch if self.options.lbaf_rank else None)
 
     def view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
         return Condition(patches.lms, patches.pan, ms=patches.ms), self.scale(patches.lms)
@@ -161,24 +155,18 @@ class SSDiffStage(DiffusionStage):
         condition, x0, _ = self.target(batch.patches)
         denoiser: Any = model
         if batch.branch is not None:
-            alone = model.module if isinstance(model, DistributedDataParallel) else model
-            if batch.step == 0:
-                self._check_trained(alone)
+            alone: Any = model.module if isinstance(model, DistributedDataParallel) else model
+            # The last layer of an untrained network is zero.
+            if not bool(getattr(alone, "_orig_mod", alone).base.head[-1].weight.any()):
+                raise ModelMismatch(
+                    "lbaf_rank fine-tunes a trained network; give its checkpoint with --init, or set lbaf_rank to 0"
+                )
 
             def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
                 return alone(x_t, t, condition, batch.branch)
 
         output = self.denoise(denoiser, x0, condition, generator)
         return {"l1": (output.x0 - x0).abs().mean()}
-
-    @staticmethod
-    def _check_trained(model: nn.Module) -> None:
-        """Refuse an untrained network, whose last layer is zero."""
-        base: Any = getattr(model, "_orig_mod", model).base
-        if not bool(base.head[-1].weight.any()):
-            raise ModelMismatch(
-                "lbaf_rank fine-tunes a trained network; give its checkpoint with --init, or set lbaf_rank to 0"
-            )
 
     def sample(self, model: Denoiser, noise: Tensor, condition: Condition) -> Denoised:
         if not self.options.clamped_hrms:

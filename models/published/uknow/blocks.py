@@ -7,14 +7,14 @@ image: results depend on how a scene is cut.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_heads
+from uknowpan.models.published.layers import check_heads, normed_conv
 
 BlockFactory = Callable[[int, int, int], nn.Module]
 """(in_channels, out_channels, level) -> a block; level 0 has the full resolution."""
@@ -53,9 +53,7 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float):
         super().__init__()
-        self.first = nn.Sequential(
-            nn.GroupNorm(1, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        )
+        self.first = normed_conv(in_channels, out_channels)
         self.time = nn.Linear(time_width, out_channels)
         self.second = nn.Sequential(
             nn.GroupNorm(1, out_channels),
@@ -97,52 +95,22 @@ class SelfAttention(nn.Module):
         return x + self.out(mixed.transpose(2, 3).reshape(b, c, h, w))
 
 
-class ResnetStack(nn.Module):
-    """ResnetBlocks through the given widths, then attention if `heads` is given."""
-
-    def __init__(self, widths: Sequence[int], time_width: int, dropout: float, heads: int | None = None):
-        super().__init__()
-        self.blocks = nn.ModuleList(ResnetBlock(a, b, time_width, dropout) for a, b in pairwise(widths))
-        self.attention = nn.Identity() if heads is None else SelfAttention(widths[-1], heads)
-
-    def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, time)
-        return self.attention(x)
-
-
-class Down(nn.Module):
+def down(channels: int) -> nn.Sequential:
     """Halve the resolution: 3x3 convolution with stride 2."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Up(nn.Module):
+def up(channels: int) -> nn.Sequential:
     """Double the resolution: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def output_head(in_channels: int, out_channels: int) -> nn.Sequential:
-    """GroupNorm, SiLU and a 3x3 convolution."""
-    return nn.Sequential(nn.GroupNorm(1, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(enlarge=nn.Upsample(scale_factor=2), conv=conv))
 
 
 class UNet(nn.Module):
     """The published skeleton: the blocks, their skips and their widths.
 
     Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input
-    convolution, of each encoder block and of each Down is kept. In reverse order each is appended to
+    convolution, of each encoder block and of each `down` is kept. In reverse order each is appended to
     the input of one decoder block.
 
     Args:
@@ -178,7 +146,7 @@ class UNet(nn.Module):
                 skips.append(current)
             self.encoder.append(stage)
             if level < len(widths) - 1:
-                self.downs.append(Down(current))
+                self.downs.append(down(current))
                 skips.append(current)
         self.middle = nn.ModuleList(middle)
         # Decoder and ups are kept in the order of use: lowest resolution first.
@@ -190,7 +158,7 @@ class UNet(nn.Module):
                 current = wide
             self.decoder.append(stage)
             if level > 0:
-                self.ups.append(Up(current))
+                self.ups.append(up(current))
 
     def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(B, in_channels, H, W) to (B, width, H, W) and features: the inputs of each Down, then of each Up."""

@@ -65,7 +65,7 @@ class StudentOptions(DiffusionOptions):
 class PriorStage(PatchStage):
     """Stage `prior`: a PriorNet learns mean and variance of the truth by their likelihood."""
 
-    name = architecture = "prior"
+    name = "prior"
     network: PriorConfig
     options: PriorOptions
 
@@ -84,7 +84,7 @@ class PriorStage(PatchStage):
 class TeacherStage(DiffusionStage):
     """Stage `fsa-t`: the diffusion teacher, conditioned on PriorNet's expectation and on wavelets."""
 
-    name = architecture = "fsa-t"
+    name = "fsa-t"
     network: GuidedTeacherConfig
     options: TeacherOptions
 
@@ -135,7 +135,7 @@ class StudentStage(DiffusionStage):
     variance head learns the error's likelihood, without a gradient to the mean.
     """
 
-    name = architecture = "fsa-s"
+    name = "fsa-s"
     network: Any
     options: StudentOptions
     border = 0
@@ -144,6 +144,10 @@ class StudentStage(DiffusionStage):
     def __init__(self, network: Any, data: PatchData, options: StudentOptions, teacher: FrozenTeacher | None = None):
         self.teacher = teacher
         super().__init__(network, data, options)
+        if isinstance(cached := data.train.dataset, CachedDataset):
+            self.notes = {**data.notes, "teacher": str(cached.caches[0].attributes["teacher"])}
+        elif teacher is not None:
+            self.notes = {**data.notes, "teacher": teacher.card.name}
         self.slot = getattr(network, "self_conditioning", False)
         probe = self._answers([0])
         self.features = probe.features if probe is not None and options.feature_weight else ()
@@ -192,7 +196,7 @@ class StudentStage(DiffusionStage):
 
     def batches(self, start: int, stop: int) -> Generator[StudentBatch]:
         cached = isinstance(self.data.train.dataset, CachedDataset)
-        for item in self.data.batches(start, stop):
+        for item in super().batches(start, stop):
             yield StudentBatch(*item) if cached else StudentBatch(item)
 
     def losses(self, model: nn.Module, batch: StudentBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -218,12 +222,6 @@ class StudentStage(DiffusionStage):
         if output.log_sigma is not None:  # its gradient must not bend the mean
             parts["variance"] = options.variance_weight * beta_nll(miss.detach(), output.log_sigma[inner])
         return parts
-
-    def _notes(self) -> dict[str, Any]:
-        cached = self.data.train.dataset
-        if isinstance(cached, CachedDataset):
-            return {"teacher": str(cached.caches[0].attributes["teacher"])}
-        return {} if self.teacher is None else {"teacher": self.teacher.card.name}
 
 
 def _feature_distance(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -261,8 +259,6 @@ class FeatureMatcher(nn.Module):
 class LiteStudentStage(StudentStage):
     """Stage `fsa-s` of the `lite` form: conditions from scene statistics, adapters to the features."""
 
-    architecture = "fsa-s-lite"
-
     def __init__(self, network: Any, data: PatchData, options: StudentOptions, teacher: FrozenTeacher | None = None):
         super().__init__(network, data, options, teacher)
         self.conditioner = PatchConditioner(data.dataset)
@@ -298,5 +294,5 @@ class LiteStudentStage(StudentStage):
         # The statistics of the patches at hand, as `sharpen` takes a scene's own.
         return self.valid_conditioner.condition(patches)
 
-    def _card_fields(self) -> dict[str, Any]:
-        return {"steps": self.options.steps, "bands": None}
+    def card_fields(self) -> dict[str, Any]:
+        return {**PatchStage.card_fields(self), "steps": self.options.steps, "bands": None}

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_images
-from uknowpan.models.published.uknow.blocks import ResnetStack, TimeEmbedding, UNet, box_highpass, output_head
+from uknowpan.models.published.layers import check_images, normed_conv
+from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet, box_highpass
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
 
@@ -56,10 +57,19 @@ class StudentConfig:
         return slots * self.bands + (1 if self.highpass_pan else 2)
 
 
-def resnet_stack(config: StudentConfig, widths: Sequence[int], level: int | None) -> ResnetStack:
-    """ResnetBlocks through the given widths, with attention at the attention level."""
-    heads = config.heads if level == config.attention_level else None
-    return ResnetStack(widths, config.width, config.dropout, heads)
+class ResnetStack(nn.Module):
+    """ResnetBlocks through the given widths, then attention at the attention level."""
+
+    def __init__(self, config: StudentConfig, widths: Sequence[int], level: int | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(ResnetBlock(a, b, config.width, config.dropout) for a, b in pairwise(widths))
+        attends = level == config.attention_level
+        self.attention = SelfAttention(widths[-1], config.heads) if attends else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, time)
+        return self.attention(x)
 
 
 def checked_inputs(
@@ -99,14 +109,14 @@ class FSAStudent(nn.Module):
             config.width,
             config.multipliers,
             config.blocks,
-            encoder=lambda a, b, level: resnet_stack(config, [a, b, b], level),
+            encoder=lambda a, b, level: ResnetStack(config, [a, b, b], level),
             # Published: only blocks without attention first mix the skip at full width d.
-            decoder=lambda d, b, level: resnet_stack(
+            decoder=lambda d, b, level: ResnetStack(
                 config, [d, b, b] if level == config.attention_level else [d, d, b, b], level
             ),
-            middle=[resnet_stack(config, [deepest] * 3, level) for level in (config.attention_level, None)],
+            middle=[ResnetStack(config, [deepest] * 3, level) for level in (config.attention_level, None)],
         )
-        self.head = output_head(config.width, config.bands)
+        self.head = normed_conv(config.width, config.bands)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
         """One evaluation of the denoiser.

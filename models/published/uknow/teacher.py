@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_heads, zeroed
-from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet, output_head
-from uknowpan.models.published.uknow.student import StudentConfig, checked_inputs, resnet_stack
+from uknowpan.models.published.layers import check_heads, normed_conv, zeroed
+from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet
+from uknowpan.models.published.uknow.student import ResnetStack, StudentConfig, checked_inputs
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
 from uknowpan.models.training.bounds import count, share
 from uknowpan.models.types import Condition, Denoised
@@ -74,13 +74,13 @@ class FSATeacher(nn.Module):
             config.blocks,
             encoder=lambda a, b, level: EncoderBlock(config, a, b, level),
             decoder=lambda d, b, level: (
-                resnet_stack(config, [d, b, b], level)
+                ResnetStack(config, [d, b, b], level)
                 if level == config.attention_level
                 else DecoderBlock(config, d, b, level)
             ),
-            middle=[resnet_stack(config, [deepest] * 2, level) for level in (config.attention_level, None)],
+            middle=[ResnetStack(config, [deepest] * 2, level) for level in (config.attention_level, None)],
         )
-        self.head = output_head(config.width, 2 * config.bands * pixels)
+        self.head = normed_conv(config.width, 2 * config.bands * pixels)
 
     def encode_prior(self, mean: Tensor, variance: Tensor) -> Tensor:
         """PriorNet's mean and variance, (B, C, H, W) each, to a vector (B, 4 * width), the same at each timestep."""

@@ -222,7 +222,8 @@ def test_a_step_does_not_depend_on_the_steps_before():
 def test_flips_turn_all_images_of_a_sample_alike(tmp_path):
     path = write(tmp_path / "a.h5", arrays(12))
     plain, turned = (batches_of([path], batch_size=12, seed=0, flips=flips) for flips in (False, True))
-    batch, other, draws = plain(0), turned(0), turned.sampler.draws(0)
+    batch, other = (next(each.stream(0, 1)) for each in (plain, turned))
+    draws = turned.sampler.draws(0)
     assert any(d.flip_rows != d.flip_columns for d in draws)
     for i, draw in enumerate(draws):
         axes = [-2] * draw.flip_rows + [-1] * draw.flip_columns
@@ -235,7 +236,7 @@ def test_flips_turn_all_images_of_a_sample_alike(tmp_path):
 def test_workers_read_what_one_process_reads(tmp_path, workers):
     paths = [write(tmp_path / "1.h5", arrays(7)), write(tmp_path / "2.h5", arrays(4, seed=9))]
     batches = batches_of(paths, batch_size=3, seed=5, flips=True)
-    alone = [batches(step) for step in range(2, 9)]  # leaves the files open in this process
+    alone = list(batches.stream(2, 9))  # leaves the files open in this process
     together = list(batches.stream(2, 9, workers=workers))
     assert len(together) == 7
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
@@ -258,7 +259,7 @@ def peak():
 def run(path, steps):
     dataset = PanCollectionDataset([PanCollectionFile(path)], max_value=2047)
     batches = PatchBatches(dataset, PatchSampler(len(dataset), batch_size=16, seed=0))
-    return sum(float(batches(step).gt.sum()) for step in range(steps))
+    return sum(float(batch.gt.sum()) for batch in batches.stream(0, steps))
 run(sys.argv[1], 2)  # what libraries take for themselves
 before = peak()
 total = run(sys.argv[2], 25)

@@ -307,18 +307,16 @@ def test_a_state_holds_the_mean_of_all_processes(make_stage, tmp_path, monkeypat
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_run_that_diverges_stops(make_stage, tmp_path, where):
     stage, out = make_stage(), tmp_path / "run"
-    losses = stage.losses
+    losses, steps = stage.losses, iter(range(9))
 
     def diverging(model, batch, generator):
         parts = losses(model, batch, generator)
-        if stage.step == 2:
+        if next(steps) == 2:
             weights = next(model.parameters())
             root = (weights - weights.detach()).abs().sum().sqrt()  # 0, and of infinite slope
             parts["l1"] = parts["l1"] + (root if where == "gradient" else math.nan)
         return parts
 
-    batch = stage.batch
-    stage.batch = lambda step: (setattr(stage, "step", step), batch(step))[1]
     stage.losses = diverging
     with pytest.raises(Diverged, match=r"step 3 has a loss of .*\bnan\b.*; begin anew"):
         train(stage, replace(CONFIG, amp=False), out)
@@ -388,8 +386,8 @@ def test_a_card_of_more_steps_than_timesteps(make_stage, tmp_path):
 
 def test_one_batch_can_be_learnt(make_stage, tmp_path):
     stage = make_stage()
-    batch = stage.batch(0)
-    stage.batch = lambda step: batch
+    batch = next(stage.batches(0, 1))
+    stage.batches = lambda start, stop: (batch for _ in range(start, stop))
     losses = {}
     config = TrainConfig(iterations=40, warmup=5, learning_rate=5e-3, validate_every=99, amp=False, weight_decay=0)
     train(stage, config, tmp_path / "run", on_step=losses.__setitem__)
@@ -402,7 +400,7 @@ def test_one_batch_can_be_learnt(make_stage, tmp_path):
 def test_the_uncertainty_does_not_bend_the_answer(make_stage):
     stage = make_stage()
     model = stage.build()
-    parts = stage.losses(model, stage.batch(0), torch.Generator().manual_seed(0))
+    parts = stage.losses(model, next(stage.batches(0, 1)), torch.Generator().manual_seed(0))
     rows = model.out.weight.shape[0] - 4  # the last four (2 x 2 pixels) are log_sigma's
     (of_variance,) = torch.autograd.grad(parts["variance"], model.out.weight, retain_graph=True)
     (of_mean,) = torch.autograd.grad(parts["l1"], model.out.weight)
@@ -418,10 +416,10 @@ def test_a_teacher_is_followed_where_it_predicts(make_stage):
         teacher.out.bias.add_(0.5)
     for share, taught in ((1.0, True), (0.0, False)):
         stage = make_stage(network, options=GenericOptions(terminal_share=share), teacher=teacher)
-        parts = stage.losses(stage.build(), stage.batch(0), torch.Generator().manual_seed(0))
+        parts = stage.losses(stage.build(), next(stage.batches(0, 1)), torch.Generator().manual_seed(0))
         assert ("soft" in parts) == taught
     stage = make_stage(network, options=GenericOptions(terminal_share=1.0), teacher=teacher)
-    assert float(stage.losses(teacher, stage.batch(0), torch.Generator().manual_seed(0))["soft"]) < 1e-3
+    assert float(stage.losses(teacher, next(stage.batches(0, 1)), torch.Generator().manual_seed(0))["soft"]) < 1e-3
     assert not any(p.requires_grad for p in teacher.parameters())
 
 

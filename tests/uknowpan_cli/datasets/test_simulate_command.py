@@ -304,7 +304,7 @@ def test_sample_is_a_small_data_set_the_same_each_time(tmp_path):
         assert Path(file.path).stat().st_size < 20e6
     train = PanCollectionDataset([PanCollectionFile(tmp_path / "a" / "train.h5", needs_gt=True)])
     assert len(train) >= 32
-    batch = PatchBatches(train, PatchSampler(len(train), batch_size=8, seed=0))(0)
+    batch = next(PatchBatches(train, PatchSampler(len(train), batch_size=8, seed=0)).stream(0, 1))
     assert batch.gt.shape == (8, 4, 64, 64) and batch.ms.shape == (8, 4, 16, 16)
     assert 0 < float(batch.gt.mean()) < 1
     error = (batch.gt - batch.lms).square().mean().sqrt()
