@@ -195,9 +195,8 @@ class Enlargement:
     """The way in which MS and reduced PAN are enlarged to the PAN grid.
 
     "area": cubic convolution that puts sample i at the centre of its area, PAN index ``ratio * i + (ratio - 1) / 2``,
-    as `sharpen` does; right for georeferenced scenes.
-    "pancollection": the toolbox's interp23tap, sample i at ``4 i + 2``, half a PAN pixel further down and right, as in
-    published scores; for ratios 2, 4 and 8.
+    as `sharpen` does; right for georeferenced scenes. "pancollection": the toolbox's interp23tap, sample i at ``4 i +
+    2``, half a PAN pixel further down and right, as in published scores; for ratios 2, 4 and 8.
 
     Raises:
         ValueError: an unknown registration, or a ratio that it does not serve.

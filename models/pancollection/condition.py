@@ -56,8 +56,7 @@ def image_sharpener(
 ) -> Callable[[PatchBatch], Sharpened]:
     """A network for the images of a test file, divided by full scale.
 
-    Large images are scenes of their own; small ones have the statistics of the scene that they
-    were cut from.
+    Large images are scenes of their own; small ones have the statistics of the scene that they were cut from.
 
     Args:
         sharpener: from `uknowpan.models.sharpeners.load_network`.
@@ -107,8 +106,7 @@ class PatchConditioner:
     Attributes:
         statistics: of each scene, in units of full scale.
         offset: PAN pixels by which MS samples lie beyond the nested centres.
-        border: PAN pixels at a patch's edge whose lms depends on mirrored pixels; a loss leaves
-            them out.
+        border: PAN pixels at a patch's edge whose lms depends on mirrored pixels; a loss leaves them out.
     """
 
     def __init__(self, dataset: PanCollectionDataset):

@@ -48,8 +48,7 @@ class _Disk(io.FileIO):
 class PanCollectionWriter:
     """Appends patches to a new file: float32, compressed, one chunk per sample.
 
-    All is written beside the target until it is published. Leaving the context before that
-    removes everything.
+    All is written beside the target until it is published. Leaving the context before that removes everything.
 
     Raises:
         DataError: the file cannot be written, or the patches hold values that are not finite.

@@ -42,8 +42,7 @@ class DiffusionOptions:
     """Sampling hands each step the prediction of the one before, as training does for half of the
     batches. The release trains for it and never does it (B2). Networks with a slot for it only."""
     respaced_time_index: bool = False
-    """Simulate the release, which gives the network the number of the sampling step instead of
-    its timestep (B1)."""
+    """Simulate the release, which gives the network the number of the sampling step instead of its timestep (B1)."""
     raw_residual: bool = False
     """Simulate the release, which diffuses the residual gt - lms as it is, about 0.03 beside noise
     of 1 (B4). By default it is divided by its standard deviation in the training data. The lite

@@ -214,9 +214,8 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip)
         if not bool(torch.isfinite(loss.detach() + norm)):
             raise Diverged(
-                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of "
-                f"norm {float(norm):.4g}; begin anew with a lower learning_rate, and look for "
-                "values that are not finite in the scenes."
+                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of norm {float(norm):.4g}; "
+                "begin anew with a lower learning_rate, and look for values that are not finite in the scenes."
             )
         self.optimizer.step()
         if step < config.ema_start:

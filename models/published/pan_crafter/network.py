@@ -1,9 +1,8 @@
 """PAN-Crafter (ICCV 2025): a U-Net that sharpens in one pass and learns on PAN and MS alike.
 
-Built from METHODS section 2. Modality-adaptive reconstruction (MARs) trains one network to restore
-the sharp PAN from the degraded PAN, and the sharp MS from the MS; a token selects the mode. In
-cross-modality alignment-aware attention (CM3A) each pixel attends to its 3 x 3 neighbours in PAN
-and in MS. So either may lie a pixel off.
+Built from METHODS section 2. Modality-adaptive reconstruction (MARs) trains one network to restore the sharp PAN from
+the degraded PAN, and the sharp MS from the MS; a token selects the mode. In cross-modality alignment-aware attention
+(CM3A) each pixel attends to its 3 x 3 neighbours in PAN and in MS. So either may lie a pixel off.
 
 The degraded PAN is computed (`low_pan`), since the recipe of the release's files is unknown. MS,
 PAN and degraded PAN are sampled from the PAN grid at each scale. So the position of a file's MS
@@ -62,9 +61,8 @@ class PanCrafterConfig:
     dropout: float = share(0.2)
     """Dropout in the second half of each ResBlock."""
     overwritten_pan_keys: bool = False
-    """Simulate the release, where a slip in an assignment puts the MS keys in place of the PAN's.
-    The attention to the PAN then looks for what resembles the MS. The PAN keys, 611,584 parameters,
-    never learn (P1)."""
+    """Simulate the release, where a slip in an assignment puts the MS keys in place of the PAN's. The attention to the
+    PAN then looks for what resembles the MS. The PAN keys, 611,584 parameters, never learn (P1)."""
     scrambled_ms_keys: bool = False
     """Simulate the release, which lays the MS keys out channels last and reads them as channels
     first: what a pixel is compared with comes from other channels and other places (P2)."""
@@ -156,9 +154,8 @@ def _pixel_norm(x: Tensor) -> Tensor:
 class NeighbourhoodAttention(nn.Module):
     """Softmax attention of each pixel to its 3 x 3 neighbours.
 
-    The neighbours are nine copies of keys and values, made by a depth-wise 3x3 convolution. It
-    begins as nine shifts and may learn other filters. All heads, keys and values share it. The
-    copies are zero beyond the border.
+    The neighbours are nine copies of keys and values, made by a depth-wise 3x3 convolution. It begins as nine shifts
+    and may learn other filters. All heads, keys and values share it. The copies are zero beyond the border.
     """
 
     def __init__(self, head_width: int, random_shifts: bool = False):
@@ -178,9 +175,8 @@ class NeighbourhoodAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each (B, heads * head_width, h, w), heads first -> the same.
 
-        a_j = softmax_j(q . k_j / sqrt(head_width)), y = sum_j a_j v_j. The copies k_j and v_j would
-        take nine times the image. So sums over channels and places are exchanged, and matrix
-        products replace the convolution.
+        a_j = softmax_j(q . k_j / sqrt(head_width)), y = sum_j a_j v_j. The copies k_j and v_j would take nine times the
+        image. So sums over channels and places are exchanged, and matrix products replace the convolution.
         """
         query, key, value = (self._heads(x) for x in (query, key, value))
         shape = query.shape
@@ -271,9 +267,8 @@ class Scale(nn.Module):
 class PanCrafter(nn.Module):
     """Predicts the standardised residual from lms and pan, in one pass.
 
-    It has 9,968,808 parameters for 8 bands and 9,902,756 for 4, as the release has. The 611,584
-    that never learn there (P1) learn here. GroupNorm spans the whole image: results
-    depend somewhat on how a scene is cut.
+    It has 9,968,808 parameters for 8 bands and 9,902,756 for 4, as the release has. The 611,584 that never learn there
+    (P1) learn here. GroupNorm spans the whole image: results depend somewhat on how a scene is cut.
 
     Source: PAN-Crafter (ICCV 2025), METHODS 2.3.
     """

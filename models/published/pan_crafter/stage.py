@@ -20,9 +20,8 @@ class PanCrafterOptions:
     """Weight of restoring the PAN from the degraded PAN (lambda of MARs); 0: the MS alone, at half
     the cost of a step."""
     raw_residual: bool = False
-    """Simulate the release, which learns gt - lms as it is. By default it is divided, band by band,
-    by its standard deviation in the training data, and the PAN's by its own. So bands of little
-    contrast count as much as others."""
+    """Simulate the release, which learns gt - lms as it is. By default it is divided, band by band, by its standard
+    deviation in the training data, and the PAN's by its own. So bands of little contrast count as much as others."""
     flips: bool = True
     """Flip patches at random, see `PatchSampler`. The release also rotates and rescales them."""
 

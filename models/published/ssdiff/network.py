@@ -102,11 +102,10 @@ class SSDiffConfig:
 def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
     """The 2 x 2 lowest frequencies of FreeU (Si et al. 2024) of an image (B, C, H, W), float32.
 
-    In each window those are the mean and, at half of their strength, the waves (0, 1), (1, 0) and
-    (1, 1) in periods per window. Of the frequencies -1 and 0 along both axes the real part is
-    taken; the other half belongs to frequency 1. Windows lie half a side apart and are blended
-    by triangles, so that an image of several has no seams. One window, `window` 0 or more than H
-    or W, is the published form.
+    In each window those are the mean and, at half of their strength, the waves (0, 1), (1, 0) and (1, 1) in periods per
+    window. Of the frequencies -1 and 0 along both axes the real part is taken; the other half belongs to frequency 1.
+    Windows lie half a side apart and are blended by triangles, so that an image of several has no seams. One window,
+    `window` 0 or more than H or W, is the published form.
     """
     axes = []
     for length in x.shape[-2:]:
@@ -302,9 +301,8 @@ def _weighted(*modules: Any) -> list[nn.Module]:
 class SSDiff(nn.Module):
     """Predicts the residual x0 from its noisy state x_t, lms and pan.
 
-    With the published widths it has 1,300,024 parameters for 8 bands. The release counts
-    1,426,616, of which 126,592 are never used: left out here. For 4 bands it has 1,288,500 (of
-    1,413,940; its unused ones then number 125,440).
+    With the published widths it has 1,300,024 parameters for 8 bands. The release counts 1,426,616, of which 126,592
+    are never used: left out here. For 4 bands it has 1,288,500 (of 1,413,940; its unused ones then number 125,440).
 
     Source: SSDiff (NeurIPS 2024).
     """

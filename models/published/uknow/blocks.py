@@ -1,9 +1,8 @@
 """Building blocks of the published U-Nets (U-Know-DiffPAN, CVPR 2025), teacher and student alike.
 
-Both networks are the same `UNet` around different encoder and decoder blocks. Every block takes
-``(x, time, *context)``: features (B, a, H, W), the embedded timestep (B, E) and further inputs of
-the network. It returns (B, b, H, W). GroupNorm has one group here, over channels and the whole
-image: results depend on how a scene is cut.
+Both networks are the same `UNet` around different encoder and decoder blocks. Every block takes ``(x, time,
+*context)``: features (B, a, H, W), the embedded timestep (B, E) and further inputs of the network. It returns (B, b, H,
+W). GroupNorm has one group here, over channels and the whole image: results depend on how a scene is cut.
 """
 
 import math
@@ -109,9 +108,8 @@ def up(channels: int) -> nn.Sequential:
 class UNet(nn.Module):
     """The published skeleton: the blocks, their skips and their widths.
 
-    Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input
-    convolution, of each encoder block and of each `down` is kept. In reverse order each is appended to
-    the input of one decoder block.
+    Each level has `blocks` encoder and `blocks` + 1 decoder blocks. The result of the input convolution, of each
+    encoder block and of each `down` is kept. In reverse order each is appended to the input of one decoder block.
 
     Args:
         in_channels: channels of the input.

@@ -308,8 +308,7 @@ class CacheFile(HDF5Reader):
 class CachedDataset(Dataset[tuple[PatchBatch, TeacherAnswer]]):
     """Samples with the teacher's answers to them; a flip applies to both.
 
-    The teacher answered patches as they are stored: a flipped answer differs from the answer to a
-    flipped patch.
+    The teacher answered patches as they are stored: a flipped answer differs from the answer to a flipped patch.
 
     Args:
         patches: the samples.

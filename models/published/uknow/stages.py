@@ -55,9 +55,8 @@ class StudentOptions(DiffusionOptions):
     variance_weight: float = 0.1
     """Weight of the likelihood that trains a variance head, if the network has one."""
     raw_uncertainty: bool = False
-    """Simulate the release, which weighs pixels by 1 +- the teacher's variance: about 1e-4, so
-    that all weigh the same (B5). By default the variance is brought to [0, 1):
-    variance / (variance + its median in the training data)."""
+    """Simulate the release, which weighs pixels by 1 +- the teacher's variance: about 1e-4, so that all weigh the same
+    (B5). By default the variance is brought to [0, 1): variance / (variance + its median in the training data)."""
     flips: bool = False
     """Flip patches at random, see `PatchSampler`."""
 

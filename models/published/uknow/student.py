@@ -124,8 +124,7 @@ class FSAStudent(nn.Module):
         Args:
             x_t: (B, C, H, W) noisy residual, H and W multiples of 8 (with four levels).
             t: (B,) timesteps of the training schedule, integer or not.
-            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; without
-                `self_cond` its slot holds x_t.
+            condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1]; without `self_cond` its slot holds x_t.
 
         Returns:
             x0 (B, C, H, W) and the features that distillation compares, see `UNet.forward`. With four levels

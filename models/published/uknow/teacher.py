@@ -51,11 +51,10 @@ class TeacherConfig(StudentConfig):
 class FSATeacher(nn.Module):
     """Predict the residual x0 and its variance from x_t, lms, pan, a prior and wavelets.
 
-    As published (`highpass_pan=True`) it has 25,491,576 parameters for 8 bands and 25,461,136 for
-    4; the raw PAN of the default adds 9 * width, that is 288. Where the student has two
-    ResnetBlocks, encoder and middle have one; the decoder puts three attentions between its two.
-    GroupNorm, attention, the Fourier transform and the prior's pooling span the whole image:
-    results depend on how a scene is cut.
+    As published (`highpass_pan=True`) it has 25,491,576 parameters for 8 bands and 25,461,136 for 4; the raw PAN of the
+    default adds 9 * width, that is 288. Where the student has two ResnetBlocks, encoder and middle have one; the
+    decoder puts three attentions between its two. GroupNorm, attention, the Fourier transform and the prior's pooling
+    span the whole image: results depend on how a scene is cut.
 
     Source: U-Know-DiffPAN (CVPR 2025), FSA-T.
     """
@@ -242,9 +241,8 @@ class FeedForward(nn.Module):
 class FrequencySelectiveAttention(nn.Module):
     """Attention between channels over all frequencies, of amplitudes and of phases apart.
 
-    (B, d, H, W) to (B, d, H, W). The residual is the normalised input, as published, and so is
-    the mixing of phases as plain numbers, although they are angles. The scale is one over the
-    square root of a head's channels.
+    (B, d, H, W) to (B, d, H, W). The residual is the normalised input, as published, and so is the mixing of phases as
+    plain numbers, although they are angles. The scale is one over the square root of a head's channels.
     """
 
     def __init__(self, channels: int, heads: int, drop_path: float):
