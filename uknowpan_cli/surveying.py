@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -321,9 +322,12 @@ def clipping_warning(meta: MsMeta, high: float, dtype: str | None) -> str | None
 
 
 def remembered(path: Path) -> Survey | None:
-    """The survey that `remember` kept in a file, to the last bit; None where there is none, or it is torn."""
+    """The survey that `remember` kept in a file, to the last bit; None where there is none, or it is damaged."""
     try:
-        data = parsed(path.read_text())
+        digest, _, text = path.read_text().partition("\n")
+        if digest != hashlib.sha256(text.encode()).hexdigest():
+            return None
+        data = parsed(text)
         psf = data["measured"]
         return Survey(
             SceneScale(**data["scale"]),
@@ -336,11 +340,12 @@ def remembered(path: Path) -> Survey | None:
 
 
 def remember(survey: Survey, path: Path) -> None:
-    """Keep a survey in a file. Raises OSError."""
+    """Keep a survey in a file, below the SHA-256 of its text. Raises OSError."""
     data = {
         "scale": asdict(survey.scale),
         "statistics": survey.statistics.as_dict(),
         "measured": None if survey.measured is None else asdict(survey.measured),
         "displacement": None if survey.displacement is None else survey.displacement.as_dict(),
     }
-    write_text(path, json.dumps(data))
+    text = json.dumps(data)
+    write_text(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")

@@ -200,7 +200,7 @@ KINDS = {
     "card": Kind("m.safetensors", card_of, f"{SHARPEN} --model F/m.safetensors"),
     "shown card": Kind("m.safetensors", card_of, "models verify F/m.safetensors"),
     "state": Kind("r.tif.part/state.json", json_of, f"{SHARPEN.replace('o.tif', 'r.tif')} --method brovey --resume"),
-    "survey": Kind("r.tif.part/survey.json", json_of, f"{SHARPEN.replace('o.tif', 'r.tif')} --method brovey --resume"),
+    "survey": Kind("r.tif.part/survey.json", bytes_of, f"{SHARPEN.replace('o.tif', 'r.tif')} --method brovey --resume"),
     "strip": Kind(
         "r.tif.part/image-000000.npy", bytes_of, f"{SHARPEN.replace('o.tif', 'r.tif')} --method brovey --resume"
     ),

@@ -53,9 +53,9 @@ def test_damaged_strips_are_made_again(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["state.json", "survey.json"])
-@pytest.mark.parametrize("content", [None, b"", b"\0" * 200, b'{"kind": "uknow'])
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 200, b'{"kind": "uknow', "altered"])
 def test_a_torn_state_does_not_block(
-    name: str, content: bytes | None, uknowpan, make_pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, content: bytes | str | None, uknowpan, make_pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty or torn small file: the run begins anew and ends well."""
     pair, output = make_pair(ms_shape=(32, 20)), tmp_path / "out.tif"
@@ -67,6 +67,8 @@ def test_a_torn_state_does_not_block(
         patch.setattr(sharpening, "_assemble", fail)
         assert uknowpan(*words(pair, output)).code == 3
     path = tmp_path / "out.tif.part" / name
+    if content == "altered":  # whole JSON with another value
+        content = path.read_bytes().replace(b"1", b"0") if name == "survey.json" else b""
     path.unlink() if content is None else path.write_bytes(content)
     done = uknowpan(*words(pair, output, "--resume"))
     assert done.code == 0, done.stderr
