@@ -83,7 +83,7 @@ def distill_cache(
             raise Interrupted(f"stopped after {done} of {count} samples; --resume goes on from there")
         result = {
             **{"path": str(output), "samples": count, "bytes": output.stat().st_size},
-            **{"teacher": frozen.card.name, "teacher_sha256": frozen.sha256},
+            **{"teacher": frozen.card.name, "teacher_sha256": frozen.digest},
             **{"steps": steps, "seed": seed, "scale": scale},
         }
         typer.echo(json.dumps(result) if as_json else str(output))

@@ -108,7 +108,7 @@ def write_cache(
     teacher.check_serves(file)
     layout, count = _layout(teacher, file.header, dtype), len(file)
     settings = {
-        **{"format": FORMAT, "teacher_sha256": teacher.sha256, "steps": teacher.steps, "seed": teacher.seed},
+        **{"format": FORMAT, "teacher_sha256": teacher.digest, "steps": teacher.steps, "seed": teacher.seed},
         **{"scale": scale, "feature_dtype": dtype, "data": _fingerprint(file)},
     }
     names = {"teacher": teacher.card.name, "data_file": Path(file.path).name, "count": count}

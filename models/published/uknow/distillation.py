@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.checkpoints import load_model, sha256
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
-from uknowpan.models.errors import CheckpointError, ModelMismatch
+from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.pancollection.file import PanCollectionFile, check_serves
 from uknowpan.models.published.uknow.guided import GuidedTeacher
+from uknowpan.models.published.uknow.sharpeners import TeacherSharpener
 from uknowpan.models.published.uknow.teacher import TeacherConfig
 from uknowpan.models.types import Bundle, Condition, PatchBatch
 
@@ -37,7 +37,7 @@ class TeacherAnswer(Bundle):
         return self.map(lambda x: x.flip(list(axes)))
 
 
-class FrozenTeacher:
+class FrozenTeacher(TeacherSharpener):
     """A trained teacher that answers and does not learn.
 
     Every patch starts from the noise of the seed: its answer is the same in any batch and from a cache.
@@ -55,53 +55,33 @@ class FrozenTeacher:
     """
 
     def __init__(self, path: str | Path, *, steps: int = 1, seed: int = 0, device: str = "cpu"):
-        model, self.card = load_model(path)
-        self.sha256 = sha256(path)
+        model, card = load_model(path)
         if not isinstance(model, GuidedTeacher):
             raise ModelMismatch(
-                f"{self.card.name} is of the architecture {self.card.architecture}, which teaches "
-                "nobody; give a teacher (fsa-t)."
+                f"{card.name} is of the architecture {card.architecture}, which teaches nobody; give a teacher (fsa-t)."
             )
-        self.bands = model.config.teacher.bands
-        if len(self.card.residual_std) != self.bands:
-            raise CheckpointError(
-                f"the card of {self.card.name} has {len(self.card.residual_std)} values of "
-                f"residual_std, not one for each of {self.bands} bands; train the teacher anew."
-            )
-        self.schedule = NoiseSchedule.cosine()
-        self.schedule.respace(steps)
-        self.steps, self.seed, self.device = steps, seed, torch.device(device)
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self._unit = torch.tensor(self.card.residual_std, device=self.device)[:, None, None]
+        model.requires_grad_(False)
+        super().__init__(model, card, steps=steps, seed=seed, device=device, digest=sha256(path))
+        # Rounding depends on the layout of the weights, and a cache may be resumed.
+        self.model.to(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
-    def answer(self, batch: PatchBatch, noise: Tensor | None = None) -> TeacherAnswer:
-        """Answers to patches divided by full scale, on the teacher's device.
-
-        In float32 even under autocast: the phases of the Fourier transforms jump at pi. A `noise`
-        (B, C, H, W) takes the place of the seed's.
+    def answer(self, batch: PatchBatch) -> TeacherAnswer:
+        """Answers to patches divided by full scale, on the teacher's device; in float32 even under autocast.
 
         Raises:
             ValueError: patches of other bands, or of a size that does not divide.
         """
-        lms, pan = (x.to(self.device, torch.float32) for x in (batch.lms, batch.pan))
-        count, bands, height, width = lms.shape
-        if noise is None:
-            noise = position_noise(self.seed, 0, 0, height, width, bands, self.device)
-            noise = noise.expand(count, -1, -1, -1)
-        with torch.autocast(self.device.type, enabled=False):
-            condition, timesteps = Condition(lms, pan), self.schedule.respace(self.steps)
-            denoiser, carried = self.model.denoiser(condition), self.card.self_conditioning
-            output = ddim_sample(
-                denoiser, noise.to(lms), timesteps, self.schedule, condition, self_conditioning=carried
-            )
+        condition = Condition(batch.lms, batch.pan).to(self.device, torch.float32)
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            output = self._sample(condition, [(0, 0)] * len(batch), 0)
         assert output.log_sigma is not None
-        sigma = self._unit * output.log_sigma.exp()
-        return TeacherAnswer(lms + self._unit * output.x0, sigma.square(), output.features)
+        sigma = self._residual_unit * output.log_sigma.exp()
+        return TeacherAnswer(condition.lms + self._residual_unit * output.x0, sigma.square(), output.features)
 
     def check_serves(self, file: PanCollectionFile) -> None:
         """Refuse data that the teacher was not trained for: a ModelMismatch."""
-        check_serves(self.card, self.bands, self.model.config.teacher.factor, file.header, file.path)
+        check_serves(self.card, self.bands, self.multiple, file.header, file.path)
 
 
 def feature_shapes(config: TeacherConfig, height: int, width: int) -> list[tuple[int, int, int]]:

@@ -161,8 +161,7 @@ class StudentStage(DiffusionStage):
         if isinstance(cached, CachedDataset):
             return TeacherAnswer.cat([cached[i][1] for i in indices])
         if self.teacher is not None:
-            patches = PatchBatch.cat([self.data.dataset[i] for i in indices])
-            return self.teacher.answer(patches.to(self.teacher.device))
+            return self.teacher.answer(PatchBatch.cat([self.data.dataset[i] for i in indices]))
         return None
 
     def _median_variance(self) -> Tensor:

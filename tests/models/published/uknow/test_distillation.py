@@ -135,8 +135,6 @@ def test_an_answer_is_what_the_teacher_samples(model, make_teacher, data, carrie
     torch.testing.assert_close(answer.variance, unit**2 * (2 * output.log_sigma).exp())
     assert len(answer) == 2 and not answer.sr.requires_grad
     torch.testing.assert_close(answer.features, output.features)
-    assert same(answer, asked.answer(patches, noise))
-    assert not same(answer, asked.answer(patches, torch.zeros_like(noise)))
 
 
 def test_an_answer_depends_on_nothing_but_the_patch(frozen, data):
@@ -169,7 +167,7 @@ def test_answers_are_turned_over_moved_and_joined():
 def test_who_is_no_teacher(make_teacher):
     with pytest.raises(ModelMismatch, match="tiny is of the architecture prior"):
         make_teacher(PriorNet(CONFIG.prior), architecture="prior", config=asdict(CONFIG.prior))
-    with pytest.raises(CheckpointError, match="has 0 values of residual_std, not one for each of 4"):
+    with pytest.raises(CheckpointError, match="residual_std of 0 bands, but its network has 4"):
         make_teacher(residual_std=[])
     with pytest.raises(ValueError, match="steps must be 1 to 500, not 501"):
         make_teacher(steps=501)
@@ -202,7 +200,7 @@ def test_a_cache_holds_the_answers(frozen, data, cache):
         assert all(file[name].chunks == (1, *file[name].shape[1:]) for name in KEYS)
     assert (about["teacher"], about["steps"], about["seed"]) == ("tiny", 1, 0)
     assert (about["count"], about["done"], about["scale"]) == (7, 7, 2047)
-    assert about["data_file"] == "train.h5" and about["teacher_sha256"] == frozen.sha256
+    assert about["data_file"] == "train.h5" and about["teacher_sha256"] == frozen.digest
     assert not part_of(cache).exists()
     each = bytes_per_sample(frozen, data.header)
     assert each == sum(values[0].nbytes for values in stored.values())
