@@ -126,7 +126,7 @@ def at_most(tensors: int, numbers: int) -> Iterator[None]:
             return
         made[0], made[1] = made[0] + 1, made[1] + parameter.numel()
         if made[0] > SLACK * tensors or made[1] > SLACK * numbers:
-            raise ValueError(f"it has more than {tensors} tensors, or {numbers} numbers in them")
+            raise ValueError("the weights do not fit its card, whose network is far larger")
 
     handle: Any = watch(count)
     try:

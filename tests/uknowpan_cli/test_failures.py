@@ -53,8 +53,8 @@ def test_disk_full_while_strips_are_kept(make_pair: MakePair, tmp_path: Path) ->
 def test_disk_full_while_the_file_is_written(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
     """The strips survive it, so that `--resume` has only to write."""
     pair, output, undisturbed = make_pair(noise=50), tmp_path / "out.tif", tmp_path / "other.tif"
-    common = ("--tile", 16, "--method", "bicubic")
-    arguments = ("sharpen", pair.pan, *pair.ms, "-o", output, *common, "--coregister", "off")
+    common = ("--tile", 16, "--method", "bicubic", "--coregister", "off")
+    arguments = ("sharpen", pair.pan, *pair.ms, "-o", output, *common)
     outcome = spawn(*arguments, file_limit=16_000)
     assert (outcome.code, outcome.stdout) == (3, "")
     # libtiff has its own line on stderr before ours, out of reach of GDAL's error handlers.

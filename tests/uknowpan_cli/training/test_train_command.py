@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -133,14 +134,15 @@ def test_train_interrupted_and_resumed(
     assert uknowpan(*common, "--out", unbroken).code == 0
 
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    batch = GenericStudentStage.batch
+    batches = GenericStudentStage.batches
 
-    def interrupted(stage: GenericStudentStage, step: int) -> object:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return batch(stage, step)
+    def interrupted(stage: GenericStudentStage, start: int, stop: int) -> Iterator[object]:
+        for batch in batches(stage, start, stop):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenericStudentStage, "batch", interrupted)
+        patch.setattr(GenericStudentStage, "batches", interrupted)
         outcome = uknowpan(*common, "--out", broken)
     assert outcome.code == 130
     assert outcome.stdout == ""
