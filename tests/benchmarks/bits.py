@@ -3,7 +3,8 @@
     python tests/benchmarks/bits.py --before REVISION --imagery FOLDER
 
 Both revisions are checked out into temporary worktrees and run as a user would run them, one after the other.
-Pixels, nodata, dtype, georeferencing, band descriptions and tags must be equal; the tag of the version is left out.
+Pixels, nodata, dtype, georeferencing, band descriptions and tags must be equal; tags of the version and the
+registration are left out. Networks get one softness, since the default has changed.
 The exit code is 1 if anything differs. FOLDER holds `scenes/` and `pairs/`.
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 import rasterio
 
 ROOT = Path(__file__).parents[2]
-FREE_TAGS = {"UKNOWPAN_VERSION"}
+FREE_TAGS = {f"UKNOWPAN_{name}" for name in ("VERSION", "REGISTRATION", "MEASURED_SHIFT", "LARGEST_DISPLACEMENT")}
 SIGMA = "sigma.tif"
 
 
@@ -107,6 +108,8 @@ def sharpen(package: str, imports: Path, case: Case, imagery: Path, inputs: Path
     options = [str(output / word) if word == SIGMA else word for word in case.options]
     command = [sys.executable, "-P", "-m", package, "sharpen", *files, "-o", str(output / "sharp.tif")]
     command += ["--coregister", "off", "-q", *options]
+    if not {"--method", "--softness"} & set(options):
+        command += ["--softness", "0.45"]
     environment = {**os.environ, "PYTHONPATH": str(imports)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=output)
     if done.returncode:
