@@ -54,7 +54,7 @@ def html_page(comparison: Comparison) -> str:
             {
                 "name": entry.name,
                 "seconds": entry.seconds,
-                "scores": {key: entry.scores.get(key) for key in SHOWN if not math.isnan(entry.scores.get(key, 0.0))},
+                "scores": {key: entry.scores[key] for key in SHOWN if not math.isnan(entry.scores.get(key, math.nan))},
                 "pictures": _band_pictures(entry.hrms, ranges),
             }
             for entry in comparison.entries

@@ -44,6 +44,7 @@ def test_a_page_that_a_browser_shows(scene: list[str], uknowpan: Run, tmp_path: 
     assert [entry["name"] for entry in data["entries"]] == METHODS
     assert (data["width"], data["height"], data["ratio"]) == (160, 160, 4)
     assert all(len(entry["pictures"]) == 2 for entry in data["entries"])  # four bands
+    assert not any("sharp_ergas" in entry["scores"] for entry in data["entries"])  # the scene is too small for a twin
     assert not re.search(r"(src|href)=|https?://", text)
     assert page.stat().st_size < 8e6 and (tmp_path / "c.png").stat().st_size > 10_000
 
