@@ -26,7 +26,7 @@ _CLEAR, _SHARE = 6.0, 0.25
 
 
 def pixel_repeats(ms: Raster) -> int:
-    """How often pixels were repeated along each axis to enlarge this raster; 1 if they were not.
+    """Factor by which repeated pixels enlarged this raster along each axis; 1 if none were repeated.
 
     Looks at the lengths of runs of equal values in the middle of the first band: an enlarged raster has hardly any run
     shorter than the factor, and runs of just the factor abound. Raises InputUnreadable.

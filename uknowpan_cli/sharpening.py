@@ -68,7 +68,7 @@ class SharpenReport:
     applied_shift: tuple[float, float]
     """(dy, dx), PAN pixels, by which the MS was moved in the mean, + is down and right."""
     registration: str
-    """What was taken out: none, shift, affine or local, and bands."""
+    """Displacement that was taken out: none, shift, affine or local, and bands."""
     largest_displacement: float
     """PAN pixels that were taken out at most."""
     correlation: float | None
@@ -388,7 +388,7 @@ def _report(scene: Scene, skipped: int) -> SharpenReport:
 
 
 def _applied(field: Registration | None) -> dict[str, Any]:
-    """What was taken out, as the report names it."""
+    """Name, in the report, of the displacement that was taken out."""
     if field is None:
         return {"applied_shift": (0.0, 0.0), "registration": "none", "largest_displacement": 0.0}
     dy, dx = (-round(value, 3) for value in field.shift)

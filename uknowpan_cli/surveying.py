@@ -176,7 +176,7 @@ def survey(
 
 @dataclass(frozen=True)
 class _Look:
-    """What samples show, with a displacement taken out or not."""
+    """Statistics and blur of the samples, with a displacement taken out or not."""
 
     samples: list[TileArrays]
     known: SceneScale

@@ -1,4 +1,4 @@
-"""What the students share: any bands in any order, a bounded reach, and a start as the local injection."""
+"""Both students: any bands in any order, a bounded reach, and a start as the local injection."""
 
 from dataclasses import replace
 
