@@ -38,6 +38,7 @@ from uknowpan.tiling.placing import (
 )
 from uknowpan.tiling.raster import (
     GDAL_ERRORS,
+    Assembly,
     Opener,
     Raster,
     RasterLike,
@@ -88,6 +89,8 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     assumptions: list[str]
     """those of the notes that are guesses and may be wrong"""
     closing: ExitStack
+    inputs: list[str]
+    """the files that were given, and those behind assemblies"""
     each_band: bool = False
     """an output pixel is valid band by band, not only where all bands are"""
 
@@ -101,7 +104,6 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         self._sources = [self.pan_source, *self.ms_sources]
         self.may_have_invalid = any(source.may_have_holes for source in self._sources) or self._extrapolates()
         """whether an output pixel can come out invalid, as far as headers and geometry show"""
-        self.inputs = list(dict.fromkeys(source.raster.path for source in self._sources))
         self._stamps = [stamp(path) for path in dict.fromkeys([*self.inputs, *files_behind(self.inputs)])]
         self._lock = threading.RLock()
         self.displacement: Displacement | None = None
@@ -355,6 +357,7 @@ def open_pair(
                 notes=remarks.notes,
                 assumptions=remarks.assumptions,
                 closing=closing.pop_all(),
+                inputs=_files([pan, *specs], [pan_raster, *rasters]),
                 each_band=valid == "any",
             )
     except GDAL_ERRORS as error:
@@ -363,6 +366,12 @@ def open_pair(
         raise InputUnreadable(
             f"{names[0]} or {', '.join(names[1:])} cannot be read (truncated or corrupt?): {reason(error)}."
         ) from error
+
+
+def _files(specs: Sequence[RasterLike], rasters: Sequence[Raster]) -> list[str]:
+    """The files that the rasters in use depend on."""
+    behind = {spec.name: spec.files for spec in specs if isinstance(spec, Assembly)}
+    return list(dict.fromkeys(file for raster in rasters for file in behind.get(raster.path, (raster.path,))))
 
 
 def _on_one_frame(

@@ -30,8 +30,21 @@ from uknowpan.tiling.window import Box, Grid, Window
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
 """Errors that rasterio raises when GDAL fails; some calls let GDAL's own through, or cannot read its message."""
 
-RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader
-"""A file that GDAL opens, `FILE,band=N`, or an open dataset, which stays open."""
+
+@dataclass(frozen=True)
+class Assembly:
+    """Bands and tiles of files as one raster, from `uknowpan.tiling.assembly`."""
+
+    name: str
+    """its name in messages"""
+    vrt: str
+    """the text that GDAL opens"""
+    files: tuple[str, ...]
+    """the files that decide about it"""
+
+
+RasterLike: TypeAlias = str | os.PathLike[str] | DatasetReader | Assembly
+"""A file that GDAL opens, `FILE,band=N`, an assembly of files, or an open dataset, which stays open."""
 
 GDAL_CACHE_BYTES, MOST_GDAL_CACHE_BYTES = 16 * 2**20, 512 * 2**20
 """Blocks that GDAL keeps; its own default is 5 % of the machine's memory, which adds to ours. Tiles overlap by their
@@ -131,12 +144,17 @@ class Opener:
         """(dataset, name, band that the argument names). Raises InputUnreadable, IncompatiblePair."""
         if isinstance(spec, DatasetReader | DatasetWriter | WarpedVRT):
             return spec, spec.name, None
+        if isinstance(spec, Assembly):
+            return self._open(spec.vrt), spec.name, None
         if not isinstance(spec, str | os.PathLike):
             raise IncompatiblePair(f"A raster is a path or an open rasterio dataset, not {type(spec).__name__}.")
         path, band = parse_band_spec(os.fspath(spec))
+        return self._open(path), path, band
+
+    def _open(self, path: str) -> DatasetReader:
         if path not in self._opened:
             self._opened[path] = self._closing.enter_context(open_raster(path))
-        return self._opened[path], path, band
+        return self._opened[path]
 
 
 def alpha_bands(dataset: DatasetReader) -> list[int]:
@@ -403,9 +421,10 @@ def warped(
 def _openable(closing: ExitStack, raster: Raster) -> str:
     """A name by which GDAL opens the raster anew; an open dataset without such a name is copied into memory."""
     dataset = raster.dataset
-    with suppress(InputUnreadable), open_raster(raster.path) as again:
+    path = dataset.name if dataset.name.startswith("<VRTDataset") else raster.path
+    with suppress(InputUnreadable), open_raster(path) as again:
         if (again.shape, again.count) == (dataset.shape, dataset.count):
-            return raster.path
+            return path
     driver = "VRT" if isinstance(dataset, WarpedVRT) else "GTiff"
     name = f"/vsimem/{uuid4().hex}.{driver.lower()}"
     raster_copy(dataset, name, driver=driver)

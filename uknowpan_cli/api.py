@@ -69,8 +69,8 @@ def loader(model: Any, given: dict[str, Any]) -> tuple[Callable[[SharpenOptions]
 
 def sharpen(
     pan: RasterLike,
-    ms: RasterLike | Sequence[RasterLike],
-    output: str | os.PathLike[str],
+    ms: RasterLike | Sequence[RasterLike] = (),
+    output: str | os.PathLike[str] = "",
     *,
     model: Any = None,
     **options: Any,
@@ -78,7 +78,8 @@ def sharpen(
     """Sharpen MS with PAN: the bands of the MS on the grid of the PAN, as a GeoTIFF.
 
     Args:
-        pan: a file, `FILE,band=N`, or an open rasterio dataset with one band.
+        pan: a file, `FILE,band=N`, or an open rasterio dataset with one band. Without `ms`: a vendor's product, by
+            its folder or its metadata.
         ms: the same with several bands, or a list of these.
         output: the file to write.
         model: name of a bundled model, a checkpoint file, or the result of `load`.
@@ -87,6 +88,8 @@ def sharpen(
     Raises:
         Error: a subclass with one sentence and an exit code.
     """
+    if not os.fspath(output):
+        raise UsageError("output names the file to write; it is missing.")
     load_model, name = loader(model, options)
     wanted = options_from({"model": name, **options})
     with python_warnings(), prepared(pan, ms, os.fspath(output), wanted, lambda: load_model(wanted)) as scene:
@@ -108,7 +111,7 @@ def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Sharpen
         return load_for(wanted)
 
 
-def open_pair(pan: RasterLike, ms: RasterLike | Sequence[RasterLike], **options: Any) -> ScenePair:
+def open_pair(pan: RasterLike, ms: RasterLike | Sequence[RasterLike] = (), **options: Any) -> ScenePair:
     """Open PAN and MS as one pair; use it in a `with` statement.
 
     Args:

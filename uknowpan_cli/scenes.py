@@ -2,12 +2,14 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from uknowpan.deliveries import understood
 from uknowpan.errors import OutOfMemory, UsageError
 from uknowpan.files import check_outputs, check_suffixes, try_creation
 from uknowpan.loading import tiles_at_once
@@ -89,10 +91,13 @@ def open_scene(
     ms: RasterLike | Sequence[RasterLike],
     options: SharpenOptions,
 ) -> ScenePair:
-    """Open the pair as the options ask."""
+    """Open the pair as the options ask; without an MS, `pan` is a product."""
     bounds: Any = options.bounds
     bands: Any = options.bidx
-    return open_pair(
+    delivery = understood(pan) if isinstance(pan, str | os.PathLike) and not ms else None
+    if delivery is not None:
+        line, (pan, ms), bands = delivery.line(bands), delivery.rasters(bands), None
+    pair = open_pair(
         pan,
         ms,
         pan_band=options.pan_bidx,
@@ -103,6 +108,9 @@ def open_scene(
         valid=options.valid,
         bounds=bounds,
     )
+    if delivery is not None:
+        pair.notes.insert(0, line)
+    return pair
 
 
 @contextmanager
@@ -122,7 +130,7 @@ def prepared(
     """Open a scene and check that it can be sharpened as asked, before anything is computed.
 
     Args:
-        pan, ms: the rasters.
+        pan, ms: the rasters; without an MS, `pan` is a product.
         output: the file to write.
         options: the options of the run.
         load: returns the sharpener; called when the files are in order.

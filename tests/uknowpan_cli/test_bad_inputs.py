@@ -365,7 +365,7 @@ TABLE = [
     Row("two scales", 2, "exclude", plain("--max-value", 255, "--bit-depth", 8)),
     Row("complex ms", 3, "complex", complex_ms),
     Row("unknown option", 2, "no such option", plain("--sharpness", 11), usage=True),
-    Row("no ms", 2, "missing argument", lambda b: [b.pair().pan], usage=True),
+    Row("no ms", 2, "alone is no product", lambda b: [b.pair().pan]),
 ]  # fmt: skip
 
 

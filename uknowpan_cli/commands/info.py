@@ -9,7 +9,7 @@ import typer
 
 from uknowpan.commands import shared as opt
 from uknowpan.console import run_began, to_json
-from uknowpan.errors import Error, UsageError
+from uknowpan.errors import Error
 from uknowpan.options import RUN, SharpenOptions
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ OPTIONS = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid
 def info(
     ctx: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(metavar="PAN MS... | CHECKPOINT", help="A scene pair, or a checkpoint.")
+        list[str],
+        typer.Argument(metavar="PAN MS... | PRODUCT | CHECKPOINT", help="A scene pair, a product, or a checkpoint."),
     ],
     options: SharpenOptions,
     displacement: Annotated[
@@ -37,25 +38,24 @@ def info(
 
     Example: uknowpan info pan.tif ms.tif
     """
-    if len(paths) == 1:
-        from uknowpan.commands.models import show
-        from uknowpan.models.checkpoints import bundled_models
+    from uknowpan.models.checkpoints import bundled_models
 
-        path = paths[0]
-        if path not in bundled_models() and not path.endswith(".safetensors"):
-            raise UsageError(
-                f"info takes PAN and MS, or a checkpoint; {path!r} alone is neither a bundled model "
-                "nor a .safetensors file."
-            )
-        show(path, as_json=as_json)
+    if len(paths) == 1 and (paths[0] in bundled_models() or paths[0].endswith(".safetensors")):
+        from uknowpan.commands.models import show
+
+        show(paths[0], as_json=as_json)
         return
     began = run_began()
+    from uknowpan.deliveries import understood
     from uknowpan.loading import load_for
     from uknowpan.scenes import open_scene
     from uknowpan.tiling.raster import bounded_gdal_cache
 
+    delivery = understood(paths[0]) if len(paths) == 1 else None
     with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
         facts = _scene(pair, load_for(options), options, began, displacement)
+    if delivery is not None:
+        facts["product"] = {"kind": delivery.kind, "ms_bands": delivery.numbered(), "left_out": delivery.left_out}
     typer.echo(to_json(facts) if as_json else _text(facts))
 
 
@@ -139,6 +139,9 @@ def _text(facts: dict[str, Any]) -> str:
         ("scale", f"PAN {scale['pan']:g}, MS {scale['ms']:g} ({scale['source']})"),
         ("shift", measured),
     ]
+    if "product" in facts:
+        rows.insert(0, ("product", facts["product"]["kind"]))
+        rows.insert(1, ("--bidx", facts["product"]["ms_bands"]))
     if facts["softness_ms_pixels"] is not None:
         rows.append(("softness", f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"))
     model = facts["model"]

@@ -13,15 +13,23 @@ from uknowpan.options import RESULT, RUN, SharpenOptions
 @opt.shares()
 def sharpen(
     ctx: typer.Context,
-    pan: Annotated[str, typer.Argument(metavar="PAN", help="Panchromatic raster, one band; FILE,band=N selects one.")],
-    ms: Annotated[
-        list[str],
+    pan: Annotated[
+        str,
         typer.Argument(
-            metavar="MS...", help="Multispectral raster; or several files, their bands in order; FILE,band=N selects."
+            metavar="PAN|PRODUCT",
+            help="Panchromatic raster, one band; FILE,band=N selects one. Or a product: its folder or metadata.",
         ),
     ],
     output: Annotated[str, opt.option("--output -o --out", RESULT, "GeoTIFF to write.", "FILE")],
     options: SharpenOptions,
+    ms: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MS...]",
+            help="Multispectral raster; or several files, their bands in order; FILE,band=N selects.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, opt.option("--dry-run", RUN, "Print grid, memory and time, and write nothing.")] = False,
     as_json: opt.JsonOption = False,
     log_json: opt.LogJsonOption = None,
@@ -42,7 +50,7 @@ def sharpen(
     with (
         progress("survey", quiet or dry_run, "samples") as shown,
         prepared(
-            *(pan, ms, output, options, lambda: load_for(options)),
+            *(pan, ms or [], output, options, lambda: load_for(options)),
             dry_run=dry_run, began=began, on_progress=shown,
         ) as scene,
     ):  # fmt: skip
@@ -54,6 +62,8 @@ def sharpen(
             return
         report = sharpen_scene(scene, shown.stage("sharpen", "Mpx"))
     if not quiet:
+        if not ms:
+            say(report.notes[0])
         size = f"{report.width} x {report.height} pixels, {report.bands} bands"
         speed = f"in {report.seconds:.1f} s, {report.megapixels_per_second:.3g} Mpx/s"
         say(f"{report.output}: {size}, by {report.method} {speed}")

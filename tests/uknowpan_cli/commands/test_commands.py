@@ -115,7 +115,7 @@ def test_info_of_a_checkpoint(uknowpan: Run, tiny_model: Path) -> None:
 def test_info_refuses(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     pair = make_pair()
     for words, code, says in (
-        ([pair.pan], 2, "neither a bundled model nor"),
+        ([pair.pan], 2, "alone is no product"),
         ([tmp_path / "none.safetensors"], 5, "no model"),
         ([pair.pan, tmp_path / "none.tif"], 3, "No such file"),
         ([*pair.ms, pair.pan], 3, "4 bands"),

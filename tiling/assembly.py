@@ -1,0 +1,169 @@
+"""Bands of several files, or tiles of one image, as one raster: GDAL's VRT, which is never written to a file."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from rasterio.io import DatasetReader
+
+from uknowpan.tiling.errors import IncompatiblePair
+from uknowpan.tiling.raster import Assembly, has_mask, open_raster, usable_nodata
+from uknowpan.tiling.window import same_crs
+
+_TOLERANCE = 0.01
+"""Pixels by which a tile may lie off the grid of the first one, at any corner."""
+
+_GDAL_TYPES = {
+    **{"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32"},
+    **{"uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64"},
+}
+
+Part = tuple[str, int]
+"""(file, band from 1)"""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Where a tile lies, in pixels from the first one's corner, and its bands."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+    bands: Sequence[tuple[str, DatasetReader, int]]
+
+
+def assembled(
+    name: str,
+    tiles: Sequence[Sequence[Part]],
+    *,
+    descriptions: Sequence[str | None] = (),
+    nodata: float | None = None,
+    bits: int | None = None,
+    beside: Sequence[str] = (),
+) -> Assembly:
+    """One raster of tiles that share a pixel grid; the bands of each tile in order.
+
+    Args:
+        name: its name in messages.
+        tiles: the bands of each tile; later tiles lie on top.
+        descriptions: of the bands; default: as the first tile's files declare.
+        nodata: instead of the one that the files declare.
+        bits: significant bits, where the files do not declare them.
+        beside: more files that the raster depends on, such as the metadata of a product.
+
+    Raises:
+        InputUnreadable, IncompatiblePair: a file cannot be opened, or does not fit the others.
+    """
+    with ExitStack() as closing:
+        paths = dict.fromkeys(path for tile in tiles for path, _ in tile)
+        opened = {path: closing.enter_context(open_raster(path)) for path in paths}
+        base = opened[tiles[0][0][0]]
+        placed = [_placed([(path, opened[path], band) for path, band in tile], base) for tile in tiles]
+        top, left = min(tile.row for tile in placed), min(tile.col for tile in placed)
+        height = max(tile.row + tile.height for tile in placed) - top
+        width = max(tile.col + tile.width for tile in placed) - left
+        first = placed[0].bands
+        values = [_nodata([tile.bands[i] for tile in placed], nodata) for i in range(len(first))]
+        lines = [f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">', *_place(first[0][1], top, left)]
+        for i, value in enumerate(values):
+            lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits)
+        masked = any(has_mask(data) for data in opened.values())
+        if masked or (len(tiles) > 1 and None in values):  # between tiles there is nothing
+            sources = [_source(tile, (top, left), tile.bands[0][0], f"mask,{tile.bands[0][2]}") for tile in placed]
+            lines += ['<MaskBand><VRTRasterBand dataType="Byte">', *sources, "</VRTRasterBand></MaskBand>"]
+        return Assembly(name, "\n".join([*lines, "</VRTDataset>"]), (*paths, *beside))
+
+
+def _placed(bands: Sequence[tuple[str, DatasetReader, int]], base: DatasetReader) -> _Tile:
+    """A tile on the grid of the first one."""
+    path, data, _ = bands[0]
+    for other, same, _ in bands:
+        if (same.shape, same.transform) != (data.shape, data.transform) or not same_crs(same.crs, data.crs):
+            raise IncompatiblePair(f"{other} and {path} differ in size or place, but are bands of one image.")
+    step = ~base.transform * data.transform
+    drift = max(abs(step.a - 1) * data.width, abs(step.e - 1) * data.height, abs(step.b), abs(step.d))
+    off = max(abs(value - round(value)) for value in (step.c, step.f))
+    if max(drift, off) > _TOLERANCE or not same_crs(data.crs, base.crs):
+        raise IncompatiblePair(
+            f"{path} and {base.name} are tiles, but do not share one pixel grid; make one image of them: gdalwarp."
+        )
+    return _Tile(round(step.f), round(step.c), data.height, data.width, bands)
+
+
+def _nodata(bands: Sequence[tuple[str, DatasetReader, int]], wanted: float | None) -> float | None:
+    """The nodata value of one band of all tiles."""
+    declared: list[float | None] = [
+        usable_nodata(data.nodatavals[band - 1] if wanted is None else wanted, data.dtypes[band - 1])
+        for _, data, band in bands
+    ]
+    kinds = {repr(value) for value in declared}
+    if len(kinds) > 1:
+        raise IncompatiblePair(
+            f"{bands[0][0]} and its other tiles declare different nodata values ({', '.join(sorted(kinds))}); "
+            "make one image of them: gdalwarp."
+        )
+    return declared[0]
+
+
+def _place(data: DatasetReader, top: int, left: int) -> list[str]:
+    """Lines for CRS, geotransform, RPCs and tags."""
+    lines = []
+    if data.crs:
+        lines.append(f"<SRS>{escape(data.crs.to_wkt())}</SRS>")
+    if not data.transform.is_identity:
+        transform = data.transform * data.transform.translation(left, top)
+        lines.append(f"<GeoTransform>{', '.join(repr(value) for value in transform.to_gdal())}</GeoTransform>")
+    lines += _metadata(data.tags())
+    lines += _metadata(data.tags(ns="RPC"), "RPC")
+    return lines
+
+
+def _metadata(tags: dict[str, str], domain: str = "") -> list[str]:
+    if not tags:
+        return []
+    where = f" domain={quoteattr(domain)}" if domain else ""
+    items = [f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in tags.items()]
+    return [f"<Metadata{where}>", *items, "</Metadata>"]
+
+
+def _band(
+    index: int,
+    tiles: Sequence[_Tile],
+    corner: tuple[int, int],
+    nodata: float | None,
+    description: str | None,
+    bits: int | None,
+) -> list[str]:
+    """Lines for one band, with what the first tile's file declares of it."""
+    _, data, band = tiles[0].bands[index]
+    kind = np.result_type(*(np.dtype(t.bands[index][1].dtypes[t.bands[index][2] - 1]) for t in tiles))
+    height, width = data.block_shapes[band - 1]
+    described = description or data.descriptions[band - 1]
+    structure = {"NBITS": str(bits)} if bits else {}
+    structure |= {k: v for k, v in data.tags(band, ns="IMAGE_STRUCTURE").items() if k == "NBITS"}
+    return [
+        f'<VRTRasterBand dataType="{_GDAL_TYPES.get(kind.name, "CFloat64")}" band="{index + 1}"'
+        f' blockXSize="{width}" blockYSize="{height}">',
+        *([f"<Description>{escape(described)}</Description>"] if described else []),
+        *_metadata(data.tags(band)),
+        *_metadata(structure, "IMAGE_STRUCTURE"),
+        *([] if nodata is None else [f"<NoDataValue>{nodata!r}</NoDataValue>"]),
+        f"<ColorInterp>{data.colorinterp[band - 1].name.capitalize()}</ColorInterp>",
+        f"<UnitType>{escape(data.units[band - 1] or '')}</UnitType>",
+        f"<Offset>{data.offsets[band - 1]!r}</Offset>",
+        f"<Scale>{data.scales[band - 1]!r}</Scale>",
+        *(_source(tile, corner, tile.bands[index][0], tile.bands[index][2]) for tile in tiles),
+        "</VRTRasterBand>",
+    ]
+
+
+def _source(tile: _Tile, corner: tuple[int, int], path: str, band: int | str) -> str:
+    size = f'xSize="{tile.width}" ySize="{tile.height}"'
+    return (
+        f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename><SourceBand>{band}'
+        f'</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
+        f'<DstRect xOff="{tile.col - corner[1]}" yOff="{tile.row - corner[0]}" {size}/></SimpleSource>'
+    )

@@ -1,0 +1,104 @@
+"""A delivery: which files of a product are the PAN, and which are the bands of the MS."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uknowpan.errors import InputError, UsageError
+from uknowpan.tiling.assembly import Part, assembled
+from uknowpan.tiling.raster import Assembly
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band of the MS, in one file or in tiles."""
+
+    name: str
+    tiles: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A product as it is delivered. Its rasters were not opened yet."""
+
+    product: str
+    """The product's folder or metadata, as given."""
+    kind: str
+    """Sensor and level, for people."""
+    pan: tuple[Part, ...]
+    """Tiles of the panchromatic band."""
+    ms: tuple[Band, ...]
+    """Bands of the MS in the product's order, which `--bidx` counts."""
+    usual: tuple[int, ...] = ()
+    """Bands, from 1, that are taken by default; empty: all."""
+    nodata: float | None = None
+    """Value of fill; None: as the files declare."""
+    bits: int | None = None
+    """Significant bits; None: as the files declare."""
+    metadata: tuple[str, ...] = ()
+    """Metadata files that were read."""
+    left_out: tuple[str, ...] = ()
+    """Parts that are not used, with the reason."""
+
+    @property
+    def name(self) -> str:
+        return Path(self.product).name or self.product
+
+    def chosen(self, numbers: Sequence[int] | None) -> tuple[int, ...]:
+        """Numbers of the MS bands, from 1; None: the usual ones. Raises UsageError."""
+        numbers = tuple(numbers or self.usual or range(1, len(self.ms) + 1))
+        wrong = [number for number in numbers if not 1 <= number <= len(self.ms)]
+        if wrong:
+            raise UsageError(f"--bidx {wrong[0]}: {self.name} has the MS bands {self.numbered()}.")
+        return numbers
+
+    def numbered(self) -> str:
+        """The MS bands with their numbers."""
+        return ", ".join(f"{number} {band.name}" for number, band in enumerate(self.ms, 1))
+
+    def line(self, numbers: Sequence[int] | None = None) -> str:
+        """What was understood, in one line."""
+        names = ", ".join(self.ms[number - 1].name for number in self.chosen(numbers))
+        pan = Path(self.pan[0][0]).name + (f" and {len(self.pan) - 1} more tiles" if self.pan[1:] else "")
+        left = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{self.name} is {self.kind}: PAN {pan}, MS {names}{left}."
+
+    def rasters(self, numbers: Sequence[int] | None = None) -> tuple[Assembly, Assembly]:
+        """PAN and MS as one raster each, the MS with its bands' names.
+
+        Raises:
+            UsageError: no such band.
+            InputError: a file is missing, or tiles do not fit.
+        """
+        bands = [self.ms[number - 1] for number in self.chosen(numbers)]
+        for band in (Band("PAN", self.pan), *bands):
+            for path, _ in band.tiles:
+                if not (path.startswith("/vsi") or os.path.isfile(path)):
+                    raise InputError(f"{self.name} lacks {path} ({band.name}); fetch it, or choose bands with --bidx.")
+        pan = assembled(f"the PAN of {self.name}", [[part] for part in self.pan], nodata=self.nodata, bits=self.bits)
+        ms = assembled(
+            f"the MS of {self.name}",
+            list(zip(*(band.tiles for band in bands), strict=True)),
+            descriptions=[band.name for band in bands],
+            nodata=self.nodata,
+            bits=self.bits,
+            beside=self.metadata,
+        )
+        return pan, ms
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A metadata file. Raises InputError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path} is no UTF-8 text; fetch it anew.") from error
+
+
+def only(candidates: Sequence[str | os.PathLike[str]], what: str, product: str) -> str:
+    """The one candidate. Raises InputError for two or more."""
+    if len(candidates) > 1:
+        names = " and ".join(Path(path).name for path in candidates[:2])
+        raise InputError(f"{product} holds {len(candidates)} {what} ({names}, ...); name one of them.")
+    return str(candidates[0])

@@ -1,0 +1,86 @@
+"""Landsat 7, 8 and 9, level 1: the MTL file lists the files of the bands (USGS LSDS-1337, LSDS-1822)."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uknowpan.deliveries.delivery import Band, Delivery, only, read_text
+from uknowpan.errors import InputError
+
+_ETM = {1: "blue", 2: "green", 3: "red", 4: "nir", 5: "swir 1", 7: "swir 2"}
+_OLI = {1: "coastal", 2: "blue", 3: "green", 4: "red", 5: "nir", 6: "swir 1", 7: "swir 2", 9: "cirrus"}
+_BANDS = {"LANDSAT_7": _ETM, "LANDSAT_8": _OLI, "LANDSAT_9": _OLI}
+"""Spacecraft -> its bands of 30 m. The thermal bands are coarser."""
+_PAN = 8
+_USUAL = ("blue", "green", "red", "nir")
+_FILL = 0.0
+
+
+def read(place: Path) -> Delivery | None:
+    """The delivery of a folder with an MTL file, or of that file; None where there is none.
+
+    Raises:
+        InputError: it is of another level or satellite, or names no band 8.
+    """
+    metadata = place
+    if place.is_dir():
+        beside = sorted(place.glob("*_MTL.json")) or sorted(place.glob("*_MTL.txt"))
+        if not beside:
+            return None
+        metadata = Path(only(beside, "MTL files", str(place)))
+    elif not re.search(r"_MTL\.(json|txt)$", place.name):
+        return None
+    facts = _facts(metadata)
+    craft = facts.get("SPACECRAFT_ID", "an unknown satellite").replace("LANDSAT", "Landsat").replace("_", " ")
+    level = facts.get("PROCESSING_LEVEL") or facts.get("DATA_TYPE", "")
+    if level.startswith("L2"):
+        raise InputError(f"{place} is level 2, which has no PAN; take the level-1 product of the same scene.")
+    bands = _BANDS.get(facts.get("SPACECRAFT_ID", ""))
+    files = {
+        number: str(metadata.parent / facts[key])
+        for number in (*(bands or ()), _PAN)
+        if (key := f"FILE_NAME_BAND_{number}") in facts
+    }
+    if bands is None or _PAN not in files:
+        raise InputError(f"{place} is of {craft} and names no band 8; only Landsat 7, 8 and 9, level 1, have a PAN.")
+    ms = tuple(Band(name, ((files[number], 1),)) for number, name in bands.items() if number in files)
+    names = [band.name for band in ms]
+    missing = [name for name in _USUAL if name not in names]
+    if missing:
+        raise InputError(f"{metadata} names no file of the band {missing[0]}; fetch it anew.")
+    return Delivery(
+        product=str(place),
+        kind=f"{craft}, level {level or 1}",
+        pan=((files[_PAN], 1),),
+        ms=ms,
+        usual=tuple(names.index(name) + 1 for name in _USUAL),
+        nodata=_FILL,
+        metadata=(str(metadata),),
+        left_out=("thermal bands",),
+    )
+
+
+def _facts(metadata: Path) -> dict[str, str]:
+    """Keys of all groups of an MTL file; the first of a name counts, which is the product's own."""
+    text = read_text(metadata)
+    if metadata.suffix == ".txt":
+        pairs = re.findall(r'(?m)^\s*(\w+)\s*=\s*"?([^"\n]*?)"?\s*$', text)
+    else:
+        try:
+            pairs = list(_pairs(json.loads(text)))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{metadata} is no JSON ({error}); fetch it anew.") from error
+    facts: dict[str, str] = {}
+    for key, value in pairs:
+        facts.setdefault(key, value)
+    return facts
+
+
+def _pairs(group: Any) -> Iterator[tuple[str, str]]:
+    for key, value in group.items() if isinstance(group, dict) else ():
+        if isinstance(value, dict):
+            yield from _pairs(value)
+        else:
+            yield key, str(value)
