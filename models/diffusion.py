@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.types import Condition, Denoised
 
-Denoiser = Callable[[Tensor, Tensor, Condition], Denoised]
+Denoiser = Callable[[Tensor | None, Tensor, Condition], Denoised]
+"""x_t, t, condition; x_t is None at the last timestep of a network that starts from zeros."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class NoiseSchedule:
 
     alphas_cumprod: Tensor
     """(T,) float64, falling."""
+    _held: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """The same on each device that asked for it: a copy for every step would make the host wait for the device."""
 
     @staticmethod
     def cosine(timesteps: int = TIMESTEPS, s: float = 0.008) -> NoiseSchedule:
@@ -53,11 +56,17 @@ class NoiseSchedule:
 
     def signal(self, t: Tensor) -> Tensor:
         """sqrt(alpha_bar_t), shaped to multiply (B, C, H, W)."""
-        return self.alphas_cumprod.to(t.device)[t].sqrt().float().view(-1, 1, 1, 1)
+        return self._on(t.device)[t].sqrt().float().view(-1, 1, 1, 1)
 
     def noise(self, t: Tensor) -> Tensor:
         """sqrt(1 - alpha_bar_t), shaped to multiply (B, C, H, W)."""
-        return (1 - self.alphas_cumprod.to(t.device)[t]).sqrt().float().view(-1, 1, 1, 1)
+        return (1 - self._on(t.device)[t]).sqrt().float().view(-1, 1, 1, 1)
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._held:
+            with torch.inference_mode(False):  # sharpening may ask first, training later
+                self._held[device] = self.alphas_cumprod.to(device)
+        return self._held[device]
 
 
 def add_noise(schedule: NoiseSchedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -74,7 +83,7 @@ def add_noise(schedule: NoiseSchedule, x0: Tensor, t: Tensor, noise: Tensor) -> 
 
 def ddim_sample(
     denoise: Denoiser,
-    x_t: Tensor,
+    x_t: Tensor | None,
     timesteps: Sequence[int],
     schedule: NoiseSchedule,
     condition: Condition,
@@ -86,7 +95,7 @@ def ddim_sample(
 
     Args:
         denoise: network (x_t, t, condition) -> `Denoised`.
-        x_t: (B, C, H, W) standard normal noise.
+        x_t: (B, C, H, W) standard normal noise; None for one step of a network that starts from zeros.
         timesteps: falling; the last evaluation's x0 is the answer.
         schedule: the noise schedule.
         condition: of the scene.
@@ -98,15 +107,16 @@ def ddim_sample(
     Returns:
         The network's output at the last step.
     """
-    batch = x_t.shape[0]
+    from_zeros = getattr(denoise, "starts_from_zeros", False)
+    like = condition.lms if x_t is None else x_t
     result = None
     for i, step in enumerate(timesteps):
-        t = torch.full((batch,), step, dtype=torch.int64, device=x_t.device)
+        t = torch.full((len(like),), step, dtype=torch.int64, device=like.device)
         fed = torch.full_like(t, len(timesteps) - 1 - i) if respaced_time_index else t
-        result = denoise(x_t, fed, condition)
+        result = denoise(None if from_zeros and step == len(schedule) - 1 else x_t, fed, condition)
         if self_conditioning:
             condition = replace(condition, self_cond=result.x0)
-        if i + 1 < len(timesteps):
+        if x_t is not None and i + 1 < len(timesteps):
             noise = (x_t - schedule.signal(t) * result.x0) / schedule.noise(t)
             after = torch.full_like(t, timesteps[i + 1])
             x_t = add_noise(schedule, result.x0, after, noise)
@@ -143,13 +153,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-@lru_cache(maxsize=1)
-def _normal_table() -> Tensor:
+@lru_cache
+@torch.inference_mode(False)
+def _normal_table(device: str) -> Tensor:
     """Quantiles of N(0, 1) at the middle of 2^16 equal probabilities, to unit variance."""
     p = (torch.arange(1 << _TABLE_BITS, dtype=torch.float64) + 0.5) / (1 << _TABLE_BITS)
     q = torch.special.ndtri(p)
     table: Tensor = (q / q.square().mean().sqrt()).float()
-    return table
+    return table.to(device)
 
 
 def position_noise(
@@ -175,12 +186,11 @@ def position_noise(
     Returns:
         (bands, height, width) float32.
     """
-    keys = torch.tensor(_KEYS, dtype=torch.int64, device=device)
     y = torch.arange(row, row + height, dtype=torch.int64, device=device)
     x = torch.arange(col, col + width, dtype=torch.int64, device=device)
     b = torch.arange(bands, dtype=torch.int64, device=device)
-    start = _mix(torch.tensor(_signed(seed % (1 << 64)), device=device) + keys[0])
-    per_band = _mix(start + (b + 1) * keys[1])
-    per_row = _mix(per_band[:, None] + y[None, :] * keys[2])
-    bits = _mix(per_row[:, :, None] ^ _mix(x * keys[0] + keys[1])[None, None, :])
-    return _normal_table().to(device)[_shift_right(bits, 64 - _TABLE_BITS)]
+    start = int(_mix(torch.tensor(_signed(seed % (1 << 64))) + _KEYS[0]))  # on the CPU, where nothing has to wait
+    per_band = _mix(start + (b + 1) * _KEYS[1])
+    per_row = _mix(per_band[:, None] + y[None, :] * _KEYS[2])
+    bits = _mix(per_row[:, :, None] ^ _mix(x * _KEYS[0] + _KEYS[1])[None, None, :])
+    return _normal_table(str(device))[_shift_right(bits, 64 - _TABLE_BITS)]

@@ -216,10 +216,10 @@ class NetworkSharpener:
                 self_conditioning=self.card.self_conditioning,
             )
 
-    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor:
+    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor | None:
         bands, height, width = condition.lms.shape[1:]
         if self.steps == 1 and getattr(self.model, "starts_from_zeros", False):
-            return torch.zeros_like(condition.lms)  # noise that nothing would see costs time
+            return None
         return torch.stack(
             [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
         )

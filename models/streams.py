@@ -124,34 +124,33 @@ class StreamsStudent(nn.Module):
         bias[1], bias[LOG_V] = 1.0, -1.0
         self.out.bias = nn.Parameter(bias.flatten())
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+    def forward(self, x_t: Tensor | None, t: Tensor, condition: Condition) -> Denoised:
         """Predict the clean standardised residual.
 
         Args:
-            x_t: (B, C, H, W), H and W multiples of 4.
+            x_t: (B, C, H, W), H and W multiples of 4; None: all timesteps are the last.
             t: (B,) timesteps.
             condition: from `generic_condition`.
 
         Returns:
-            `Denoised` with x0, log_sigma and, unless all timesteps are the last, emphasis (B, C, H, W).
+            `Denoised` with x0, log_sigma and, with x_t, emphasis (B, C, H, W).
 
         Raises:
             ValueError: H or W is no multiple of 4, or the condition has no features.
         """
-        height, width = x_t.shape[-2:]
+        height, width = condition.lms.shape[-2:]
         if height % 4 or width % 4:
             raise ValueError(f"the student needs windows of multiples of 4, not {height} x {width}")
         band, pan, scene = condition.band_features, condition.pan_features, condition.scene
         if band is None or pan is None or scene is None:
             raise ValueError("the student needs the condition made by generic_condition")
         at_end = (t == self.config.timesteps - 1).view(-1, 1, 1, 1)
-        blind = not t.is_meta and bool(at_end.all())  # a meta tensor has no values to ask
-        maps = self._maps(None if blind else x_t.masked_fill(at_end, 0.0), t, band, pan, scene)
+        maps = self._maps(None if x_t is None else x_t.masked_fill(at_end, 0.0), t, band, pan, scene)
         mean = torch.addcmul(maps[:, :, CORRECTION], maps[:, :, MISSING], band[:, :, BACK_PROJECTION])
         for k in range(INJECTIONS):
             mean = torch.addcmul(mean, maps[:, :, k], band[:, :, k])
         log_sigma = maps[:, :, LOG_SIGMA].clamp(-8.0, 6.0)
-        if blind:
+        if x_t is None:
             return Denoised(x0=mean, log_sigma=log_sigma)
         signal, noise = self.schedule.signal(t).masked_fill(at_end, 0.0), self.schedule.noise(t)
         variance = torch.exp(2 * maps[:, :, LOG_V].clamp(-5.0, 3.0))

@@ -118,6 +118,27 @@ def _scaled(items: list[tuple[int, TileArrays]], scene: Scene) -> _Batch:
     return _Batch(items, pan, ms)
 
 
+class _Fetched:
+    """A result on its way to the host: copied while the device computes the next batch."""
+
+    def __init__(self, done: Sharpened, scale: float):
+        self.bands, self._arrived = done.hrms.shape[1], None
+        both = done.hrms if done.sigma is None else torch.cat([done.hrms, done.sigma], 1)
+        self._both = (both * scale).float()
+        if self._both.device.type == "cuda":
+            here = torch.empty(self._both.shape, pin_memory=True)
+            self._both = here.copy_(self._both, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def arrays(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """hrms and sigma, in the scene's units, on the CPU; waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        sigma = self._both[:, self.bands :]
+        return self._both[:, : self.bands], sigma if sigma.shape[1] else None
+
+
 def _core(x: Array, margin: int) -> Array:
     return x[..., margin:-margin, margin:-margin] if margin else x
 
@@ -146,9 +167,8 @@ def sharpen_row(scene: Scene, tiles: Sequence[Tile], on_area: Callable[[int], No
     pair, margin, scale = scene.pair, scene.plan.margin, scene.survey.scale
     ratio, origin = pair.ratio, pair.origin
 
-    def keep(batch: _Batch, done: Sharpened) -> None:
-        hrms = (done.hrms * scale.ms).float().cpu()
-        sigma = None if done.sigma is None else (done.sigma * scale.ms).float().cpu()
+    def keep(batch: _Batch, fetched: _Fetched) -> None:
+        hrms, sigma = fetched.arrays()
         wanted = torch.from_numpy(np.stack([_core(a.valid, margin * ratio) for _, a in batch.items]))[:, None]
         unusable = sigma is not None and not (torch.isfinite(sigma) | ~wanted).all()
         if unusable or not torch.isfinite(hrms).all():  # written, they would pass for nodata
@@ -165,10 +185,10 @@ def sharpen_row(scene: Scene, tiles: Sequence[Tile], on_area: Callable[[int], No
             row.sigma[i] = None if sigma is None else sigma[k].numpy()
         on_area(scene.area([tiles[i] for i, _ in batch.items]))
 
-    late: tuple[_Batch, Sharpened] | None = None  # computed while the next one is launched
+    late: tuple[_Batch, _Fetched] | None = None  # computed while the next one is launched
     for batch in _prefetched(_batches(scene, tiles)):
         places = [((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio) for i, _ in batch.items]
-        done = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
+        done = _Fetched(scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places), scale.ms)
         if late is not None:
             keep(*late)
         late = (batch, done)

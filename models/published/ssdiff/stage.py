@@ -173,7 +173,7 @@ class SSDiffStage(DiffusionStage):
             return super().sample(model, noise, condition)
         scale = self.scale(noise)
 
-        def clamped(x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+        def clamped(x_t: Tensor | None, t: Tensor, condition: Condition) -> Denoised:
             output = model(x_t, t, condition)
             return replace(output, x0=(condition.lms + scale * output.x0).clamp(0, 1) / scale)
 
