@@ -1,15 +1,17 @@
 """Bands of several files, or tiles of one image, as one raster: GDAL's VRT, which is never written to a file."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import combinations
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from rasterio.io import DatasetReader
 
 from uknowpan.tiling.errors import IncompatiblePair
-from uknowpan.tiling.raster import Assembly, has_mask, open_raster, usable_nodata
+from uknowpan.tiling.raster import Assembly, RasterLike, has_mask, open_raster, parse_band_spec, usable_nodata
 from uknowpan.tiling.window import same_crs
 
 _TOLERANCE = 0.01
@@ -75,6 +77,35 @@ def assembled(
             sources = [_source(tile, (top, left), tile.bands[0][0], f"mask,{tile.bands[0][2]}") for tile in placed]
             lines += ['<MaskBand><VRTRasterBand dataType="Byte">', *sources, "</VRTRasterBand></MaskBand>"]
         return Assembly(name, "\n".join([*lines, "</VRTDataset>"]), (*paths, *beside))
+
+
+def joined(specs: Sequence[RasterLike], nodata: float | None) -> list[RasterLike]:
+    """Tiles of one MS as one raster; files that show the same place, such as single bands, stay as they are.
+
+    Raises:
+        InputUnreadable, IncompatiblePair: a file cannot be opened, or the tiles do not share a pixel grid.
+    """
+    paths = [os.fspath(spec) for spec in specs if isinstance(spec, str | os.PathLike)]
+    if len(paths) < 2 or len(paths) < len(specs) or any(parse_band_spec(path)[1] is not None for path in paths):
+        return list(specs)
+    with ExitStack() as closing:
+        opened = [closing.enter_context(open_raster(path)) for path in paths]
+        counts, bounds = {data.count for data in opened}, [data.bounds for data in opened]
+        if len(counts) > 1 or any(data.transform.is_identity for data in opened) or not apart(bounds):
+            return list(specs)
+    bands = range(1, counts.pop() + 1)
+    name = f"{paths[0]} with its {len(paths) - 1} other tiles"
+    return [assembled(name, [[(path, band) for band in bands] for path in paths], nodata=nodata)]
+
+
+def apart(bounds: Sequence[tuple[float, float, float, float]]) -> bool:
+    """Whether rectangles (left, bottom, right, top) share less than half of the smaller one, two by two."""
+
+    def shared(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+        return max(width, 0) * max(height, 0)
+
+    return all(shared(a, b) < 0.5 * min(shared(a, a), shared(b, b)) for a, b in combinations(bounds, 2))
 
 
 def _placed(bands: Sequence[tuple[str, DatasetReader, int]], base: DatasetReader) -> _Tile:

@@ -14,6 +14,7 @@ import numpy as np
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 
+from uknowpan.tiling.assembly import joined
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
 from uknowpan.tiling.fill import (
     FILL_REACH,
@@ -314,7 +315,7 @@ def open_pair(
 
     Args:
         pan, ms: anything GDAL opens, `FILE,band=N`, or open datasets, which are not closed; several MS
-            rasters are stacked in order.
+            rasters are stacked in order, or joined where they are tiles that lie side by side.
         pan_band: 1-based.
         ms_bands: 1-based numbers in the stack of all bands of all files, alpha included: an alpha band
             that is named is data, otherwise it is the mask.
@@ -327,7 +328,7 @@ def open_pair(
     Raises:
         InputUnreadable, IncompatiblePair: files that cannot be opened, or do not fit.
     """
-    specs = list(ms) if isinstance(ms, Sequence) and not isinstance(ms, str) else [ms]
+    specs: list[RasterLike] = list(ms) if isinstance(ms, Sequence) and not isinstance(ms, str) else [ms]
     if not specs:
         raise IncompatiblePair("No MS raster was given; name one file, or one for each band.")
     if resampling not in Resampling.__members__:
@@ -339,6 +340,7 @@ def open_pair(
     try:
         with ExitStack() as closing:
             opener, remarks = Opener(closing), Remarks()
+            specs = joined(specs, nodata)
             pan_raster = _open_pan(opener, pan, pan_band, nodata, remarks)
             rasters = _open_ms(opener, specs, ms_bands, nodata, remarks)
             refuse_unplaced(pan_raster, rasters)

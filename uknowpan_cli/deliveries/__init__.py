@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from uknowpan.deliveries import landsat
+from uknowpan.deliveries import folder, landsat
 from uknowpan.deliveries.delivery import Band as Band
 from uknowpan.deliveries.delivery import Delivery as Delivery
 from uknowpan.errors import InputError, UsageError
 
-READERS: tuple[Callable[[Path], Delivery | None], ...] = (landsat.read,)
-"""Each takes a folder or a metadata file, and returns None for what is not its own."""
+READERS: tuple[Callable[[Path], Delivery | None], ...] = (landsat.read, folder.read)
+"""Each takes a folder or a metadata file, and returns None for what is not its own; the most general comes last."""
 
 
 def understood(product: str | os.PathLike[str]) -> Delivery:

@@ -15,6 +15,7 @@ class Band:
     """A band of the MS, in one file or in tiles."""
 
     name: str
+    """Empty: its file may name it."""
     tiles: tuple[Part, ...]
 
 
@@ -55,14 +56,17 @@ class Delivery:
 
     def numbered(self) -> str:
         """The MS bands with their numbers."""
-        return ", ".join(f"{number} {band.name}" for number, band in enumerate(self.ms, 1))
+        return ", ".join(f"{number} {band.name or 'unnamed'}" for number, band in enumerate(self.ms, 1))
 
     def line(self, numbers: Sequence[int] | None = None) -> str:
         """What was understood, in one line."""
-        names = ", ".join(self.ms[number - 1].name for number in self.chosen(numbers))
-        pan = Path(self.pan[0][0]).name + (f" and {len(self.pan) - 1} more tiles" if self.pan[1:] else "")
+        names = ", ".join(self.ms[number - 1].name or f"band {number}" for number in self.chosen(numbers))
+        pan, ms = (
+            Path(tiles[0][0]).name + (f" in {len(tiles)} tiles" if tiles[1:] else "")
+            for tiles in (self.pan, self.ms[0].tiles)
+        )
         left = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{self.name} is {self.kind}: PAN {pan}, MS {names}{left}."
+        return f"{self.name} is {self.kind}: PAN {pan}, MS {ms}: {names}{left}."
 
     def rasters(self, numbers: Sequence[int] | None = None) -> tuple[Assembly, Assembly]:
         """PAN and MS as one raster each, the MS with its bands' names.
@@ -80,7 +84,7 @@ class Delivery:
         ms = assembled(
             f"the MS of {self.name}",
             list(zip(*(band.tiles for band in bands), strict=True)),
-            descriptions=[band.name for band in bands],
+            descriptions=[band.name or None for band in bands],
             nodata=self.nodata,
             bits=self.bits,
             beside=self.metadata,

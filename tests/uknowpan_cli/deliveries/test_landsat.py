@@ -20,7 +20,7 @@ def test_a_folder_is_sharpened_as_its_files_are(uknowpan, tmp_path, text, named)
     (metadata,) = list(product.glob("*_MTL.json")) or list(product.glob("*_MTL.txt"))
     outcome = uknowpan("sharpen", product if named == "folder" else metadata, "-o", tmp_path / "a.tif", *BROVEY)
     assert outcome.code == 0, outcome.stderr
-    assert "is Landsat 8, level L1TP: PAN " in outcome.stderr and "MS blue, green, red, nir;" in outcome.stderr
+    assert "is Landsat 8, level L1TP: PAN " in outcome.stderr and "_B1.TIF: blue, green, red, nir;" in outcome.stderr
     files = [next(product.glob(f"*_B{number}.TIF")) for number in (8, 2, 3, 4, 5)]
     assert uknowpan("sharpen", *files, "-o", tmp_path / "b.tif", "--nodata", 0, *BROVEY).code == 0
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), read(tmp_path / "b.tif"))
