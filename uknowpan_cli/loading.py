@@ -30,8 +30,6 @@ def load_for(options: SharpenOptions) -> Sharpener:
     """
     tune_cpu(options.num_threads)
     device = choose_device(options.device)
-    if device != "cpu":
-        tune_gpu()
     try:
         sharpener = load_sharpener(
             None if options.model is None else str(options.model),
@@ -86,13 +84,13 @@ def tiles_at_once(device: str, tile_bytes: int) -> int:
 
 
 def choose_device(name: str) -> str:
-    """The device of that name; `auto` is the GPU where there is one.
+    """The device of that name; `auto` is the GPU where there is one. A GPU is set up for this process.
 
     Raises:
         UsageError: the name is unknown or PyTorch has no such device.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -102,4 +100,6 @@ def choose_device(name: str) -> str:
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"--device {name}: PyTorch sees {count} CUDA devices here.")
+    if device.type == "cuda":
+        tune_gpu()
     return name

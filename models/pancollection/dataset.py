@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.file import PanCollectionFile
 from uknowpan.models.training.bounds import is_full_scale
+from uknowpan.models.training.parallel import read_ahead
 from uknowpan.models.types import PatchBatch
 
 
@@ -153,25 +154,8 @@ class PatchBatches:
     def __init__(self, dataset: Any, sampler: PatchSampler):
         self.dataset, self.sampler = dataset, sampler
 
-    def stream(self, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
-        """The batches of steps `start` .. `stop` - 1 in order, float32, divided by full scale, read ahead by `workers`.
-
-        Raises:
-            DataError: a sample cannot be read, or the system killed a worker.
-        """
+    def stream(self, start: int, stop: int, *, workers: int = 0, device: str = "cpu") -> Iterator[Any]:
+        """The batches of steps `start` .. `stop` - 1 in order, float32, divided by full scale; see `read_ahead`."""
         self.dataset.close()  # HDF5 must not be open across a fork
-        loader: DataLoader[Any] = DataLoader(
-            self.dataset,
-            batch_sampler=map(self.sampler.draws, range(start, stop)),
-            collate_fn=self.dataset.collate,
-            num_workers=workers,
-            pin_memory=pin_memory,
-        )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                "A process that reads training data ahead was killed, perhaps for lack of memory; set fewer workers."
-            ) from error
+        wanted = map(self.sampler.draws, range(start, stop))
+        return read_ahead(self.dataset, wanted, self.dataset.collate, workers=workers, device=device)

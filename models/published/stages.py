@@ -139,11 +139,7 @@ class PatchStage(Stage):
         }
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
-        pinned, workers = torch.device(self.data.device).type == "cuda", self.data.workers
-        try:
-            yield from self.data.train.stream(start, stop, workers=workers, pin_memory=pinned)
-        except DataError as error:  # of a worker process: its traceback, then the sentence
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        yield from self.data.train.stream(start, stop, workers=self.data.workers, device=self.data.device)
 
     def predict(self, model: nn.Module, patches: PatchBatch, place: int) -> tuple[Tensor, Tensor | None]:
         """Results (B, C, H, W) and their 1-sigma, in the units of lms; the first patch's number fixes the noise."""

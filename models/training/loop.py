@@ -100,7 +100,7 @@ class Stage(Protocol):
 
     def batches(self, start: int, stop: int) -> Generator[Any]:
         """This process's share of the batches of steps `start` .. `stop` - 1, each a function of
-        its step alone; a batch has `.to(device)`."""
+        its step alone; a batch has `.to(device, non_blocking)`."""
 
     def losses(self, model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Named parts, whose sum is minimised. The batch is on the model's device; the generator
@@ -207,7 +207,9 @@ class _Run:
             group["lr"] = _learning_rate(config, step)
         self.model.train()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.amp):
-            parts = self.stage.losses(self.forward, batch.to(self.device), torch.Generator().manual_seed(seed))
+            parts = self.stage.losses(
+                self.forward, batch.to(self.device, non_blocking=True), torch.Generator().manual_seed(seed)
+            )
         loss = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,11 +1,14 @@
-"""Several processes that train one model, each on its share of every batch."""
+"""Several processes that train one model, each on its share of every batch, and those that read ahead for them."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from uknowpan.models.errors import ModelMismatch
+from uknowpan.models.errors import DataError, ModelMismatch
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,37 @@ def current_world() -> World:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return World()
+
+
+def read_ahead(
+    dataset: Any, wanted: Iterable[list[Any]], collate: Callable[[list[Any]], Any], *, workers: int, device: str
+) -> Iterator[Any]:
+    """Batches in order, made by worker processes; in page-locked memory for a GPU.
+
+    Args:
+        dataset: makes one sample of each entry of `wanted`.
+        wanted: the entries of each batch.
+        collate: makes a batch of samples.
+        workers: processes; 0: this one makes the batches, when they are asked for.
+        device: where the batches go.
+
+    Raises:
+        DataError: a sample cannot be read, or the system killed a worker.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=wanted,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+    )
+    try:
+        yield from loader
+    except DataError as error:  # of a worker process: its traceback, then the sentence
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            "A process that reads training data ahead was killed, perhaps for lack of memory; set fewer workers."
+        ) from error

@@ -8,9 +8,10 @@ and, where the scene has one, ``pan`` (1, H, W) on the same grid. Every batch is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from uknowpan.models.resample import degrade, mirrored
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.training.bounds import FULL_SCALES
 from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
+from uknowpan.models.training.parallel import World, read_ahead
 from uknowpan.models.types import Bundle, Condition
 
 RATIOS, RATIO_WEIGHTS = (2, 3, 4, 5, 6), (0.22, 0.1, 0.48, 0.08, 0.12)
@@ -159,22 +161,39 @@ class GenericBatches:
         self.variants = [max(2, round(variants * scene.weight / mean)) for scene in self.scenes]
         self._variant = lru_cache(maxsize=cache)(self._made_variant)
 
-    def __call__(self, step: int) -> TrainBatch:
-        """The batch of a step: conditions and x0 of `batch_size` patches."""
+    def __call__(self, step: int, world: World | None = None) -> TrainBatch:
+        """The batch of a step, or this process's share of it: conditions and x0 of patches."""
+        world = world or World()
         rng = np.random.default_rng((self.seed, 1, step))
         bands = int(rng.choice(BAND_COUNTS, p=BAND_COUNT_WEIGHTS))
         bands = min(bands, max(len(s.gt) for s in self.scenes))
         usable = [i for i, s in enumerate(self.scenes) if len(s.gt) >= bands]
         weights = np.array([self.scenes[i].weight for i in usable])
-        patches: list[tuple[Condition, Tensor, Tensor]] = []
-        while len(patches) < self.batch_size:
+        draws: list[tuple[int, int, np.ndarray]] = []
+        while len(draws) < self.batch_size:
             scene = int(rng.choice(usable, p=weights / weights.sum()))
-            variant = self._variant(scene, int(rng.integers(self.variants[scene])))
-            order = rng.permutation(len(variant.gt))[:bands]
-            for _ in range(min(self.per_variant, self.batch_size - len(patches))):
-                patches.append(self._patch(variant, order, rng))
+            number, order = int(rng.integers(self.variants[scene])), rng.permutation(len(self.scenes[scene].gt))[:bands]
+            draws += [(scene, number, order)] * min(self.per_variant, self.batch_size - len(draws))
+        share = world.share(self.batch_size)
+        patches: list[tuple[Condition, Tensor, Tensor]] = []
+        for place in range(world.rank * share, (world.rank + 1) * share):
+            scene, number, order = draws[place]
+            patches.append(
+                self._patch(self._variant(scene, number), order, np.random.default_rng((self.seed, 3, step, place)))
+            )
         conditions, targets, scales = zip(*patches, strict=True)
         return TrainBatch(Condition.cat(conditions), torch.cat(targets), torch.cat(scales))
+
+    def stream(
+        self, start: int, stop: int, world: World, *, workers: int = 0, device: str = "cpu"
+    ) -> Iterator[TrainBatch]:
+        """This process's shares of the batches of steps `start` .. `stop` - 1 in order; see `read_ahead`.
+
+        Each worker makes and keeps variants of its own.
+        """
+        return read_ahead(
+            _Steps(self, world), ([step] for step in range(start, stop)), itemgetter(0), workers=workers, device=device
+        )
 
     def _made_variant(self, scene: int, number: int) -> Variant:
         rng = np.random.default_rng((self.seed, 2, scene, number))
@@ -195,6 +214,16 @@ class GenericBatches:
 
         turned = condition.map_images(turn)
         return turned, turn(x0), scale
+
+
+class _Steps:
+    """Batches by number, as a DataLoader asks for them."""
+
+    def __init__(self, batches: GenericBatches, world: World):
+        self.batches, self.world = batches, world
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        return self.batches(step, self.world)
 
 
 def make_variant(scene: Scene, rng: np.random.Generator, shares: VariantShares | None = None) -> Variant:

@@ -86,6 +86,8 @@ class GenericStudentStage(Stage):
         options: GenericOptions | None = None,
         teacher: nn.Module | None = None,
         validation_batches: int = 12,
+        workers: int = 0,
+        device: str = "cpu",
         notes: dict[str, Any] | None = None,
     ):
         self.network = network
@@ -94,6 +96,7 @@ class GenericStudentStage(Stage):
         self.schedule = NoiseSchedule.cosine(network.timesteps)
         self.train_data, self.valid_data = train, valid
         self.validation_batches, self.notes = validation_batches, notes or {}
+        self.workers, self.device = workers, device
         self.world = current_world()
 
     def data_identity(self) -> dict[str, Any]:
@@ -109,8 +112,7 @@ class GenericStudentStage(Stage):
         return channels_last(network_of(self.network))
 
     def batches(self, start: int, stop: int) -> Generator[TrainBatch]:
-        for step in range(start, stop):
-            yield self.train_data(step).map(self.world.own)
+        yield from self.train_data.stream(start, stop, self.world, workers=self.workers, device=self.device)
 
     def losses(self, model: nn.Module, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         options = self.options

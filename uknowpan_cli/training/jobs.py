@@ -92,7 +92,14 @@ def _scenes_job(options: TrainOptions, settings: Settings) -> Stage:
         "scenes_by_licence": _by_licence(batches.scenes),
         "validation_scenes_by_licence": _by_licence(valid.scenes),
     }
-    return GenericStudentStage(settings.network, batches, valid, options=training, teacher=teacher, notes=notes)
+    return GenericStudentStage(
+        *(settings.network, batches, valid),
+        options=training,
+        teacher=teacher,
+        workers=config.workers,
+        device=options.device,
+        notes=notes,
+    )
 
 
 def _scenes_teacher(path: Path) -> tuple[nn.Module, dict[str, str]]:

@@ -85,6 +85,19 @@ def test_files_that_are_no_scenes_files(tmp_path, scenes_file):
             read_scenes(tmp_path / name, "train")
 
 
+def test_workers_and_processes_change_no_batch(scenes_file):
+    """Batches that worker processes make ahead, or that two processes share, are those of one process."""
+    data = batches(scenes_file, batch_size=4)
+    whole = [data(step) for step in (5, 6)]
+    ahead = batches(scenes_file, batch_size=4).stream(5, 7, World(), workers=2)
+    shares = [[data(step, World(rank, 2)) for rank in range(2)] for step in (5, 6)]
+    for one, other, parts in zip(whole, ahead, shares, strict=True):
+        for name in ("x0", "scale"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(getattr(one, name), torch.cat([getattr(part, name) for part in parts]))
+        assert torch.equal(one.condition.band_features, other.condition.band_features)
+
+
 def test_a_batch_is_a_function_of_seed_and_step(scenes_file):
     in_order, later = batches(scenes_file), batches(scenes_file, cache=1)
     expected = [in_order(step) for step in range(4)]
@@ -339,7 +352,7 @@ def test_everything_is_trained_on_the_device(make_stage, tmp_path, monkeypatch):
     """No GPU is asked for: what counts is that batches and autocast get the device named."""
     moved, cast = [], []
     to, autocast = TrainBatch.to, torch.autocast
-    monkeypatch.setattr(TrainBatch, "to", lambda self, device: (moved.append(device), to(self, device))[1])
+    monkeypatch.setattr(TrainBatch, "to", lambda self, device, **o: (moved.append(device), to(self, device))[1])
     monkeypatch.setattr(torch, "autocast", lambda kind, **options: (cast.append(kind), autocast(kind, **options))[1])
     train(make_stage(), CONFIG, tmp_path / "run", device="cpu")
     assert moved == [torch.device("cpu")] * 9  # six steps and three validations of one batch
