@@ -48,3 +48,94 @@ def landsat(folder: Path, *, craft: int = 8, level: str = "L1TP", text: bool = F
     if not text:
         (product / f"{stem}_MTL.json").write_text(json.dumps({"LANDSAT_METADATA_FILE": groups}, indent=2))
     return product
+
+
+def airbus(folder: Path, *, indexed: bool = False, size: int = 24) -> Path:
+    """A DIMAP V2 bundle: VOL_PHR.XML, and a folder with DIM_*.XML and tiles of the PAN and of the MS each."""
+    product = folder / "SO18034613-4-01_DS_PHR1A_201202250025599"
+    spectral = {"P": (1, 4, ["P"]), "MS": (4, 1, ["B2", "B1", "B0", "B3"])}
+    for number, (code, (count, ratio, ids)) in enumerate(spectral.items(), 1):
+        home = product / f"IMG_PHR1A_{code}_{number:03d}"
+        home.mkdir(parents=True)
+        name, side, res = f"PHR1A_{code}_201202250025599_ORT", size * ratio, 2 / ratio
+        place = Affine.translation(*ORIGIN) @ Affine.scale(res, -res)
+        values = image(count, (side, side), place, fill=2 * ratio)
+        tile, hrefs = 2 * side // 3, []
+        for row in (0, 1):
+            for col in (0, 1):
+                part = values[:, row * tile : (row + 1) * tile, col * tile : (col + 1) * tile]
+                file = f"IMG_{name}_R{row + 1}C{col + 1}.TIF"
+                write_raster(home / file, part, place @ Affine.translation(col * tile, row * tile))
+                href = f'<DATA_FILE_PATH href="{file}"/>'
+                hrefs.append(f'<Data_File tile_R="{row + 1}" tile_C="{col + 1}">{href}</Data_File>')
+        items = [
+            f"<Raster_Index><BAND_ID>{band}</BAND_ID><BAND_INDEX>{index}</BAND_INDEX></Raster_Index>"
+            for index, band in enumerate(ids, 1)
+        ]
+        listed = f"<Raster_Index_List>{''.join(reversed(items))}</Raster_Index_List>" if indexed else ""
+        colours = zip(("RED", "GREEN", "BLUE"), ids if count > 1 else "PPP", strict=False)
+        shown = "".join(f"<{colour}_CHANNEL>{band}</{colour}_CHANNEL>" for colour, band in colours)
+        measured = "".join(f"<Band_Radiance><BAND_ID>{band}</BAND_ID></Band_Radiance>" for band in sorted(ids))
+        (home / f"DIM_{name}.XML").write_text(f"""<?xml version="1.0" encoding="UTF-8"?>
+<Dimap_Document>
+<Metadata_Identification><METADATA_FORMAT version="2.15">DIMAP</METADATA_FORMAT></Metadata_Identification>
+<Coordinate_Reference_System><Projected_CRS>
+<PROJECTED_CRS_CODE>urn:ogc:def:crs:EPSG::32631</PROJECTED_CRS_CODE></Projected_CRS></Coordinate_Reference_System>
+<Geoposition><Geoposition_Insert><ULXMAP>{ORIGIN[0]}</ULXMAP><ULYMAP>{ORIGIN[1]}</ULYMAP>
+<XDIM>{res}</XDIM><YDIM>{res}</YDIM></Geoposition_Insert></Geoposition>
+<Processing_Information><Product_Settings><PROCESSING_LEVEL>ORTHO</PROCESSING_LEVEL>
+<SPECTRAL_PROCESSING>{code}</SPECTRAL_PROCESSING></Product_Settings></Processing_Information>
+<Raster_Data><Data_Access><DATA_FILE_TILES>true</DATA_FILE_TILES><Data_Files>{"".join(hrefs)}</Data_Files></Data_Access>
+<Raster_Dimensions><NROWS>{side}</NROWS><NCOLS>{side}</NCOLS><NBANDS>{count}</NBANDS><Tile_Set><NTILES>4</NTILES>
+<Regular_Tiling><NTILES_SIZE nrows="{tile}" ncols="{tile}"/><NTILES_COUNT ntiles_R="2" ntiles_C="2"/>
+<OVERLAP_ROW>0</OVERLAP_ROW><OVERLAP_COL>0</OVERLAP_COL></Regular_Tiling></Tile_Set></Raster_Dimensions>
+<Raster_Encoding><DATA_TYPE>INTEGER</DATA_TYPE><NBITS>12</NBITS><SIGN>UNSIGNED</SIGN></Raster_Encoding>
+<Raster_Display>{listed}<Band_Display_Order>{shown}</Band_Display_Order><Special_Value>
+<SPECIAL_VALUE_TEXT>NODATA</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_COUNT>0</SPECIAL_VALUE_COUNT></Special_Value>
+</Raster_Display></Raster_Data>
+<Radiometric_Data>{measured}</Radiometric_Data>
+<Dataset_Sources><Source_Identification><Strip_Source><MISSION>PHR</MISSION><MISSION_INDEX>1A</MISSION_INDEX>
+</Strip_Source></Source_Identification></Dataset_Sources>
+</Dimap_Document>
+""")
+    (product / "VOL_PHR.XML").write_text("<Dimap_Document/>")
+    return product
+
+
+def maxar(folder: Path, *, tiled: bool = True, part: str = "P001", size: int = 24) -> Path:
+    """An ortho-ready delivery: folders _PAN and _MUL with IMD, TIL and tiles; WorldView-2, eight bands."""
+    order = "052370638010_01"
+    product = folder / order
+    codes = {"PAN": (4, ["P"]), "MUL": (1, ["C", "B", "G", "Y", "R", "RE", "N", "N2"])}
+    for kind, (ratio, ids) in codes.items():
+        home = product / f"{order}_{part}_{kind}"
+        home.mkdir(parents=True)
+        side, res = size * ratio, 2 / ratio
+        place = Affine.translation(*ORIGIN) @ Affine.scale(res, -res)
+        values = image(len(ids), (side, side), place, fill=2 * ratio) // 2
+        stem, end = f"12MAR28_{kind[0]}2AS", f"{order}_{part}"
+        width = side // 2 if tiled else side
+        groups = []
+        for col in range(side // width):
+            file = f"{stem}_R1C{col + 1}-{end}.TIF" if tiled else f"{stem}-{end}.TIF"
+            where = place @ Affine.translation(col * width, 0)
+            write_raster(home / file, values[:, :, col * width : (col + 1) * width], where)
+            last, name = (col + 1) * width - 1, f"TILE_{col + 1}"
+            corners = {"ULColOffset": col * width, "ULRowOffset": 0, "URColOffset": last, "URRowOffset": 0,
+                       "LRColOffset": last, "LRRowOffset": side - 1, "LLColOffset": col * width,
+                       "LLRowOffset": side - 1}  # fmt: skip
+            lines = [f'\tfilename = "{file}";', *(f"\t{key} = {value};" for key, value in corners.items())]
+            groups += [f"BEGIN_GROUP = {name}", *lines, f"END_GROUP = {name}"]
+        tileset = ['bandId = "Multi";', f"numTiles = {side // width};", "tileSizeX = 0;", *groups, "END;", ""]
+        if tiled:
+            (home / f"{stem}-{end}.TIL").write_text("\n".join(tileset))
+        head = ['version = "AA";', f"numRows = {side};", f"numColumns = {side};", 'productLevel = "LV2A";']
+        head += [f'bandId = "{"P" if ids == ["P"] else "Multi"}";', 'panSharpenAlgorithm = "None";']
+        head += ['radiometricEnhancement = "Off";', "bitsPerPixel = 16;"]
+        for band in ids:
+            head += [f"BEGIN_GROUP = BAND_{band}", "\tabsCalFactor = 1.0e-02;", f"END_GROUP = BAND_{band}"]
+        corner = [f"\tULX = {ORIGIN[0] + res / 2};", f"\tULY = {ORIGIN[1] - res / 2};"]
+        head += ["BEGIN_GROUP = MAP_PROJECTED_PRODUCT", *corner, "END_GROUP = MAP_PROJECTED_PRODUCT"]
+        head += ["BEGIN_GROUP = IMAGE_1", '\tsatId = "WV02";', "END_GROUP = IMAGE_1", "END;", ""]
+        (home / f"{stem}-{end}.IMD").write_text("\n".join(head))
+    return product

@@ -114,6 +114,8 @@ def _placed(bands: Sequence[tuple[str, DatasetReader, int]], base: DatasetReader
     for other, same, _ in bands:
         if (same.shape, same.transform) != (data.shape, data.transform) or not same_crs(same.crs, data.crs):
             raise IncompatiblePair(f"{other} and {path} differ in size or place, but are bands of one image.")
+    if data is not base and data.transform.is_identity:
+        raise IncompatiblePair(f"{path} is a tile without georeferencing; make one image of the tiles first.")
     step = ~base.transform * data.transform
     drift = max(abs(step.a - 1) * data.width, abs(step.e - 1) * data.height, abs(step.b), abs(step.d))
     off = max(abs(value - round(value)) for value in (step.c, step.f))

@@ -11,7 +11,7 @@ from uknowpan.tiling.errors import InputUnreadable
 from uknowpan.tiling.raster import GDAL_ERRORS, open_raster
 
 _SIDECARS = (".msk", ".ovr", ".msk.ovr", ".aux.xml")
-_PARTED = re.compile(r"(?i)\.vrt$|^/vsi(zip|tar|gzip|7z|rar|subfile|sparse)|^[A-Z0-9_]{2,}:.")
+_PARTED = re.compile(r"(?i)\.(vrt|til|xml)$|^/vsi(zip|tar|gzip|7z|rar|subfile|sparse)|^[A-Z0-9_]{2,}:.")
 """names of rasters that are read from other files"""
 _BLOCK, _BLOCKS = 1 << 14, 16
 """bytes of a part of a file that is compared, and how many parts of a large file are"""

@@ -1,8 +1,10 @@
 """A delivery: which files of a product are the PAN, and which are the bands of the MS."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import translate
 from pathlib import Path
 
 from uknowpan.errors import InputError, UsageError
@@ -100,9 +102,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise InputError(f"{path} is no UTF-8 text; fetch it anew.") from error
 
 
+def within(folder: Path, pattern: str) -> list[Path]:
+    """Files in a folder and up to three folders below it, by name; case does not count."""
+    matching = re.compile(translate(pattern), re.IGNORECASE).match
+    levels = ["*", "*/*", "*/*/*", "*/*/*/*"]
+    return sorted(path for level in levels for path in folder.glob(level) if matching(path.name) and path.is_file())
+
+
 def only(candidates: Sequence[str | os.PathLike[str]], what: str, product: str) -> str:
     """The one candidate. Raises InputError for two or more."""
     if len(candidates) > 1:
-        names = " and ".join(Path(path).name for path in candidates[:2])
-        raise InputError(f"{product} holds {len(candidates)} {what} ({names}, ...); name one of them.")
+        names = ", ".join(Path(path).name for path in candidates[:3])
+        raise InputError(f"{product} holds {len(candidates)} {what} ({names}); name one of them.")
     return str(candidates[0])

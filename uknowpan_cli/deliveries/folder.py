@@ -61,21 +61,21 @@ def _header(path: Path) -> Header:
         )
 
 
-def read(place: Path) -> Delivery | None:
+def read(place: Path) -> list[Delivery]:
     """The pair in a folder: the finest single bands are the PAN, coarser rasters of several bands, or several single
-    bands, the MS; either may be in tiles. None where there are not two rasters.
+    bands, the MS; either may be in tiles.
 
     Raises:
         InputError: there are several PANs or MS.
     """
     if not place.is_dir():
-        return None
+        return []
     rasters, left_out = headers(place)
     left_out += [f"{raster.path.name} (made by uknowpan)" for raster in rasters if raster.made_here]
     rasters = [raster for raster in rasters if not raster.made_here]
     singles = [raster for raster in rasters if len(raster.bands) == 1]
     if len(rasters) < 2 or not singles:
-        return None
+        return []
     finest = min(raster.pixel for raster in singles)
     pans = [raster for raster in singles if raster.pixel <= finest / FINER]
     _refuse_several(place, pans, "PANs")
@@ -83,15 +83,16 @@ def read(place: Path) -> Delivery | None:
     several = [raster for raster in coarser if len(raster.bands) > 1]
     ms = [raster for raster in several if raster.pixel >= finest / FINER or not finest] or coarser
     if not ms:
-        return None
+        return []
     left_out += [f"{raster.path.name} (neither PAN nor MS)" for raster in coarser if raster not in ms]
-    return Delivery(
+    delivery = Delivery(
         product=str(place),
         kind="a folder with one PAN and one MS",
         pan=tuple((str(raster.path), raster.bands[0]) for raster in pans),
         ms=_bands(place, ms),
         left_out=tuple(left_out),
     )
+    return [delivery]
 
 
 def _refuse_several(place: Path, rasters: Sequence[Header], what: str) -> None:

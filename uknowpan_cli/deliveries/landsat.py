@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from uknowpan.deliveries.delivery import Band, Delivery, only, read_text
+from uknowpan.deliveries.delivery import Band, Delivery, read_text
 from uknowpan.errors import InputError
 
 _ETM = {1: "blue", 2: "green", 3: "red", 4: "nir", 5: "swir 1", 7: "swir 2"}
@@ -18,25 +18,24 @@ _USUAL = ("blue", "green", "red", "nir")
 _FILL = 0.0
 
 
-def read(place: Path) -> Delivery | None:
-    """The delivery of a folder with an MTL file, or of that file; None where there is none.
+def read(place: Path) -> list[Delivery]:
+    """The deliveries of the MTL files in a folder, or of one such file.
 
     Raises:
         InputError: it is of another level or satellite, or names no band 8.
     """
-    metadata = place
     if place.is_dir():
-        beside = sorted(place.glob("*_MTL.json")) or sorted(place.glob("*_MTL.txt"))
-        if not beside:
-            return None
-        metadata = Path(only(beside, "MTL files", str(place)))
-    elif not re.search(r"_MTL\.(json|txt)$", place.name):
-        return None
+        texts = {path.stem: path for path in sorted(place.glob("*_MTL.txt"))}
+        return [_delivery(path) for path in (texts | {path.stem: path for path in place.glob("*_MTL.json")}).values()]
+    return [_delivery(place)] if re.search(r"_MTL\.(json|txt)$", place.name) else []
+
+
+def _delivery(metadata: Path) -> Delivery:
     facts = _facts(metadata)
     craft = facts.get("SPACECRAFT_ID", "an unknown satellite").replace("LANDSAT", "Landsat").replace("_", " ")
     level = facts.get("PROCESSING_LEVEL") or facts.get("DATA_TYPE", "")
     if level.startswith("L2"):
-        raise InputError(f"{place} is level 2, which has no PAN; take the level-1 product of the same scene.")
+        raise InputError(f"{metadata.parent} is level 2, which has no PAN; take the level-1 product of the same scene.")
     bands = _BANDS.get(facts.get("SPACECRAFT_ID", ""))
     files = {
         number: str(metadata.parent / facts[key])
@@ -44,14 +43,14 @@ def read(place: Path) -> Delivery | None:
         if (key := f"FILE_NAME_BAND_{number}") in facts
     }
     if bands is None or _PAN not in files:
-        raise InputError(f"{place} is of {craft} and names no band 8; only Landsat 7, 8 and 9, level 1, have a PAN.")
+        raise InputError(f"{metadata} is of {craft} and names no band 8; only Landsat 7, 8 and 9, level 1, have a PAN.")
     ms = tuple(Band(name, ((files[number], 1),)) for number, name in bands.items() if number in files)
     names = [band.name for band in ms]
     missing = [name for name in _USUAL if name not in names]
     if missing:
         raise InputError(f"{metadata} names no file of the band {missing[0]}; fetch it anew.")
     return Delivery(
-        product=str(place),
+        product=str(metadata),
         kind=f"{craft}, level {level or 1}",
         pan=((files[_PAN], 1),),
         ms=ms,

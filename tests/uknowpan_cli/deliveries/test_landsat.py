@@ -48,7 +48,7 @@ def test_refusals(uknowpan, tmp_path):
     assert uknowpan(*sharpen).code == 0
     again = next(product.glob("*_MTL.json"))
     again.with_name("LC09_MTL.json").write_text(again.read_text())
-    uknowpan(*sharpen).fails(3, "2 MTL files .*name one of them")
+    uknowpan(*sharpen).fails(3, "2 products .*name one of them")
     again.write_text("{")
     uknowpan("info", again).fails(3, "no JSON")
     uknowpan("sharpen", landsat(tmp_path, level="L2SP"), *sharpen[2:]).fails(3, "level 2, which has no PAN")
