@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from uknowpan.scenes import BYTES_OF_ROW, Scene, creation_of
-from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_row
+from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_rows
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
 
 TILES_LOOKED_AT = 2000
@@ -137,12 +137,17 @@ def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
     whole = scene.sharpener.multiple // gcd(scene.sharpener.multiple, ratio)
     side = ceil(PROBE / ratio / whole) * whole
     piece = Tile(tile.row, tile.col, min(side, tile.height), min(side, tile.width))
-    seconds, _ = _timed(lambda: sharpen_row(scene, [piece]))
+
+    def sharpen(count: int) -> TileRow:
+        [row] = sharpen_rows(scene, [[piece] * count])
+        return row
+
+    seconds, _ = _timed(lambda: sharpen(1))
     batch = 1
     if seconds < QUICK or scene.sharpener.device != "cpu":
         piece, batch = tile, min(scene.batch_size, plan.count)
-        sharpen_row(scene, [piece] * batch)
-    seconds, row = _timed(lambda: sharpen_row(scene, [piece] * batch))
+        sharpen(batch)
+    seconds, row = _timed(lambda: sharpen(batch))
     rim = 2 * plan.margin
     larger = (tile.height + rim) * (tile.width + rim) / ((piece.height + rim) * (piece.width + rim))
     return seconds / batch * larger, row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -85,37 +86,40 @@ class SharpenReport:
 class _Batch:
     """Tiles that were read, in the network's units."""
 
-    items: list[tuple[int, TileArrays]]
-    """(number in the row, pixels)."""
+    items: list[tuple[int, int, TileArrays]]
+    """(number of the row, number in the row, pixels)."""
     pan: torch.Tensor
     ms: torch.Tensor
+    rows_done: int
+    """Rows whose tiles are all in this batch or those before."""
 
 
-def _batches(scene: Scene, tiles: Sequence[Tile]) -> Iterator[_Batch]:
-    """Read tiles, leave out those without a valid pixel, and group the rest."""
+def _batches(scene: Scene, rows: Sequence[Sequence[Tile]]) -> Iterator[_Batch]:
+    """Read tiles, leave out those without a valid pixel, and group the rest of each row.
+
+    A batch spans no rows: its size may show in the last bit, and a resumed run lacks some rows.
+    """
     pair, margin, items = scene.pair, scene.plan.margin, []
-    for index, tile in enumerate(tiles):
-        if pair.is_empty(tile.row, tile.col, tile.height, tile.width):
-            continue
-        arrays = pair.read_frame(tile.row, tile.col, tile.height, tile.width, margin)
-        if not _core(arrays.valid, margin * pair.ratio).any():
-            continue
-        items.append((index, arrays))
-        if len(items) == scene.batch_size:
-            yield _scaled(items, scene)
-            items = []
-    if items:
-        yield _scaled(items, scene)
+    for number, tiles in enumerate(rows):
+        for index, tile in enumerate(tiles):
+            last = index == len(tiles) - 1
+            if not pair.is_empty(tile.row, tile.col, tile.height, tile.width):
+                arrays = pair.read_frame(tile.row, tile.col, tile.height, tile.width, margin)
+                if _core(arrays.valid, margin * pair.ratio).any():
+                    items.append((number, index, arrays))
+            if items and (last or len(items) == scene.batch_size):
+                yield _scaled(items, scene, number + last)
+                items = []
 
 
-def _scaled(items: list[tuple[int, TileArrays]], scene: Scene) -> _Batch:
+def _scaled(items: list[tuple[int, int, TileArrays]], scene: Scene, rows_done: int) -> _Batch:
     """Tensors in the network's units; pinned ones are copied to a GPU while it computes."""
     scale = scene.survey.scale
-    pan = torch.from_numpy(np.stack([a.pan for _, a in items]) / np.float32(scale.pan))
-    ms = torch.from_numpy(np.stack([a.ms for _, a in items]) / np.float32(scale.ms))
+    pan = torch.from_numpy(np.stack([a.pan for *_, a in items]) / np.float32(scale.pan))
+    ms = torch.from_numpy(np.stack([a.ms for *_, a in items]) / np.float32(scale.ms))
     if scene.sharpener.device.startswith("cuda"):
         pan, ms = pan.pin_memory(), ms.pin_memory()
-    return _Batch(items, pan, ms)
+    return _Batch(items, pan, ms, rows_done)
 
 
 class _Fetched:
@@ -160,44 +164,64 @@ class TileRow:
     valid: list[Array | None]
     sigma: list[Array | None]
 
+    @staticmethod
+    def empty(tiles: Sequence[Tile]) -> TileRow:
+        nothing: list[Array | None] = [None] * len(tiles)
+        return TileRow(nothing, nothing[:], nothing[:])
 
-def sharpen_row(scene: Scene, tiles: Sequence[Tile], on_area: Callable[[int], None] = lambda area: None) -> TileRow:
-    """Read and sharpen one row of tiles in batches; `on_area` gets the PAN pixels of each batch."""
-    row = TileRow([None] * len(tiles), [None] * len(tiles), [None] * len(tiles))
-    pair, margin, scale = scene.pair, scene.plan.margin, scene.survey.scale
-    ratio, origin = pair.ratio, pair.origin
 
-    def keep(batch: _Batch, fetched: _Fetched) -> None:
-        hrms, sigma = fetched.arrays()
-        wanted = torch.from_numpy(np.stack([_core(a.valid, margin * ratio) for _, a in batch.items]))[:, None]
-        unusable = sigma is not None and not (torch.isfinite(sigma) | ~wanted).all()
-        if unusable or not torch.isfinite(hrms).all():  # written, they would pass for nodata
-            raise ModelMismatch(
-                f"{scene.sharpener.name} gives {'uncertainties' if unusable else 'values'} that are not finite "
-                "for this scene; use --dtype fp32 or another model."
-            )
-        if scene.options.max_value is not None:
-            hrms = hrms.clamp(max=scene.options.max_value)
-        for k, (i, arrays) in enumerate(batch.items):
-            row.hrms[i] = hrms[k].numpy()
-            each = arrays.valid[None] if arrays.band_valid is None else arrays.band_valid
-            row.valid[i] = _core(each, margin * ratio)
-            row.sigma[i] = None if sigma is None else sigma[k].numpy()
-        on_area(scene.area([tiles[i] for i, _ in batch.items]))
+def sharpen_rows(
+    scene: Scene, rows: Sequence[Sequence[Tile]], on_area: Callable[[int], None] = lambda area: None
+) -> Iterator[TileRow]:
+    """Read and sharpen rows of tiles in batches, in order; `on_area` gets the PAN pixels of each batch."""
+    ratio, (top, left) = scene.pair.ratio, scene.pair.origin
+    done = deque(map(TileRow.empty, rows))
+    first = 0
+
+    def keep(batch: _Batch, fetched: _Fetched) -> Iterator[TileRow]:
+        """Put the tiles of a batch in their places; the rows that are now complete."""
+        nonlocal first
+        _place(scene, batch, fetched, done, first)
+        on_area(scene.area([rows[r][i] for r, i, _ in batch.items]))
+        while first < batch.rows_done:
+            first += 1
+            yield done.popleft()
 
     late: tuple[_Batch, _Fetched] | None = None  # computed while the next one is launched
-    for batch in _prefetched(_batches(scene, tiles)):
-        places = [((origin[0] + tiles[i].row) * ratio, (origin[1] + tiles[i].col) * ratio) for i, _ in batch.items]
-        done = _Fetched(scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places), scale.ms)
+    for batch in _prefetched(_batches(scene, rows)):
+        tiles = [rows[r][i] for r, i, _ in batch.items]
+        places = [((top + tile.row) * ratio, (left + tile.col) * ratio) for tile in tiles]
+        sharpened = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
+        fetched = _Fetched(sharpened, scene.survey.scale.ms)
         if late is not None:
-            keep(*late)
-        late = (batch, done)
+            yield from keep(*late)
+        late = (batch, fetched)
         if not scene.overlapped:
-            keep(*late)
+            yield from keep(*late)
             late = None
     if late is not None:
-        keep(*late)
-    return row
+        yield from keep(*late)
+    yield from done
+
+
+def _place(scene: Scene, batch: _Batch, fetched: _Fetched, rows: deque[TileRow], first: int) -> None:
+    """Put the tiles of a batch into their rows, of which number `first` is the first one here."""
+    hrms, sigma = fetched.arrays()
+    rim = scene.plan.margin * scene.pair.ratio
+    wanted = torch.from_numpy(np.stack([_core(a.valid, rim) for *_, a in batch.items]))[:, None]
+    unusable = sigma is not None and not (torch.isfinite(sigma) | ~wanted).all()
+    if unusable or not torch.isfinite(hrms).all():  # written, they would pass for nodata
+        raise ModelMismatch(
+            f"{scene.sharpener.name} gives {'uncertainties' if unusable else 'values'} that are not finite "
+            "for this scene; use --dtype fp32 or another model."
+        )
+    if scene.options.max_value is not None:
+        hrms = hrms.clamp(max=scene.options.max_value)
+    for k, (number, i, arrays) in enumerate(batch.items):
+        row = rows[number - first]
+        row.hrms[i] = hrms[k].numpy()
+        row.valid[i] = _core(arrays.valid[None] if arrays.band_valid is None else arrays.band_valid, rim)
+        row.sigma[i] = None if sigma is None else sigma[k].numpy()
 
 
 class _Background:
@@ -264,19 +288,16 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
         if index in wanted:
             keep(index, top, strip, cut if pair.each_band else cut[0])
 
+    def count(area: int) -> None:
+        nonlocal done
+        done += area
+        on_progress(done, total)
+
     with _Background(scene.overlapped) as background:
-        for index in needed:
-            tiles, before = plan.rows[index], done
-
-            def count(area: int) -> None:
-                nonlocal done
-                done += area
-                on_progress(done, total)
-
-            row = sharpen_row(scene, tiles, count)
+        for index, row in zip(needed, sharpen_rows(scene, [plan.rows[i] for i in needed], count), strict=True):
+            tiles = plan.rows[index]
             skipped += sum(array is None for array in row.hrms)
-            done = before + scene.area(tiles)
-            on_progress(done, total)
+            count(scene.area([tile for tile, array in zip(tiles, row.hrms, strict=True) if array is None]))
             background.do(finish, index, row)
     return skipped
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,14 @@ def test_a_tile_with_data_is_timed(forecast: Forecast, make_pair: MakePair, monk
     holes = np.zeros((48, 48), bool)
     holes[8:40, 8:40] = True
     timed: list[np.ndarray] = []
-    sharpen_row = estimate.sharpen_row
+    sharpen_rows = estimate.sharpen_rows
 
-    def watched(*arguments: object) -> TileRow:
-        row = sharpen_row(*arguments)
-        timed.extend(row.valid)
-        return row
+    def watched(*arguments: object) -> Iterator[TileRow]:
+        for row in sharpen_rows(*arguments):
+            timed.extend(row.valid)
+            yield row
 
-    monkeypatch.setattr(estimate, "sharpen_row", watched)
+    monkeypatch.setattr(estimate, "sharpen_rows", watched)
     forecast(make_pair(ms_shape=(48, 48), nodata=0, holes=holes), "--batch-size", 3)
     assert len(timed) >= 2
     assert all(valid is not None and valid.all() for valid in timed)

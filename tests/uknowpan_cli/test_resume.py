@@ -4,7 +4,7 @@ import errno
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,20 +82,21 @@ def test_order_of_tiles_does_not_show(
     pair, mixed = make_pair(ms_shape=(40, 36), noise=40), tmp_path / "mixed.tif"
     sharpen(pair, "--tile", 32)
     seen: list[Tile] = []
-    sharpen_row, rows_needed = sharpening.sharpen_row, sharpening.tile_rows_needed
+    sharpen_rows, rows_needed = sharpening.sharpen_rows, sharpening.tile_rows_needed
     chance = random.Random(5)
 
     def shuffled(items: Iterable) -> list:
         return chance.sample(list(items), k=len(list(items)))
 
-    def permuted(scene: sharpening.Scene, tiles: Sequence[Tile], *more: object) -> TileRow:
-        order = shuffled(range(len(tiles)))
-        seen.extend(tiles[i] for i in order)
-        row = sharpen_row(scene, [tiles[i] for i in order], *more)
-        back = [order.index(i) for i in range(len(tiles))]
-        return TileRow(*([part[k] for k in back] for part in (row.hrms, row.valid, row.sigma)))
+    def permuted(scene: sharpening.Scene, rows: Sequence[Sequence[Tile]], *more: object) -> Iterator[TileRow]:
+        orders = [shuffled(range(len(tiles))) for tiles in rows]
+        mixed = [[tiles[i] for i in order] for tiles, order in zip(rows, orders, strict=True)]
+        seen.extend(tile for tiles in mixed for tile in tiles)
+        for order, row in zip(orders, sharpen_rows(scene, mixed, *more), strict=True):
+            back = [order.index(i) for i in range(len(order))]
+            yield TileRow(*([part[k] for k in back] for part in (row.hrms, row.valid, row.sigma)))
 
-    monkeypatch.setattr(sharpening, "sharpen_row", permuted)
+    monkeypatch.setattr(sharpening, "sharpen_rows", permuted)
     monkeypatch.setattr(sharpening, "tile_rows_needed", lambda *arguments: shuffled(rows_needed(*arguments)))
     sharpen(pair, "--tile", 32, output=mixed)
     assert seen != sorted(seen, key=lambda tile: (tile.row, tile.col))
@@ -154,15 +155,15 @@ def test_own_strips_are_dropped_in_silence(
     sharpen: Sharpen, make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out in the second row of tiles: smaller ones start anew, which loses no other run's strips."""
-    sharpen_row = sharpening.sharpen_row
+    sharpen_rows = sharpening.sharpen_rows
 
-    def greedy(*arguments: object) -> TileRow:
-        tiles = arguments[1]
-        if tiles[0].height * 4 > 64 and tiles[0].row > 0:
-            raise MemoryError
-        return sharpen_row(*arguments)
+    def greedy(scene: sharpening.Scene, rows: Sequence[Sequence[Tile]], *more: object) -> Iterator[TileRow]:
+        for tiles, row in zip(rows, sharpen_rows(scene, rows, *more), strict=True):
+            if tiles[0].height * 4 > 64 and tiles[0].row > 0:
+                raise MemoryError
+            yield row
 
-    monkeypatch.setattr(sharpening, "sharpen_row", greedy)
+    monkeypatch.setattr(sharpening, "sharpen_rows", greedy)
     outcome = sharpen(make_pair(ms_shape=(64, 64)), "--tile", 128)
     assert "memory is short" in outcome.stderr
     assert "were dropped" not in outcome.stderr

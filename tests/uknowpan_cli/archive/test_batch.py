@@ -154,16 +154,16 @@ def test_peak_memory_is_of_the_scene(archive: Archive, monkeypatch: pytest.Monke
     """A scene that needs much does not show in the line of the next one."""
     archive.add("a")
     archive.add("b")
-    sharpen_row = pipeline.sharpen_row
+    sharpen_rows = pipeline.sharpen_rows
 
     def greedy(scene: pipeline.Scene, *rest: object) -> object:
         if "a_pan" in str(scene.pair.inputs[0]):
             with mmap.mmap(-1, 400 * 2**20) as block:  # which goes back to the system
                 for page in range(0, len(block), mmap.PAGESIZE):
                     block[page] = 1
-        return sharpen_row(scene, *rest)
+        return sharpen_rows(scene, *rest)
 
-    monkeypatch.setattr(pipeline, "sharpen_row", greedy)
+    monkeypatch.setattr(pipeline, "sharpen_rows", greedy)
     assert archive.run(archive.folder / "out").code == 0
     a, b = lines(archive.folder / "out")
     assert a["peak_mb"] > b["peak_mb"] + 300
