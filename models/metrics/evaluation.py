@@ -35,13 +35,13 @@ Fuse = Callable[[PatchBatch], Tensor]
 class Results:
     """Scores of several methods on the same images."""
 
-    kind: Literal["reduced", "full"]
-    """Scores against a truth, or without one."""
+    kind: Literal["reduced", "full", "sharp"]
+    """Scores against a truth, without one, or against one as sharp as its PAN."""
     images: int
     scores: dict[str, dict[str, Tensor]]
     """Method -> index -> (N,) float64, one value per image, in the order of display.
 
-    Indices are the fields of `ReducedResolution`, or `FULL_INDICES`.
+    Indices are the fields of `ReducedResolution`, `FULL_INDICES`, or, against a sharp truth, few of both judges.
     """
 
     def mean(self, method: str, index: str) -> float:
@@ -66,6 +66,8 @@ class Scored:
     """One image in DN, float64."""
     fused: dict[str, Tensor]
     """Method -> (1, C, H, W) in DN, with the border that was cut before scoring."""
+    scores: dict[str, dict[str, float]]
+    """Method -> index -> value of this image."""
 
 
 def scored_size(file: PanCollectionFile, cut: int) -> tuple[int, int]:
@@ -152,7 +154,7 @@ def evaluate_file(
                 raise DataError(f"{file.path}, image {number}, {name}: {error}.") from error
             rows[name].append(scores)
         if on_image is not None:
-            on_image(Scored(number, count, patch, fused))
+            on_image(Scored(number, count, patch, fused, {name: own[-1] for name, own in rows.items()}))
     columns = {
         name: {index: torch.tensor([row[index] for row in own], dtype=torch.float64) for index in own[0]}
         for name, own in rows.items()

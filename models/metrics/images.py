@@ -34,6 +34,22 @@ class Images:
         return self.shape[0] * self.ratio, self.shape[1] * self.ratio
 
 
+def whole_images(fused: Tensor, pan: Tensor, ms: Tensor) -> Images:
+    """Images that are in memory, without nodata: fused (C, H, W), pan (1, H, W), ms (C, h, w), finite."""
+
+    def reader(image: Tensor) -> Read:
+        values = image.to(torch.float64)
+
+        def read(region: Region) -> tuple[Tensor, Tensor]:
+            part = values[..., *region.within(Region(0, 0, *values.shape[-2:]))]
+            return part, torch.zeros(part.shape[-2:], dtype=torch.bool)
+
+        return read
+
+    shape = (ms.shape[-2], ms.shape[-1])
+    return Images(shape, len(ms), fused.shape[-2] // shape[0], reader(fused), reader(pan), reader(ms))
+
+
 def fill(x: Tensor, inner: Region, outer: Region, border: str = "constant") -> Tensor:
     """An image over a region as one over a larger region; `border` fills the rest as in `F.pad`."""
     top, left = inner.row - outer.row, inner.col - outer.col

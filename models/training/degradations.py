@@ -31,6 +31,8 @@ from uknowpan.models.resample import (
 
 SHARP_STEP, SHARP_GAIN = 2, 0.2
 """MS pixels per pixel of a truth as sharp as its PAN, and the gain of both at the Nyquist frequency of that grid."""
+SOFTEST = 0.94
+"""Blur of an MS in its own pixels from which on `estimate_psf` is near its bound, so that the true blur is unknown."""
 LEAST_SHARP = 16
 """Least side of such a truth."""
 
@@ -127,8 +129,8 @@ def sharp_truth(pan: Tensor, ms: Tensor, ratio: int, psf: Psf) -> tuple[Tensor, 
         ValueError: the MS is softer than the truth is to be, or the pair is too small.
     """
     wanted, own = gain_to_sigma(SHARP_GAIN, SHARP_STEP), psf.sigma / ratio  # MS pixels
-    if own >= wanted:
-        raise ValueError(f"its MS is too soft: its blur of {own:.2f} MS pixels is above {wanted:.2f}")
+    if own >= SOFTEST:
+        raise ValueError(f"its MS is too soft: its blur is {SOFTEST} MS pixels or more")
     rows, cols = (n // SHARP_STEP * SHARP_STEP for n in ms.shape[-2:])
     step, missing = SHARP_STEP * ratio, math.sqrt(wanted**2 - own**2)
     truth = degrade(ms[None, :, :rows, :cols], SHARP_STEP, missing)

@@ -12,22 +12,25 @@ from uknowpan.evaluation.options import EvaluateOptions, is_test_file
 @opt.shares()
 def evaluate(
     ctx: typer.Context,
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Test file in PanCollection's layout (.h5), or a result raster.")
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...", help="Test file in PanCollection's layout (.h5), a result raster, or PAN and MS."
+        ),
     ],
     options: EvaluateOptions,
     as_json: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Score models on a test file, or a sharpened raster against the truth or against its PAN and MS.
+    """Score models on a test file or on a pair, or a sharpened raster against the truth or against its PAN and MS.
 
     The definitions are those of the DLPan-Toolbox. A test file with a truth is scored at reduced resolution, one
     without at full resolution.
 
     Example: uknowpan evaluate sharp.tif --pan pan.tif --ms ms.tif
     """
-    options.for_file(target, {name for name in ctx.params if opt.is_typed(ctx, name)})
+    options.for_targets(targets, {name for name in ctx.params if opt.is_typed(ctx, name)})
 
     from uknowpan.durable import write_text
     from uknowpan.evaluation.report import print_table
@@ -36,9 +39,15 @@ def evaluate(
 
     outputs = {"--csv": options.csv, "--latex": options.latex, "--output": options.output}
     named = {name: None if path is None else str(path) for name, path in outputs.items()}
-    check_outputs(named, _inputs(target, options), options.overwrite)
+    check_outputs(named, _inputs(targets, options), options.overwrite)
     tune_cpu(options.num_threads)
-    if is_test_file(target):
+    target = targets[0]
+    if options.protocol is not None:
+        from uknowpan.evaluation.sharp import measure_sharp
+
+        with progress("evaluate", quiet, "methods") as on_progress:
+            report = measure_sharp(target, targets[1:], options, on_progress)
+    elif is_test_file(target):
         from uknowpan.evaluation.h5 import measure_file
 
         report = measure_file(target, options, quiet=quiet)
@@ -59,8 +68,8 @@ def evaluate(
         typer.echo(line)
 
 
-def _inputs(target: str, options: EvaluateOptions) -> list[str]:
+def _inputs(targets: list[str], options: EvaluateOptions) -> list[str]:
     from uknowpan.tiling import parse_band_spec
 
     rasters = [spec for spec in (options.reference, options.pan, *options.ms) if spec is not None]
-    return [target, *options.model, *(parse_band_spec(spec)[0] for spec in rasters)]
+    return [*options.model, *(parse_band_spec(spec)[0] for spec in (*targets, *rasters))]

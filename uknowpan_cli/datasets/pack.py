@@ -140,7 +140,7 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
         arrays = pair.read_frame(0, 0, *pair.frame_shape)
     ratio, (h, w) = pair.ratio, pair.frame_shape
     valid = arrays.ms_valid & arrays.pan_valid.reshape(h, ratio, w, ratio).all((1, 3))
-    whole = _largest_rectangle(valid)
+    whole = largest_rectangle(valid)
     if whole is None:
         raise DataError(
             f"of scene {scene.name!r} {valid.mean():.1%} of {h} x {w} MS pixels are valid in all "
@@ -207,7 +207,7 @@ def _psf_of(scene: PackedScene, pan: np.ndarray, gt: np.ndarray, ratio: int) -> 
     return psf
 
 
-def _largest_rectangle(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
+def largest_rectangle(valid: npt.NDArray[np.bool_]) -> tuple[slice, slice] | None:
     """Rows and columns of the largest window of true pixels, at least `LEAST_SIDE` along a side.
 
     Each row is the base of a histogram of the true pixels above it. A stack of the histogram's

@@ -1,10 +1,12 @@
 """Several methods on one window of a scene, scored and ready to be shown side by side.
 
-Two judges score them. The first needs no truth (`evaluate_without`). The second makes a truth as sharp as its PAN of
-the ground around the window (`sharp_truth`), and sharpens the pair that a coarser sensor would give.
+Two judges score them without a truth (`evaluate_without`). The third makes a truth as sharp as its PAN of the ground
+around the window, and sharpens the pair that a coarser sensor would give (`sharp_pair`).
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,26 +15,22 @@ from typing import Any, get_args
 
 import numpy as np
 import rasterio
-import torch
-from torch import Tensor
 
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_without
+from uknowpan.evaluation.sharp import SharpPair, sharp_pair, sharp_result, sharp_scores
 from uknowpan.loading import load_for
-from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.checkpoints import find_checkpoint, read_card
 from uknowpan.models.errors import ModelMismatch
-from uknowpan.models.metrics.indices import ergas, sam
-from uknowpan.models.resample import crop, degrade
-from uknowpan.models.sharpeners import Sharpener, sharpen_array
-from uknowpan.models.training.degradations import sharp_truth
 from uknowpan.options import Method, SharpenOptions
 from uknowpan.pictures import rgb_bands
 from uknowpan.scenes import open_scene, prepared
 from uknowpan.sharpening import sharpen_scene
 from uknowpan.surveying import Survey, survey
-from uknowpan.tiling import ScenePair, Window, sample_windows
+from uknowpan.tiling import IncompatiblePair, ScenePair, Window, sample_windows
 from uknowpan.tiling.raster import bounded_gdal_cache
+
+log = logging.getLogger("uknowpan")
 
 SIDE = 384
 """PAN pixels along a side of the window that is chosen."""
@@ -45,15 +43,6 @@ BLOCK = 16
 
 CANDIDATES = 25
 """Number of windows that are looked at."""
-
-GROUND = 3072
-"""PAN pixels along a side of the ground that a sharp truth is made of, at most."""
-
-SHARP_RATIO, SHARP_MTF, SHARP_BORDER = 4, 0.3, 8
-"""Ratio of the pair that is made of a sharp truth, MTF gain of its MS, and border that its scores leave out."""
-
-LEAST_VALID = 0.999
-"""Share of valid pixels below which no truth is made."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,8 +57,8 @@ class Entry:
     seconds: float
     """Seconds of the window, with the survey of the scene."""
     scores: dict[str, float]
-    """Index -> value: HQNR, the indices by reprojection in the registered mode; where a sharp truth could be made,
-    its `sharp_ergas` and `sharp_sam`."""
+    """Index -> value: HQNR, the indices by reprojection in the registered mode; where the ground allows a coarse
+    twin, the scores on it, whose names begin with `sharp_`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,8 @@ class Comparison:
     """(dy, dx) of the MS against the PAN in PAN pixels, + is down and right; None: not measured."""
     bounds: tuple[float, float, float, float]
     """(left, bottom, right, top) of the window in the PAN's CRS."""
+    truth: dict[str, float]
+    """Scores of the coarse twin's truth; empty without a twin."""
 
 
 def choose_window(pair: ScenePair, side: int = SIDE) -> Window:
@@ -139,11 +130,11 @@ def compare(
         tile = pair.read_frame(0, 0, height, width)
         _, shown = pair.to_output(0, np.where(tile.pan_valid, tile.pan, np.nan))
         look = survey(pair, coregister="auto")
-        coarse = _sharp_pair(pair, look)
+        twin = _twin(pair, look)
         entries = []
         for done, (name, wanted) in enumerate(todo):
             on_progress(name, done, len(todo))
-            entries.append(_entry(pan, ms, name, wanted, str(Path(folder) / f"{done}.tif"), look, coarse))
+            entries.append(_entry(pan, ms, name, wanted, str(Path(folder) / f"{done}.tif"), look, twin))
         on_progress("", len(todo), len(todo))
         descriptions = [text or f"band {number}" for number, text in enumerate(pair.meta.descriptions, 1)]
         colours = [c.name for c in pair.meta.colorinterp]
@@ -156,54 +147,21 @@ def compare(
             pair.ratio,
             look.shift,
             pair.grid.bounds,
+            {} if twin is None else _as_sharp(sharp_scores(twin.truth, twin)),
         )
 
 
-@dataclass(frozen=True)
-class _SharpPair:
-    """A truth as sharp as its PAN, and the pair that a coarser sensor would give."""
-
-    truth: Tensor
-    """(C, H, W)."""
-    pan: Tensor
-    """(1, H, W)."""
-    ms: Tensor
-    """(C, H / 4, W / 4)."""
-
-
-def _sharp_pair(pair: ScenePair, look: Survey) -> _SharpPair | None:
-    """The pair made of the ground around the window; None where the ground is too small or holds invalid pixels."""
-    if look.measured is None:
-        return None
-    shape = [min(GROUND // pair.ratio, n) for n in pair.full_shape]
-    middles = [o + n / 2 for o, n in zip(pair.origin, pair.frame_shape, strict=True)]
-    first = [
-        min(max(int(m - n / 2), 0), whole - n) - o
-        for m, n, whole, o in zip(middles, shape, pair.full_shape, pair.origin, strict=True)
-    ]
-    tile = pair.read_frame(first[0], first[1], shape[0], shape[1])
-    if tile.valid.mean() < LEAST_VALID:
-        return None
+def _twin(pair: ScenePair, look: Survey) -> SharpPair | None:
+    """The coarse twin; None where the ground does not allow one."""
     try:
-        truth, pan = sharp_truth(torch.from_numpy(tile.pan), torch.from_numpy(tile.ms), pair.ratio, look.measured)
-    except ValueError:
+        return sharp_pair(pair, look)
+    except IncompatiblePair as error:
+        log.info("there is no coarse twin: %s", error)
         return None
-    rows, cols = (n // SHARP_RATIO * SHARP_RATIO for n in truth.shape[1:])
-    if min(rows, cols) < STEP + 2 * SHARP_BORDER:
-        return None
-    truth, pan = truth[:, :rows, :cols], pan[:, :rows, :cols]
-    ms = degrade(truth[None], SHARP_RATIO, gain_to_sigma(SHARP_MTF, SHARP_RATIO))[0]
-    return _SharpPair(truth, pan, ms)
 
 
-def _sharp_scores(sharpener: Sharpener, coarse: _SharpPair) -> dict[str, float]:
-    """ERGAS and SAM against a sharp truth; none where the method does not serve the ratio."""
-    try:
-        hrms = sharpen_array(sharpener, coarse.pan, coarse.ms).hrms
-    except ModelMismatch:
-        return {}
-    fused, truth = (crop(x.cpu().double(), SHARP_BORDER) for x in (hrms, coarse.truth))
-    return {"sharp_ergas": float(ergas(fused, truth, SHARP_RATIO)), "sharp_sam": float(sam(fused, truth))}
+def _as_sharp(scores: dict[str, float]) -> dict[str, float]:
+    return {f"sharp_{index}": value for index, value in scores.items()}
 
 
 def _entry(
@@ -213,19 +171,22 @@ def _entry(
     options: SharpenOptions,
     target: str,
     look: Survey,
-    coarse: _SharpPair | None,
+    twin: SharpPair | None,
 ) -> Entry:
     """A method's result on the window with its scores."""
     with prepared(pan, list(ms), target, options, partial(load_for, options)) as scene:
         report = sharpen_scene(scene)
-    sharp = {} if coarse is None else _sharp_scores(scene.sharpener, coarse)
+    sharp = {}
+    if twin is not None:
+        with suppress(ModelMismatch):  # the method may not serve the twin's ratio
+            sharp = _as_sharp(sharp_scores(sharp_result(scene.sharpener, twin), twin))
     with rasterio.open(target) as dataset:
         hrms = dataset.read(masked=True).astype(np.float32).filled(np.nan)
     bounds: Any = options.bounds
     same = {name: getattr(options, name) for name in ("pan_bidx", "bidx", "nodata", "ratio")}
     wanted = EvaluateOptions(**same, reprojection=True)
-    results, judge = evaluate_without(target, pan, list(ms), wanted, bounds=bounds, known=look)
+    results, judge = evaluate_without(target, pan, list(ms), wanted, bounds=bounds, known=look, brief=True)
     scores = {**sharp, "hqnr": results.mean(METHOD, "hqnr")}
     if judge is not None:
-        scores |= judge.scores.get("registered", judge.scores["registered_nominal"])
+        scores |= next(iter(judge.scores.values()))
     return Entry(name, hrms, report.seconds, scores)

@@ -16,11 +16,14 @@ from uknowpan.console import progress
 from uknowpan.errors import Error, InputError, UsageError
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.pictures import evaluation_sheet
-from uknowpan.evaluation.report import Report, known_exp
+from uknowpan.evaluation.report import TRUTH, Report, known_exp
+from uknowpan.evaluation.reprojection import SecondJudge, ways_of_image
 from uknowpan.loading import choose_device, memory_watched
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, read_card
 from uknowpan.models.metrics.baselines import BASELINES
 from uknowpan.models.metrics.evaluation import Fuse, Results, Scored, evaluate_file, scored_size
+from uknowpan.models.metrics.images import whole_images
+from uknowpan.models.metrics.regions import BLOCK
 from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
 from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile
@@ -46,7 +49,10 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
             models = (os.environ.get("UKNOWPAN_MODEL") or DEFAULT_MODEL,)
         cards = [read_card(find_checkpoint(name)) for name in models]
         scale = _scale(options, file, cards)
-        sensor = _sensor(options, file, cards, needed=bool(classical) or not header.has_gt)
+        if options.reprojection:
+            _require_windows(file)
+        needed = bool(classical) or not header.has_gt or options.reprojection
+        sensor = _sensor(options, file, cards, needed=needed)
         folder = _picture_folder(options, len(file))
         sharpeners = _load(options, models)
         sigmas: dict[str, Tensor | None] = {}
@@ -58,7 +64,14 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
             f"with one image of {header.bands} x {header.height} x {header.width}; "
             "take --device cpu, or a smaller model."
         )
-        with _shown(quiet, sensor, sigmas, scale, folder) as on_image, memory_watched(remedy):
+        judges: dict[str, list[SecondJudge]] = {}
+        with _shown(quiet, sensor, sigmas, scale, folder) as shown, memory_watched(remedy):
+
+            def on_image(scored: Scored) -> None:
+                if options.reprojection:
+                    _judge(scored, sensor, judges)
+                shown(scored)
+
             results = evaluate_file(
                 file,
                 fuses,
@@ -69,7 +82,29 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
                 as_is=classical,
                 on_image=on_image,
             )
-    return _report(options, file, results, sensor, scale, size, sharpeners)
+    return _report(options, file, results, judges, sensor, scale, size, sharpeners)
+
+
+def _require_windows(file: PanCollectionFile) -> None:
+    """Refuse images that are too small for the indices by reprojection. Raises InputError."""
+    header = file.header
+    h, w = header.height // header.ratio, header.width // header.ratio
+    if min(h, w) < BLOCK:
+        raise InputError(
+            f"{file.path}: --reprojection needs an MS of {BLOCK} x {BLOCK} pixels, and these images have {h} x {w}; "
+            "leave it out, or take larger images."
+        )
+
+
+def _judge(scored: Scored, sensor: Sensor, judges: dict[str, list[SecondJudge]]) -> None:
+    """Add the scores by reprojection of an image's results, and of its truth where there is one."""
+    pan, ms, gt = scored.patch.pan[0], scored.patch.ms[0], scored.patch.gt
+    gains = sensor.for_bands(len(ms)).mtf_ms
+    results = scored.fused if gt is None else {**scored.fused, TRUTH: gt}
+    ways = ways_of_image(pan, ms, gains)
+    for name, fused in results.items():
+        d_lambda_k = scored.scores.get(name, {}).get("d_lambda_k")
+        judges.setdefault(name, []).append(ways.judge(whole_images(fused[0], pan, ms), d_lambda_k))
 
 
 def _chosen_methods(options: EvaluateOptions) -> list[str]:
@@ -166,7 +201,7 @@ def _load(options: EvaluateOptions, models: Sequence[str]) -> dict[str, NetworkS
 
 def _row_name(card: str, typed: str, taken: Mapping[str, object]) -> str:
     """The card's name; the path where another model has the same."""
-    reserved = {"exp", "pan", "lms", *(name.lower() for name in taken)}
+    reserved = {"exp", "pan", "lms", TRUTH, *(name.lower() for name in taken)}
     if card.lower() not in reserved:
         return card
     if typed not in taken:
@@ -229,6 +264,7 @@ def _report(
     options: EvaluateOptions,
     file: PanCollectionFile,
     results: Results,
+    judges: dict[str, list[SecondJudge]],
     sensor: Sensor,
     scale: float,
     size: tuple[int, int],
@@ -267,4 +303,4 @@ def _report(
             for name, s in sharpeners.items()
         },
     }
-    return Report(results, title, header.bands, about, [*notes, *([exp] if exp else [])])
+    return Report(results, title, header.bands, about, [*notes, *([exp] if exp else [])], judges)

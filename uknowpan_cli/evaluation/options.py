@@ -15,12 +15,21 @@ SCORES = "Scores"
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of `evaluate`. Some go with a test file (.h5) only, others with rasters.
+    """Options of `evaluate`. Some go with a test file (.h5) only, others with rasters or with a protocol.
 
     Raises:
         UsageError: a value is out of its range, or two values exclude each other.
     """
 
+    protocol: Annotated[
+        Literal["sharp"] | None,
+        Option(
+            "--protocol",
+            INPUT,
+            "sharp: TARGET is a PAN and its MS; a truth as sharp as the PAN is made of them, and the classical methods "
+            "and models are scored against it.",
+        ),
+    ] = None
     reference: Annotated[str | None, Option("--reference", INPUT, "Raster: the truth, on the same grid.", "FILE")] = (
         None
     )
@@ -41,7 +50,7 @@ class EvaluateOptions:
         Option(
             "--model -m",
             MODEL,
-            "h5: bundled model's name or a checkpoint of any stage; may be repeated. Default: "
+            "h5, sharp: bundled model's name or a checkpoint of any stage; may be repeated. Default: "
             "$UKNOWPAN_MODEL or the bundled model.",
             "NAME|FILE",
             cli=list[str] | None,
@@ -59,14 +68,14 @@ class EvaluateOptions:
     ] = ()
     baselines: Annotated[bool, Option("--baselines", MODEL, "h5: all classical methods as well.")] = False
     steps: Annotated[
-        int | None, Option("--steps", MODEL, "h5: network evaluations; default: as the model declares.", "N", 1)
+        int | None, Option("--steps", MODEL, "h5, sharp: network evaluations; default: as the model declares.", "N", 1)
     ] = None
-    seed: Annotated[int, Option("--seed", MODEL, "h5: seed of the initial noise.", "N")] = 0
+    seed: Annotated[int, Option("--seed", MODEL, "h5, sharp: seed of the initial noise.", "N")] = 0
     softness: Annotated[
         float | None,
-        Option("--softness", MODEL, "h5: softness of models that take one; default: 0.3.", "SIGMA", 0.2, 1.0),
+        Option("--softness", MODEL, "h5, sharp: softness of models that take one; default: 0.3.", "SIGMA", 0.2, 1.0),
     ] = None
-    device: Annotated[str, Option("--device", MODEL, "h5: auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
+    device: Annotated[str, Option("--device", MODEL, "h5, sharp: auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
     sensor: Annotated[
         str | None,
         Option(
@@ -92,7 +101,9 @@ class EvaluateOptions:
     reprojection: Annotated[
         bool,
         Option(
-            "--reprojection", SCORES, "With --pan and --ms: indices by reprojection too; this takes many times as long."
+            "--reprojection",
+            SCORES,
+            "h5, or --pan and --ms: indices by reprojection too; this takes many times as long.",
         ),
     ] = False
     output: Annotated[
@@ -135,8 +146,18 @@ class EvaluateOptions:
         """Full scale in DN: the option's, else the sensor's."""
         return self.max_value or self.used_sensor.max_value
 
-    def for_file(self, target: str, given: set[str]) -> None:
-        """Refuse options among those `given` that do not go with a test file or a raster."""
+    def for_targets(self, targets: Sequence[str], given: set[str]) -> None:
+        """Refuse options among those `given` that do not go with a pair, a test file or a raster."""
+        if self.protocol is not None:
+            if len(targets) < 2:
+                raise UsageError("--protocol sharp needs a pair: uknowpan evaluate --protocol sharp PAN MS.")
+            wrong = next((f.name for f in fields(self) if f.name in given and f.name not in WITH_SHARP), None)
+            if wrong is not None:
+                raise UsageError(f"{_flag(wrong)} does not go with --protocol sharp.")
+            return
+        if len(targets) > 1:
+            raise UsageError(f"One TARGET can be scored at a time, not {len(targets)}; a pair needs --protocol sharp.")
+        target = targets[0]
         of_file = is_test_file(target)
         for field in fields(self):
             if field.name in given and field.name in (ONLY_RASTER if of_file else ONLY_FILE):
@@ -155,7 +176,12 @@ class EvaluateOptions:
 OUTPUTS = (".json", ".csv", ".tex")
 ONLY_FILE = ("model", "method", "baselines", "limit", "steps", "seed", "softness", "pictures", "device")
 ONLY_PAIR = ("pan_bidx", "bidx", "registration", "reprojection")
-ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", *ONLY_PAIR)
+ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", "pan_bidx", "bidx", "registration")
+WITH_SHARP = (
+    *("protocol", "model", "steps", "seed", "softness", "device", "max_value", "bit_depth", "num_threads"),
+    *("ratio", "nodata", "pan_bidx", "bidx", "output", "csv", "latex", "overwrite"),
+)
+"""Options that go with `protocol`."""
 
 
 def is_test_file(target: str) -> bool:

@@ -16,6 +16,8 @@ from uknowpan.pictures import enlarge, panels, stretch_from
 SHOWN = {
     "sharp_ergas": "ERGAS, coarse twin",
     "sharp_sam": "SAM, coarse twin",
+    "sharp_d_rho_excess": "D_rho excess, twin",
+    "sharp_colour_grain": "colour grain, twin",
     "hqnr": "HQNR",
     "r_ergas": "R-ERGAS",
     "r_sam": "R-SAM, deg",
@@ -47,6 +49,7 @@ def html_page(comparison: Comparison) -> str:
         "shift": comparison.shift,
         "bounds": comparison.bounds,
         "indices": SHOWN,
+        "truth": _shown(comparison.truth),
         "ranges": ranges,
         "panRange": pan_range,
         "pan": _png(_quantised(comparison.pan, [pan_range])),
@@ -54,7 +57,7 @@ def html_page(comparison: Comparison) -> str:
             {
                 "name": entry.name,
                 "seconds": entry.seconds,
-                "scores": {key: entry.scores[key] for key in SHOWN if not math.isnan(entry.scores.get(key, math.nan))},
+                "scores": _shown(entry.scores),
                 "pictures": _band_pictures(entry.hrms, ranges),
             }
             for entry in comparison.entries
@@ -74,6 +77,11 @@ def sheet(comparison: Comparison) -> np.ndarray:
     cells += [(entry.name, enlarge(look.apply(entry.hrms)[:, part[0], part[1]], 2)) for entry in comparison.entries]
     across = math.ceil(math.sqrt(len(cells)))
     return panels([cells[start : start + across] for start in range(0, len(cells), across)])
+
+
+def _shown(scores: dict[str, float]) -> dict[str, float]:
+    """The scores that the table shows and that are numbers."""
+    return {key: scores[key] for key in SHOWN if not math.isnan(scores.get(key, math.nan))}
 
 
 def _range(images: list[np.ndarray]) -> tuple[float, float]:

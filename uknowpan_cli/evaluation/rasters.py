@@ -84,6 +84,7 @@ def evaluate_without(
     *,
     bounds: Bounds | None = None,
     known: Survey | None = None,
+    brief: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[Results, SecondJudge | None]:
     """Scores of a raster on the PAN's grid without a reference, and those by reprojection.
@@ -97,6 +98,7 @@ def evaluate_without(
             "pancollection" gives the toolbox's numbers if MS and PAN begin at the same corner. Without `reprojection`,
             and where the scene is too small for it, the second result is None.
         known: survey of the scene with the displacement that was taken out; None: it is made.
+        brief: measure by reprojection in the registered way alone.
         on_progress: called with (windows done, windows), again from the start by the reprojection.
 
     Raises:
@@ -139,7 +141,9 @@ def evaluate_without(
         judge = None
         if options.reprojection:
             try:
-                judge = second_judge(scene, fused, gains, float(scores.d_lambda_k), known, on_progress)
+                judge = second_judge(
+                    scene, fused, gains, float(scores.d_lambda_k), known, brief=brief, on_progress=on_progress
+                )
             except ValueError as error:
                 log.info("%s is not measured by reprojection: %s", fused.path, error)
     values = {name: getattr(scores, name).reshape(1) for name in FULL_INDICES}
@@ -166,7 +170,7 @@ def measure_raster(target: str, options: EvaluateOptions, on_progress: Progress 
         )
     title = f"{name} without truth: {used.name} MTF, MS enlarged by {options.registration}"
     about |= {"pan": options.pan, "ms": list(options.ms), "sensor": used.name, "registration": options.registration}
-    return Report(results, title, None, about, notes, judge)
+    return Report(results, title, None, about, notes, {} if judge is None else {METHOD: [judge]})
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +24,8 @@ class _Index:
     label: str
     latex: str
     decimals: int
-    high_is_better: bool
+    high_is_better: bool | None
+    """None: the best value is that of the truth."""
     best: str = "1"
 
 
@@ -40,7 +42,13 @@ INDICES = {
     "hqnr": _Index("HQNR", "HQNR", 4, True),
     "d_lambda": _Index("D_lambda", r"$D_\lambda$", 4, False, "0"),
     "qnr": _Index("QNR", "QNR", 4, True),
+    "d_rho": _Index("D_rho", r"$D_\rho$", 4, None, "truth's"),
+    "d_rho_excess": _Index("D_rho excess", r"$D_\rho$ excess", 4, None, "truth's"),
+    "colour_grain": _Index("colour grain", "grain", 4, None, "truth's"),
 }
+
+TRUTH = "truth"
+"""Name of the truth as a row of a table."""
 
 JUDGED = {
     "r_q2n": "R-Q2n",
@@ -55,8 +63,12 @@ JUDGED = {
 }
 """Labels of the indices by reprojection that the table shows."""
 
-WAYS = {"published": "published, MTF", "registered": "registered, own blur", "registered_nominal": "registered, MTF"}
-"""Labels of the ways of `SecondJudge`."""
+WAYS = {
+    "published": "published, {} MTF",
+    "registered": "registered, own blur",
+    "registered_nominal": "registered, {} MTF",
+}
+"""Labels of the ways of `SecondJudge`, for the name of a sensor."""
 
 JUDGE_WORDS = (
     "HQNR does not see that a result is too soft, or that it stays where a displaced MS lies. R-Q2n, R-SAM and R-ERGAS "
@@ -82,26 +94,55 @@ class Report:
     about: dict[str, Any]
     """Files, sensor, border and the like, as JSON has them."""
     notes: list[str] = field(default_factory=list)
-    judge: SecondJudge | None = None
-    """Scores by reprojection."""
+    judges: dict[str, list[SecondJudge]] = field(default_factory=dict)
+    """Method -> scores by reprojection, one per image."""
 
     def facts(self) -> dict[str, Any]:
         """All as JSON has it."""
         words = plain_words(self.results)
         facts = {**self.about, **_as_dict(self.results), "notes": self.notes}
-        if self.judge is not None:
-            facts["reprojection"] = self.judge.facts()
+        if self.judges:
+            first = next(iter(self.judges.values()))
+            facts["reprojection"] = {way: _as_dict(scores)["scores"] for way, scores in self.judged().items()}
+            facts["reprojection"]["images"] = [judge.place() for judge in first]
         return facts | ({"in_words": words} if words else {})
 
+    def judged(self) -> dict[str, Results]:
+        """Way -> scores by reprojection."""
+        ways: dict[str, Results] = {}
+        for way in WAYS:
+            scores = {}
+            for method, judges in self.judges.items():
+                rows = [judge.scores[way] for judge in judges if way in judge.scores]
+                if rows:
+                    common = [index for index in rows[0] if all(index in row for row in rows)]
+                    scores[method] = {
+                        index: torch.tensor([row[index] for row in rows], dtype=torch.float64) for index in common
+                    }
+            if scores:
+                ways[way] = Results(self.results.kind, self.results.images, scores)
+        return ways
+
     def csv(self) -> str:
-        """CSV with one line for each method and image, images from 0, values with all digits."""
+        """CSV with one line for each method and image, images from 0, values with all digits.
+
+        Scores by reprojection have the columns WAY:INDEX. A cell without a value is empty.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         indices = _indices(self.results)
-        writer.writerow(["method", "image", *indices])
-        for method, own in self.results.scores.items():
+        ways = [
+            (way, index) for way in WAYS for index in JUDGED if any(way in j[0].scores for j in self.judges.values())
+        ]
+        writer.writerow(["method", "image", *indices, *map(":".join, ways)])
+        for method in dict.fromkeys((*self.results.scores, *self.judges)):
+            own, judges = self.results.scores.get(method, {}), self.judges.get(method)
             for image in range(self.results.images):
-                writer.writerow([method, image, *(repr(float(own[i][image])) for i in indices)])
+                cells = [repr(float(own[i][image])) if i in own else "" for i in indices]
+                if judges is not None:
+                    values = (judges[image].scores.get(way, {}).get(index) for way, index in ways)
+                    cells += ["" if value is None else repr(value) for value in values]
+                writer.writerow([method, image, *cells])
         return text.getvalue()
 
     def latex(self) -> str:
@@ -124,7 +165,7 @@ class Report:
     def remarks(self) -> list[str]:
         """Notes, and scores without a truth in words."""
         words = plain_words(self.results)
-        return [*self.notes, *([JUDGE_WORDS] if self.judge else []), *([words] if words else [])]
+        return [*self.notes, *([JUDGE_WORDS] if self.judges else []), *([words] if words else [])]
 
 
 def index_label(index: str, bands: int | None = None) -> str:
@@ -140,14 +181,19 @@ def _indices(results: Results) -> list[str]:
 
 def _best(results: Results, index: str) -> str | None:
     """The method with the best mean; None where there is no choice."""
-    means = {method: results.mean(method, index) for method in results.scores}
+    means = {method: results.mean(method, index) for method, own in results.scores.items() if index in own}
+    aim = means.pop(TRUTH, None)
     if len(means) < 2:
         return None
+    if INDICES[index].high_is_better is None:
+        return None if aim is None else min(means, key=lambda method: abs(means[method] - aim))
     choose = max if INDICES[index].high_is_better else min
     return choose(means, key=lambda method: means[method])
 
 
 def _cell(results: Results, method: str, index: str, between: str) -> str:
+    if index not in results.scores[method]:
+        return ""
     places = INDICES[index].decimals
     mean, std = results.mean(method, index), results.std(method, index)
     if math.isnan(std):
@@ -170,17 +216,23 @@ def print_table(report: Report) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(report.title, highlight=False, markup=False)
     console.print(table)
-    if report.judge is not None:
-        console.print(_judge_table(report.judge))
+    if report.judges:
+        console.print(_judge_table(report))
 
 
-def _judge_table(judge: SecondJudge) -> Table:
+def _judge_table(report: Report) -> Table:
+    """Means of the scores by reprojection, a row for each way and method."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("by reprojection", overflow="fold")
+    table.add_column("method", overflow="fold")
     for label in JUDGED.values():
         table.add_column(label, justify="right")
-    for way, scores in judge.scores.items():
-        table.add_row(WAYS[way], *(f"{scores[index]:.4f}" if index in scores else "" for index in JUDGED))
+    for way, results in report.judged().items():
+        name = WAYS[way].format(report.about["sensor"])
+        for method, own in results.scores.items():
+            cells = (f"{results.mean(method, index):.4f}" if index in own else "" for index in JUDGED)
+            table.add_row(name, escape(method), *cells)
+            name = ""
     return table
 
 

@@ -11,13 +11,9 @@ import pytest
 from affine import Affine
 from rasters import write_raster
 from running import Run
-from scipy.ndimage import gaussian_filter
 
 from uknowpan.datasets.synthetic import load_demo_scene, write_scene
-from uknowpan.evaluation import comparing
 from uknowpan.evaluation.comparing import choose_window
-from uknowpan.models.sharpeners import ClassicalSharpener
-from uknowpan.surveying import survey
 from uknowpan.tiling import open_pair
 
 METHODS = ["bicubic", "brovey", "gsa", "mtf-glp", "awlp", "generic"]
@@ -44,7 +40,9 @@ def test_a_page_that_a_browser_shows(scene: list[str], uknowpan: Run, tmp_path: 
     assert [entry["name"] for entry in data["entries"]] == METHODS
     assert (data["width"], data["height"], data["ratio"]) == (160, 160, 4)
     assert all(len(entry["pictures"]) == 2 for entry in data["entries"])  # four bands
-    assert not any("sharp_ergas" in entry["scores"] for entry in data["entries"])  # the scene is too small for a twin
+    assert (
+        not any("sharp_ergas" in entry["scores"] for entry in data["entries"]) and not data["truth"]
+    )  # the scene is too small for a twin
     assert not re.search(r"(src|href)=|https?://", text)
     assert page.stat().st_size < 8e6 and (tmp_path / "c.png").stat().st_size > 10_000
 
@@ -78,26 +76,3 @@ def test_the_window_shows_structure(tmp_path: Path) -> None:
     assert (height, width) == (256, 256)
     shared = max(min(row + 256, 896) - max(row, 640), 0) * max(min(col + 256, 384) - max(col, 128), 0)
     assert shared > 0.5 * 256**2
-
-
-def test_a_coarse_twin_has_a_truth(tmp_path: Path) -> None:
-    """Bands that are multiples of the PAN: GSA comes close to the truth of the twin, an enlarged MS does not."""
-    rng = np.random.default_rng(1)
-    ground = gaussian_filter(rng.normal(size=(1024, 1024)), 3) * 1000 + 500
-    write_raster(tmp_path / "pan.tif", ground[None].astype(np.float32), Affine(1, 0, 0, 0, -1, 0))
-    coarse = gaussian_filter(ground, 2).reshape(256, 4, 256, 4).mean((1, 3))
-    write_raster(tmp_path / "ms.tif", np.stack([coarse, 2 * coarse]).astype(np.float32), Affine(4, 0, 0, 0, -4, 0))
-    with open_pair(str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif")) as pair:
-        twin = comparing._sharp_pair(pair, survey(pair))
-    assert twin is not None and twin.truth.shape[0] == 2 and min(twin.pan.shape[1:]) >= 96
-    scores = {name: comparing._sharp_scores(ClassicalSharpener(name), twin) for name in ("gsa", "bicubic")}
-    assert scores["gsa"]["sharp_ergas"] < 0.2 * scores["bicubic"]["sharp_ergas"]
-
-
-def test_no_twin_of_ground_with_holes(tmp_path: Path) -> None:
-    pan = np.random.default_rng(2).uniform(100, 900, (1, 1024, 1024)).astype(np.float32)
-    pan[:, :200, :200] = 0
-    write_raster(tmp_path / "pan.tif", pan, Affine(1, 0, 0, 0, -1, 0), nodata=0)
-    write_raster(tmp_path / "ms.tif", pan.reshape(1, 256, 4, 256, 4).mean((2, 4)), Affine(4, 0, 0, 0, -4, 0))
-    with open_pair(str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif")) as pair:
-        assert comparing._sharp_pair(pair, survey(pair)) is None

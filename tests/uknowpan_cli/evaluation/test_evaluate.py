@@ -154,7 +154,7 @@ def test_a_picture_shows_errors_at_one_scale() -> None:
     gt = draw_truth(0, size=128)[None]
     patch = PatchBatch(gt.mean(1, keepdim=True), gt[..., ::4, ::4], gt + 40, gt)
     fused = {"EXP": patch.lms, "same": gt, "half": gt + 20}
-    sheet = evaluation_sheet(Scored(0, 1, patch, fused), {"half": None}, SENSORS["generic"])
+    sheet = evaluation_sheet(Scored(0, 1, patch, fused, {}), {"half": None}, SENSORS["generic"])
     assert sheet.dtype == np.uint8
     side, gap = 256, 8
     below = slice(-gap - side + 20, -gap - 20)  # the errors, without captions
