@@ -336,6 +336,26 @@ def measure(
     return [own.scores(shared) for own in sums]
 
 
+@dataclass(frozen=True)
+class Detail:
+    """The scores of `Reprojection` that depend on fine detail alone."""
+
+    d_rho: float
+    d_rho_excess: float
+    colour_grain: float
+    """NaN without any detail."""
+
+
+def detail(images: Images, mode: Registered, *, rows: int = ROWS, cols: int = COLS) -> Detail:
+    """The scores of fine detail, for images of any size; arguments and errors as in `measure`."""
+    shared, excess = _SharedSums(images), Mean("window")
+    for region in regions(images.shape, images.bands, rows=rows, cols=cols):
+        core = region.scaled(images.ratio)
+        shared.add(core)
+        excess.add(*mode.excess(images, core))
+    return Detail(float(shared.d_rho.value().mean()), float(excess.value().mean()), shared.colour_grain())
+
+
 class _SharedSums:
     """Sums over regions of the scores that are the same in all modes."""
 
@@ -373,6 +393,11 @@ class _SharedSums:
         detail = f[..., *core.within(outer)] / torch.where(smooth > 0, smooth, 1.0) - 1
         common = detail.mean(0)
         self.grain.add(torch.stack([(detail - common).square().mean(0), common.square()]), keep)
+
+    def colour_grain(self) -> float:
+        """Grain of all regions added; NaN without any detail."""
+        own, common = self.grain.value()
+        return float((own / common).sqrt()) if float(common) > 0 else math.nan
 
 
 class _Sums:
@@ -444,7 +469,6 @@ class _Sums:
     def scores(self, shared: _SharedSums) -> Reprojection:
         """Scores of all regions added; ValueError if nothing is left to measure."""
         moments = shared.moments.value()
-        own, common = shared.grain.value()
         return Reprojection(
             r_q2n=float(self._q2n.value()),
             r_q=float(self._q.value().mean()),
@@ -455,7 +479,7 @@ class _Sums:
             d_sr=_unexplained(moments, constant=False),
             d_sr_intercept=_unexplained(moments, constant=True),
             d_rho_excess=math.nan if self.published else float(self._excess.value().mean()),
-            colour_grain=float((own / common).sqrt()) if float(common) > 0 else math.nan,
+            colour_grain=shared.colour_grain(),
             phases=tuple(self.mode.phases) if isinstance(self.mode, Published) else None,
         )
 
@@ -473,4 +497,4 @@ def _unexplained(moments: Tensor, constant: bool) -> float:
     mean = moments[bands, -1] - weights @ moments[chosen, -1]
     square = moments[bands, bands] - 2 * weights @ cross + weights @ gram @ weights
     variance = moments[bands, bands] - moments[bands, -1] ** 2
-    return float((square - mean**2) / variance) if float(variance) > 0 else 0.0
+    return max(float((square - mean**2) / variance), 0.0) if float(variance) > 0 else 0.0

@@ -225,12 +225,15 @@ def _judge_table(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("by reprojection", overflow="fold")
     table.add_column("method", overflow="fold")
-    for label in JUDGED.values():
-        table.add_column(label, justify="right")
-    for way, results in report.judged().items():
+    judged = report.judged()
+    known = {index for results in judged.values() for own in results.scores.values() for index in own}
+    shown = [index for index in JUDGED if index in known]
+    for index in shown:
+        table.add_column(JUDGED[index], justify="right")
+    for way, results in judged.items():
         name = WAYS[way].format(report.about["sensor"])
         for method, own in results.scores.items():
-            cells = (f"{results.mean(method, index):.4f}" if index in own else "" for index in JUDGED)
+            cells = (f"{results.mean(method, index):.4f}" if index in own else "" for index in shown)
             table.add_row(name, escape(method), *cells)
             name = ""
     return table

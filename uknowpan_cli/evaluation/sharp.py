@@ -5,7 +5,7 @@ low MS comes from that truth. `compare` calls the pair its coarse twin.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.metrics.evaluation import Results
 from uknowpan.models.metrics.images import gaussian_kernel, whole_images
 from uknowpan.models.metrics.indices import ergas, sam
-from uknowpan.models.metrics.regions import BLOCK
-from uknowpan.models.metrics.reprojection import Registered, measure
+from uknowpan.models.metrics.reprojection import Registered, detail
 from uknowpan.models.resample import crop, degrade
 from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import sharp_truth
@@ -42,9 +41,6 @@ RATIO, MTF, BORDER = 4, 0.3, 8
 
 LEAST = 32
 """Least side of a truth without its border."""
-
-JUDGED = ("d_rho", "d_rho_excess", "colour_grain")
-"""Indices whose value for the truth stands beside those of the methods."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +102,12 @@ def sharp_result(sharpener: Sharpener, twin: SharpPair, max_value: float | None 
 
 
 def sharp_scores(hrms: Tensor, twin: SharpPair) -> dict[str, float]:
-    """ERGAS and SAM of a result, or of the truth itself, and the indices `JUDGED` where the truth is large enough."""
-    fused, truth = (crop(x.double(), BORDER) for x in (hrms, twin.truth))
-    scores = {"ergas": float(ergas(fused, truth, RATIO)), "sam": float(sam(fused, truth))}
+    """ERGAS, SAM and the scores of fine detail of a result, or of the truth itself."""
+    fused, truth, pan = (crop(x.double(), BORDER) for x in (hrms, twin.truth, twin.pan))
     ms = crop(twin.ms, BORDER // RATIO)
-    if min(ms.shape[1:]) >= BLOCK:
-        way = Registered([gaussian_kernel(gain_to_sigma(MTF, RATIO))] * len(ms))
-        (seen,) = measure(whole_images(fused, crop(twin.pan, BORDER), ms), [way])
-        scores |= {index: getattr(seen, index) for index in JUDGED}
-    return scores
+    way = Registered([gaussian_kernel(gain_to_sigma(MTF, RATIO))] * len(ms))
+    errors = {"ergas": float(ergas(fused, truth, RATIO)), "sam": float(sam(fused, truth))}
+    return errors | asdict(detail(whole_images(fused, pan, ms), way))
 
 
 def measure_sharp(pan: str, ms: Sequence[str], options: EvaluateOptions, on_progress: Progress | None = None) -> Report:

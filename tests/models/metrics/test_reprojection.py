@@ -14,6 +14,7 @@ from uknowpan.models.metrics.images import gaussian_kernel, mtf_kernel, sample
 from uknowpan.models.metrics.reprojection import (
     Published,
     Registered,
+    detail,
     find_phases,
     local_correlation,
     pearson,
@@ -250,6 +251,14 @@ def test_the_same_grey_detail_in_all_bands_has_neither_excess_nor_grain():
     found = measure(images_of(grey, pan, ms), MODES["registered"])
     assert found.colour_grain < 1e-9 and found.d_rho_excess < 1e-9 and found.d_sr < 1e-9
     assert found.r_ergas > 1
+
+
+def test_the_scores_of_detail_are_those_of_all_scores():
+    images = images_of(*scene(height=64, width=64))
+    found, whole = detail(images, MODES["displaced"], **SMALL), measure(images, MODES["displaced"])
+    for name, value in asdict(found).items():
+        assert value == pytest.approx(getattr(whole, name), rel=1e-9), name
+    assert detail(images_of(*scene(height=12, width=16)), MODES["registered"]).d_rho > 0  # less than one window
 
 
 def test_bad_input():
