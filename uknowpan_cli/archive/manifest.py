@@ -97,7 +97,7 @@ def read_manifest(source: str, skip_missing: bool = False) -> list[Entry]:
             lonely.append(place)
             continue
         files = tuple(_resolved(file, folder) for file in ms)
-        key, output = _safe(Path(_without_band(pan)).stem), _text(row, "output", place) or None
+        key, output = safe_name(Path(_without_band(pan)).stem), _text(row, "output", place) or None
         entries.append(Entry(_resolved(pan, folder), files, key, _given_id(row, place), output))
     _without_partner(lonely, "has no pan or no ms", "have no pan or no ms", skip_missing)
     return entries
@@ -189,7 +189,7 @@ def _without_band(path: str) -> str:
     return re.sub(r",band=[^,]*$", "", path)
 
 
-def _safe(text: str) -> str:
+def safe_name(text: str) -> str:
     """Text as a part of a file's name."""
     return re.sub(r"[^\w.+=@-]+", "_", text).lstrip(".") or "scene"
 
@@ -221,7 +221,7 @@ def by_patterns(pan_glob: str, ms_glob: str, skip_missing: bool = False) -> list
         Entry(
             pan=os.path.abspath(pans[key][0]),
             ms=tuple(os.path.abspath(file) for file in ms[key]),
-            key=_safe("_".join(part.strip("/") for part in key if part.strip("/"))),
+            key=safe_name("_".join(part.strip("/") for part in key if part.strip("/"))),
         )
         for key in sorted(pans.keys() & ms.keys())
     ]
@@ -266,10 +266,10 @@ def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", un
     scenes = []
     for entry in entries:
         name = entry.id or entry.key
-        output = Path(os.path.normpath(folder / (entry.output or f"{_safe(name)}{suffix}.tif")))
+        output = Path(os.path.normpath(folder / (entry.output or f"{safe_name(name)}{suffix}.tif")))
         if not os.path.isabs(entry.output or "") and not output.is_relative_to(os.path.normpath(folder)):
             raise UsageError(f"The output {entry.output} of scene {name} leaves {folder}; give its full path instead.")
-        sigma = output.with_name(f"{_safe(name)}_sigma.tif")
+        sigma = output.with_name(f"{safe_name(name)}_sigma.tif")
         scenes.append(Scene(name, entry.pan, entry.ms, str(output), str(sigma)))
     _refuse_shared([(scene.id, scene) for scene in scenes], "id")
     names = ("output", "sigma") if uncertainty else ("output",)

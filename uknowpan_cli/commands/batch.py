@@ -36,8 +36,9 @@ def batch(
     manifest: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MANIFEST]",
-            help="CSV with the columns pan, ms and perhaps id, output, or JSON lines with these "
+            metavar="[MANIFEST|FOLDER]",
+            help="A folder, whose products and pairs are sharpened. Or a CSV with the columns pan, ms and perhaps id, "
+            "output, or JSON lines with these "
             "keys; - is stdin. Several MS files of a scene: with semicolons, or as a JSON list.",
             show_default=False,
         ),
@@ -91,7 +92,7 @@ def batch(
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Sharpen many scenes: those of MANIFEST, or of --pan-glob and --ms-glob.
+    """Sharpen many scenes: those in a folder, of MANIFEST, or of --pan-glob and --ms-glob.
 
     The same command goes on where a run was stopped. An output that is there, made from the same inputs with the same
     options, is skipped. Prints the path of each output; FOLDER/report*.jsonl keeps how every scene ended.
@@ -158,14 +159,21 @@ def _folder(output: Path | None) -> Path:
 
 
 def _entries(manifest: str | None, pan_glob: str | None, ms_glob: str | None, skip_missing: bool) -> list[Entry]:
-    if manifest is not None and pan_glob is None and ms_glob is None:
+    if manifest is not None and pan_glob is None and ms_glob is None and os.path.isdir(manifest):
+        from uknowpan.archive.discovery import by_folder
+
+        entries, left_out = by_folder(Path(manifest).absolute())
+        for sentence in left_out:
+            log.warning("left out: %s", sentence)
+        nothing = f"{manifest} holds no product and no pair of PAN and MS."
+    elif manifest is not None and pan_glob is None and ms_glob is None:
         entries = read_manifest(manifest, skip_missing)
         nothing = f"{manifest} names no scene."
     elif manifest is None and pan_glob is not None and ms_glob is not None:
         entries = by_patterns(pan_glob, ms_glob, skip_missing)
         nothing = f"No scene matches {pan_glob} and {ms_glob}."
     else:
-        raise UsageError("Give either a MANIFEST, or --pan-glob and --ms-glob.")
+        raise UsageError("Give either a MANIFEST or a folder, or --pan-glob and --ms-glob.")
     if not entries:
         raise InputError(nothing)
     return entries

@@ -1,8 +1,8 @@
 """Deliveries of vendors: a product in place of PAN and MS."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uknowpan.deliveries import airbus, folder, landsat, maxar
@@ -11,11 +11,20 @@ from uknowpan.deliveries.delivery import Delivery as Delivery
 from uknowpan.deliveries.delivery import only
 from uknowpan.errors import InputError, UsageError
 
-Reader = Callable[[Path], list[Delivery]]
-"""From a folder, or a metadata file, to the deliveries in it; none where it is not the reader's own."""
 
-READERS: tuple[Reader, ...] = (landsat.read, airbus.read, maxar.read)
+@dataclass(frozen=True)
+class Reader:
+    """The reader of a vendor's products."""
+
+    find: Callable[[Path], list[list[Path]]]
+    """From a folder or a metadata file to the metadata files of each product in it."""
+    read: Callable[[Sequence[Path]], Delivery]
+    """From such files to the delivery; raises InputError."""
+
+
+READERS = tuple(Reader(vendor.find, vendor.read) for vendor in (landsat, airbus, maxar))
 """Of vendors; what none of them knows may still be a folder with one PAN and one MS."""
+FOLDER = Reader(folder.find, folder.read)
 
 
 def understood(product: str | os.PathLike[str]) -> Delivery:
@@ -28,10 +37,11 @@ def understood(product: str | os.PathLike[str]) -> Delivery:
     place = Path(product)
     if not place.exists():
         raise InputError(f"{place}: there is no such file or folder.")
-    for reader in (*READERS, folder.read):
-        deliveries = {delivery.product: delivery for delivery in reader(place)}
-        if deliveries:
-            return replace(deliveries[only(list(deliveries), "products", str(place))], product=str(place))
+    for reader in (*READERS, FOLDER):
+        groups = reader.find(place)
+        if groups:
+            only([files[0] for files in groups], "products", str(place))
+            return replace(reader.read(groups[0]), product=str(place))
     if place.is_dir():
         raise InputError(f"{place} holds no product that uknowpan knows; name the files of PAN and MS.")
     raise UsageError(f"{place} alone is no product; name PAN and MS, or the folder of a delivery.")

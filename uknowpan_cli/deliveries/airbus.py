@@ -1,6 +1,7 @@
 """Airbus DIMAP V2 (Pleiades, Pleiades Neo, SPOT 6 and 7): a `DIM_*.XML` of PAN and MS each, which GDAL reads."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,14 +15,8 @@ _NAMES = {
 _MISSIONS = {"PHR": "Pleiades ", "PNEO": "Pleiades Neo ", "SPOT": "SPOT "}
 
 
-def read(place: Path) -> list[Delivery]:
-    """The deliveries in a folder, or the one whose PAN has that XML.
-
-    Bands are taken in the order of delivery, which is red, green, blue, near infrared for four bands.
-
-    Raises:
-        InputError: a delivery lacks PAN or MS, or has several.
-    """
+def find(place: Path) -> list[list[Path]]:
+    """The XML files of each delivery in a folder, or of the one that an XML file belongs to."""
     if place.is_dir():
         found = within(place, "DIM_*.XML")
     elif place.suffix.upper() == ".XML" and place.name.upper().startswith("DIM_"):
@@ -31,7 +26,7 @@ def read(place: Path) -> list[Delivery]:
     homes: dict[Path, list[Path]] = defaultdict(list)
     for path in found:
         homes[_home(path)].append(path)
-    return [_delivery(home, paths) for home, paths in homes.items()]
+    return list(homes.values())
 
 
 def _home(path: Path) -> Path:
@@ -39,7 +34,13 @@ def _home(path: Path) -> Path:
     return path.parent.parent if path.parent.name.upper().startswith("IMG_") else path.parent
 
 
-def _delivery(home: Path, paths: list[Path]) -> Delivery:
+def read(files: Sequence[Path]) -> Delivery:
+    """The delivery of such files; bands in its own order, which is red, green, blue, near infrared for four bands.
+
+    Raises:
+        InputError: PAN or MS is missing, or there are several.
+    """
+    home, paths = _home(files[0]), list(files)
     images = {path: _parsed(path) for path in paths}
     sharpened = [path for path, image in images.items() if _text(image, "SPECTRAL_PROCESSING").startswith("PMS")]
     pans = [path for path, image in images.items() if _text(image, "NBANDS") == "1"]
@@ -60,6 +61,7 @@ def _delivery(home: Path, paths: list[Path]) -> Delivery:
     ]
     return Delivery(
         product=str(pan),
+        scene=home.name,
         kind=f"{sensor.strip() or 'Airbus DIMAP'}, {_text(image, 'PROCESSING_LEVEL') or 'unknown level'}",
         pan=((str(pan), 1),),
         ms=tuple(Band(name, ((str(coarse), number),)) for number, name in enumerate(_bands(coarse, image), 1)),

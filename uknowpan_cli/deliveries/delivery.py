@@ -27,6 +27,8 @@ class Delivery:
 
     product: str
     """The product's folder or metadata, as given."""
+    scene: str
+    """Its name as a scene of a batch."""
     kind: str
     """Sensor and level, for people."""
     pan: tuple[Part, ...]
@@ -103,10 +105,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def within(folder: Path, pattern: str) -> list[Path]:
-    """Files in a folder and up to three folders below it, by name; case does not count."""
+    """Files in a folder and below it, by name; case does not count."""
     matching = re.compile(translate(pattern), re.IGNORECASE).match
-    levels = ["*", "*/*", "*/*/*", "*/*/*/*"]
-    return sorted(path for level in levels for path in folder.glob(level) if matching(path.name) and path.is_file())
+    return sorted(path for path in folder.rglob("*") if matching(path.name) and path.is_file())
 
 
 def only(candidates: Sequence[str | os.PathLike[str]], what: str, product: str) -> str:

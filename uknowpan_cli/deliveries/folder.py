@@ -1,6 +1,7 @@
 """A folder of rasters without metadata: PAN and MS by their number of bands and their pixel size."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ SUFFIXES = frozenset([".tif", ".tiff", ".jp2", ".vrt", ".img", ".ntf"])
 METRES_PER_DEGREE = 111_320
 FINER = 0.75
 """PAN pixel over MS pixel, at most."""
+_TILE = re.compile(r"(?i)r\d+_?c\d+")
+"""In the name of a tile. PANs side by side may as well be scenes of their own."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +64,49 @@ def _header(path: Path) -> Header:
         )
 
 
-def read(place: Path) -> list[Delivery]:
-    """The pair in a folder: the finest single bands are the PAN, coarser rasters of several bands, or several single
-    bands, the MS; either may be in tiles.
+def find(place: Path) -> list[list[Path]]:
+    """The rasters of a folder, where one of them may be a PAN and another an MS."""
+    if not place.is_dir():
+        return []
+    rasters = [raster for raster in headers(place)[0] if not raster.made_here]
+    pans, ms = divided(rasters)
+    return [[raster.path for raster in rasters]] if pans and ms else []
+
+
+def divided(rasters: Sequence[Header]) -> tuple[list[Header], list[Header]]:
+    """PANs and MS: the finest single bands, and coarser rasters of several bands, or else coarser single bands."""
+    singles = [raster for raster in rasters if len(raster.bands) == 1]
+    finest = min((raster.pixel for raster in singles), default=0.0)
+    pans = [raster for raster in singles if raster.pixel <= finest / FINER]
+    coarser = [raster for raster in rasters if raster not in pans]
+    several = [raster for raster in coarser if len(raster.bands) > 1]
+    return pans, [raster for raster in several if raster.pixel >= finest / FINER or not finest] or coarser
+
+
+def read(files: Sequence[Path]) -> Delivery:
+    """The pair in the folder of such files; PAN and MS may be in tiles.
 
     Raises:
         InputError: there are several PANs or MS.
     """
-    if not place.is_dir():
-        return []
+    place = files[0].parent
     rasters, left_out = headers(place)
     left_out += [f"{raster.path.name} (made by uknowpan)" for raster in rasters if raster.made_here]
     rasters = [raster for raster in rasters if not raster.made_here]
-    singles = [raster for raster in rasters if len(raster.bands) == 1]
-    if len(rasters) < 2 or not singles:
-        return []
-    finest = min(raster.pixel for raster in singles)
-    pans = [raster for raster in singles if raster.pixel <= finest / FINER]
+    pans, ms = divided(rasters)
+    if len(pans) > 1 and not all(_TILE.search(raster.path.stem) for raster in pans):
+        names = ", ".join(raster.path.name for raster in pans[:3])
+        raise InputError(f"{place} may hold {len(pans)} PANs ({names}); name the files of PAN and MS.")
     _refuse_several(place, pans, "PANs")
-    coarser = [raster for raster in rasters if raster not in pans]
-    several = [raster for raster in coarser if len(raster.bands) > 1]
-    ms = [raster for raster in several if raster.pixel >= finest / FINER or not finest] or coarser
-    if not ms:
-        return []
-    left_out += [f"{raster.path.name} (neither PAN nor MS)" for raster in coarser if raster not in ms]
-    delivery = Delivery(
+    left_out += [f"{raster.path.name} (neither PAN nor MS)" for raster in rasters if raster not in (*pans, *ms)]
+    return Delivery(
         product=str(place),
+        scene=place.name,
         kind="a folder with one PAN and one MS",
         pan=tuple((str(raster.path), raster.bands[0]) for raster in pans),
         ms=_bands(place, ms),
         left_out=tuple(left_out),
     )
-    return [delivery]
 
 
 def _refuse_several(place: Path, rasters: Sequence[Header], what: str) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from uknowpan.deliveries.delivery import Band, Delivery, read_text
+from uknowpan.deliveries.delivery import Band, Delivery, read_text, within
 from uknowpan.errors import InputError
 
 _ETM = {1: "blue", 2: "green", 3: "red", 4: "nir", 5: "swir 1", 7: "swir 2"}
@@ -18,41 +18,44 @@ _USUAL = ("blue", "green", "red", "nir")
 _FILL = 0.0
 
 
-def read(place: Path) -> list[Delivery]:
-    """The deliveries of the MTL files in a folder, or of one such file.
+def find(place: Path) -> list[list[Path]]:
+    """The MTL file of each product in a folder, or the file itself; JSON goes before text."""
+    if place.is_dir():
+        texts, jsons = ({path.with_suffix(""): [path] for path in within(place, f"*_MTL.{x}")} for x in ("txt", "json"))
+        return list((texts | jsons).values())
+    return [[place]] if re.search(r"_MTL\.(json|txt)$", place.name) else []
+
+
+def read(files: Sequence[Path]) -> Delivery:
+    """The delivery of an MTL file.
 
     Raises:
         InputError: it is of another level or satellite, or names no band 8.
     """
-    if place.is_dir():
-        texts = {path.stem: path for path in sorted(place.glob("*_MTL.txt"))}
-        return [_delivery(path) for path in (texts | {path.stem: path for path in place.glob("*_MTL.json")}).values()]
-    return [_delivery(place)] if re.search(r"_MTL\.(json|txt)$", place.name) else []
-
-
-def _delivery(metadata: Path) -> Delivery:
+    (metadata,) = files
     facts = _facts(metadata)
     craft = facts.get("SPACECRAFT_ID", "an unknown satellite").replace("LANDSAT", "Landsat").replace("_", " ")
     level = facts.get("PROCESSING_LEVEL") or facts.get("DATA_TYPE", "")
     if level.startswith("L2"):
         raise InputError(f"{metadata.parent} is level 2, which has no PAN; take the level-1 product of the same scene.")
     bands = _BANDS.get(facts.get("SPACECRAFT_ID", ""))
-    files = {
+    named = {
         number: str(metadata.parent / facts[key])
         for number in (*(bands or ()), _PAN)
         if (key := f"FILE_NAME_BAND_{number}") in facts
     }
-    if bands is None or _PAN not in files:
+    if bands is None or _PAN not in named:
         raise InputError(f"{metadata} is of {craft} and names no band 8; only Landsat 7, 8 and 9, level 1, have a PAN.")
-    ms = tuple(Band(name, ((files[number], 1),)) for number, name in bands.items() if number in files)
+    ms = tuple(Band(name, ((named[number], 1),)) for number, name in bands.items() if number in named)
     names = [band.name for band in ms]
     missing = [name for name in _USUAL if name not in names]
     if missing:
         raise InputError(f"{metadata} names no file of the band {missing[0]}; fetch it anew.")
     return Delivery(
         product=str(metadata),
+        scene=metadata.stem.removesuffix("_MTL"),
         kind=f"{craft}, level {level or 1}",
-        pan=((files[_PAN], 1),),
+        pan=((named[_PAN], 1),),
         ms=ms,
         usual=tuple(names.index(name) + 1 for name in _USUAL),
         nodata=_FILL,

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from uknowpan.deliveries.delivery import Band, Delivery, only, read_text, within
@@ -15,22 +16,18 @@ _NAMES = {
 _FILL = 0.0
 
 
-def read(place: Path) -> list[Delivery]:
-    """The deliveries in a folder, or the one that a metadata file is of.
-
-    Raises:
-        InputError: a delivery lacks PAN or MS, or has several.
-    """
+def find(place: Path) -> list[list[Path]]:
+    """The IMD files of each part of an order in a folder, or of the part that an IMD or TIL belongs to."""
     if place.is_dir():
         found = within(place, "*.IMD")
     elif place.suffix.upper() in (".IMD", ".TIL"):
         found = [path for path in within(place.parent.parent, "*.IMD") if _part(path) == _part(place)]
     else:
         return []
-    parts: dict[str, list[Path]] = defaultdict(list)
+    parts: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in found:
-        parts[_part(path)].append(path)
-    return [_delivery(paths) for paths in parts.values()]
+        parts[path.parent.parent, _part(path)].append(path)
+    return list(parts.values())
 
 
 def _part(path: Path) -> str:
@@ -38,7 +35,13 @@ def _part(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-def _delivery(paths: list[Path]) -> Delivery:
+def read(files: Sequence[Path]) -> Delivery:
+    """The delivery of such files.
+
+    Raises:
+        InputError: PAN or MS is missing, or there are several.
+    """
+    paths = list(files)
     images = {path: read_text(path) for path in paths}
     bands = {path: re.findall(r"BEGIN_GROUP\s*=\s*BAND_(\w+)", text) for path, text in images.items()}
     sharpened = [path for path, text in images.items() if _value(text, "panSharpenAlgorithm") not in ("None", "")]
@@ -53,6 +56,7 @@ def _delivery(paths: list[Path]) -> Delivery:
     tiles = _tiles(coarse, text)
     return Delivery(
         product=str(pan),
+        scene=_part(pan),
         kind=f"{craft or 'Maxar'}, level {_value(text, 'productLevel') or 'unknown'}",
         pan=tuple((file, 1) for file in _tiles(pan, images[pan])),
         ms=tuple(

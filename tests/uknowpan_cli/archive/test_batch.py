@@ -463,7 +463,7 @@ def test_dry_run(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "code", "says"),
     [
         ((), 2, "-o names the folder for the results; it is missing"),
-        (("-o", "out"), 2, "Give either a MANIFEST, or --pan-glob and --ms-glob"),
+        (("-o", "out"), 2, "Give either a MANIFEST or a folder, or --pan-glob and --ms-glob"),
         (("m.csv", "-o", "out", "--pan-glob", "*"), 2, "Give either a MANIFEST"),
         (("-o", "out", "--pan-glob", "*_pan.tif"), 2, "Give either a MANIFEST"),
         (("-o", "out", "--pan-glob", "*_x.tif", "--ms-glob", "*_y.tif"), 3, "No scene matches"),
