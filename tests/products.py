@@ -139,3 +139,36 @@ def maxar(folder: Path, *, tiled: bool = True, part: str = "P001", size: int = 2
         head += ["BEGIN_GROUP = IMAGE_1", '\tsatId = "WV02";', "END_GROUP = IMAGE_1", "END;", ""]
         (home / f"{stem}-{end}.IMD").write_text("\n".join(head))
     return product
+
+
+def stac(folder: Path, *, version: str = "1.0.0", stacked: bool = False, size: int = 24) -> Path:
+    """An item beside its images: a PAN, and bands each by itself or in one file; thumbnail and visual are no MS."""
+    folder = folder / "scene"
+    folder.mkdir()
+    pan_place, place = (Affine.translation(*ORIGIN) @ Affine.scale(res, -res) for res in (15, 30))
+    names = ["coastal", "blue", "green", "red", "nir08", "lwir11"][1 if stacked else 0 : 5 if stacked else 6]
+    ms = image(len(names), (size, size), place)
+    write_raster(folder / "pan.tif", image(1, (2 * size, 2 * size), pan_place), pan_place)
+    write_raster(folder / "visual.tif", ms[:3], place)
+
+    def asset(file: str, bands: list[str], *roles: str) -> dict[str, object]:
+        key, name = ("eo:bands", "common_name") if version < "1.1" else ("bands", "eo:common_name")
+        listed = [{"name": f"B{number}", name: band} for number, band in enumerate(bands, 1)]
+        kind = "image/tiff; application=geotiff; profile=cloud-optimized"
+        return {"href": f"./{file}", "type": kind, "roles": list(roles), key: listed}
+
+    assets = {"thumb": {"href": "thumb.jpg", "type": "image/jpeg", "roles": ["thumbnail"]},
+              "pan": asset("pan.tif", ["pan"], "data"),
+              "visual": asset("visual.tif", ["red", "green", "blue"], "visual")}  # fmt: skip
+    if stacked:
+        write_raster(folder / "ms.tif", ms, place)
+        assets["analytic"] = asset("ms.tif", names, "data")
+    else:
+        for values, name in zip(ms, names, strict=True):
+            write_raster(folder / f"{name}.tif", values[None], place)
+            assets[name] = asset(f"{name}.tif", [name], "data", "reflectance")
+    item = {"type": "Feature", "stac_version": version, "id": "scene-1", "assets": assets,
+            "properties": {"platform": "landsat-8", "datetime": "2020-04-11T00:00:00Z"}}  # fmt: skip
+    path = folder / "item.json"
+    path.write_text(json.dumps(item))
+    return path

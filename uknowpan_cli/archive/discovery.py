@@ -1,5 +1,6 @@
 """The scenes of a folder without a manifest: by product, by the names of the files, or by overlap of footprints."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -28,14 +29,18 @@ _SHARED = 0.5
 
 
 def by_folder(root: Path) -> tuple[list[Entry], list[str]]:
-    """The scenes in a folder and below it, and what was left out, with the reason.
+    """The scenes in a folder and below it, or of a STAC collection, and what was left out, with the reason.
 
     Products come first. Of other rasters a PAN has the MS of the same name but for words such as `pan` and `ms`, or
     else the coarser one on the same ground. Several MS files of a scene are bands, or tiles that lie side by side.
     """
-    entries, left_out, claimed = [], [], set()
+    entries, left_out = [], []
+    claimed: set[Path] = set()
     for reader in READERS:
+        known = frozenset(claimed)
         for files in reader.find(root):
+            if any(path.parent in known for path in files):
+                continue  # a STAC item beside a vendor's own metadata
             claimed |= {path.parent for path in files}
             try:
                 delivery = reader.read(files)
@@ -45,7 +50,7 @@ def by_folder(root: Path) -> tuple[list[Entry], list[str]]:
             entries.append(Entry(pan=delivery.product, ms=(), key=safe_name(delivery.scene)))
             claimed |= {Path(path).parent for path in _files(delivery)}
     loose: list[Header] = []
-    for folder in sorted({root, *(path for path in root.rglob("*") if path.is_dir())} - claimed):
+    for folder in sorted({path for path in (root, *root.rglob("*")) if path.is_dir()} - claimed):
         rasters, unreadable = headers(folder)
         loose += rasters
         left_out += [f"{folder}: {text}." for text in unreadable]
@@ -68,7 +73,7 @@ def _key(stem: str) -> str:
 
 def _distinct(entry: Entry, root: Path) -> Entry:
     """An entry whose key holds the folders of its PAN, because another one has the same name."""
-    return replace(entry, key=safe_name("_".join([*Path(entry.pan).relative_to(root).parts[:-1], entry.key])))
+    return replace(entry, key=safe_name("_".join([*Path(os.path.relpath(entry.pan, root)).parts[:-1], entry.key])))
 
 
 def _files(delivery: Delivery) -> list[str]:

@@ -158,8 +158,17 @@ def _folder(output: Path | None) -> Path:
     return output.absolute()
 
 
+def _holds_products(path: str) -> bool:
+    """Whether an argument is a folder or a STAC collection, not a manifest."""
+    if os.path.isdir(path) or not path.endswith(".json") or not os.path.isfile(path):
+        return os.path.isdir(path)
+    from uknowpan.deliveries import stac
+
+    return bool(stac.find(Path(path)))
+
+
 def _entries(manifest: str | None, pan_glob: str | None, ms_glob: str | None, skip_missing: bool) -> list[Entry]:
-    if manifest is not None and pan_glob is None and ms_glob is None and os.path.isdir(manifest):
+    if manifest is not None and pan_glob is None and ms_glob is None and _holds_products(manifest):
         from uknowpan.archive.discovery import by_folder
 
         entries, left_out = by_folder(Path(manifest).absolute())

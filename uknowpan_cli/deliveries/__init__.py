@@ -1,11 +1,12 @@
 """Deliveries of vendors: a product in place of PAN and MS."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uknowpan.deliveries import airbus, folder, landsat, maxar
+from uknowpan.deliveries import airbus, folder, landsat, maxar, stac
 from uknowpan.deliveries.delivery import Band as Band
 from uknowpan.deliveries.delivery import Delivery as Delivery
 from uknowpan.deliveries.delivery import only
@@ -22,18 +23,21 @@ class Reader:
     """From such files to the delivery; raises InputError."""
 
 
-READERS = tuple(Reader(vendor.find, vendor.read) for vendor in (landsat, airbus, maxar))
-"""Of vendors; what none of them knows may still be a folder with one PAN and one MS."""
+READERS = tuple(Reader(vendor.find, vendor.read) for vendor in (landsat, airbus, maxar, stac))
+"""Of vendors, whose own metadata go before a STAC item beside them. What none of them knows may still be a folder
+with one PAN and one MS."""
 FOLDER = Reader(folder.find, folder.read)
 
 
 def understood(product: str | os.PathLike[str]) -> Delivery:
-    """The one delivery at a path, which is a folder or a metadata file.
+    """The one delivery at a path, which is a folder or a metadata file, or at the URL of a STAC item.
 
     Raises:
         UsageError: it is a file of another kind.
         InputError: it is no product that a reader knows, it holds several, or a part is missing.
     """
+    if re.match(r"https?://", str(product)):
+        return stac.from_url(str(product))
     place = Path(product)
     if not place.exists():
         raise InputError(f"{place}: there is no such file or folder.")
