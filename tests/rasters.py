@@ -85,6 +85,22 @@ def write_raster(
     return str(path)
 
 
+def write_vrt(path: Path, source: str) -> str:
+    """Write a VRT of all bands of a raster and return its path."""
+    with rasterio.open(source) as data:
+        bands = "".join(
+            f'<VRTRasterBand dataType="UInt16" band="{b}"><SimpleSource><SourceFilename>{source}</SourceFilename>'
+            f"<SourceBand>{b}</SourceBand></SimpleSource></VRTRasterBand>"
+            for b in data.indexes
+        )
+        place = ", ".join(map(str, data.transform.to_gdal()))
+        path.write_text(
+            f'<VRTDataset rasterXSize="{data.width}" rasterYSize="{data.height}"><SRS>{data.crs}</SRS>'
+            f"<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
+        )
+    return str(path)
+
+
 def reproject_transform(transform: Affine, crs: str | None, to: str, res: float) -> Affine:
     """A north-up grid in another CRS with the same corner, pixels about as large."""
     step = 100 * res

@@ -11,8 +11,8 @@ from uknowpan.tiling.errors import InputUnreadable
 from uknowpan.tiling.raster import GDAL_ERRORS, open_raster
 
 _SIDECARS = (".msk", ".ovr", ".msk.ovr", ".aux.xml")
-_PARTED = re.compile(r"(?i)\.(vrt|til|xml)$|^/vsi(zip|tar|gzip|7z|rar|subfile|sparse)|^[A-Z0-9_]{2,}:.")
-"""names of rasters that are read from other files"""
+_PARTED = re.compile(r"(?i)\.(til|xml)$|^/vsi(zip|tar|gzip|7z|rar|subfile|sparse)|^[A-Z0-9_]{2,}:.")
+"""names of rasters that are read from other files; so is a VRT"""
 _BLOCK, _BLOCKS = 1 << 14, 16
 """bytes of a part of a file that is compared, and how many parts of a large file are"""
 
@@ -30,10 +30,17 @@ def files_behind(inputs: Iterable[str]) -> list[str]:
             continue
         beside = (f"{local}{end}" for end in _SIDECARS)
         files |= dict.fromkeys([local, *(path for path in beside if os.path.isfile(path))])
-        if _PARTED.search(name):
+        if _PARTED.search(name) or _is_vrt(local):
             with suppress(InputUnreadable, *GDAL_ERRORS), open_raster(name) as dataset:
                 waiting += dataset.files  # of a VRT within a VRT GDAL lists the name alone
     return list(files)
+
+
+def _is_vrt(path: str) -> bool:
+    """Whether a file is a VRT, whatever its name."""
+    with suppress(OSError), open(path, "rb") as file:
+        return b"<VRTDataset" in file.read(1024)
+    return False
 
 
 def _local(name: str) -> str | None:

@@ -76,6 +76,19 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
             raise
 
 
+def seal(path: Path, target: Path) -> None:
+    """Give a complete file the permissions of the one that it replaces, and wait until it is on the disk."""
+    with suppress(OSError):
+        os.chmod(path, stat.S_IMODE(os.stat(target).st_mode) & 0o777)
+    sync_file(path)
+
+
+def place(path: Path, target: Path) -> None:
+    """Give a sealed file its name, and wait until the name is on the disk."""
+    os.replace(path, target)
+    sync_folder(target.parent)
+
+
 class Scratch(AbstractContextManager["Scratch"]):
     """A private folder beside a file, in which the file's next content is written.
 
@@ -95,14 +108,11 @@ class Scratch(AbstractContextManager["Scratch"]):
     def seal(self, path: Path | None = None) -> None:
         """Choose the complete file, by default `path`, and wait until its content is on the disk."""
         self.path = path or self.path
-        with suppress(OSError):
-            os.chmod(self.path, stat.S_IMODE(os.stat(self.target).st_mode) & 0o777)
-        sync_file(self.path)
+        seal(self.path, self.target)
 
     def place(self) -> None:
         """Give the sealed file its name."""
-        os.replace(self.path, self.target)
-        sync_folder(self.target.parent)
+        place(self.path, self.target)
 
     def publish(self) -> None:
         """Put what was written in place of the target."""

@@ -7,7 +7,8 @@ Samples are read one by one: a file may be larger than memory.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,8 @@ IMAGES = (*KEYS, "gt")
 PROBES = 8
 """Samples that are read when a file is opened."""
 REGISTRATIONS = ("area", "pancollection")
+DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError)
+"""Errors that h5py raises where a file is damaged."""
 CHUNK_CACHE = 4 * 2**20
 """Bytes of HDF5 chunks kept per dataset and process; samples are drawn at random, so few help."""
 
@@ -109,7 +112,7 @@ class HDF5Reader:
         file = self._file()
         try:
             stacks = {name: np.stack([np.asarray(file[name][index]) for index in indices]) for name in names}
-        except (OSError, RuntimeError) as error:
+        except DAMAGE as error:
             raise DataError(
                 f"{self.path} is damaged, samples {list(indices)} cannot be read ({error}); get the file anew."
             ) from error
@@ -150,7 +153,7 @@ class PanCollectionFile(HDF5Reader):
 
     def __init__(self, path: str | Path, *, needs_gt: bool = False):
         super().__init__(path)
-        with _opened(self.path) as file:
+        with _opened(self.path) as file, damage_explained(self.path):
             self.header = _header(self.path, file, needs_gt)
             self.sources = _sources(file, self.header.count)
         for probe in np.unique(np.linspace(0, self.header.count - 1, PROBES).astype(int)):
@@ -185,6 +188,15 @@ def reason_of(error: BaseException) -> str:
     """Why HDF5 failed: the system's sentence where there is one, without HDF5's own details."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error)
+
+
+@contextmanager
+def damage_explained(path: str | Path) -> Iterator[None]:
+    """Turn what HDF5 raises where a header is damaged into DataError."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged ({reason_of(error)}); get the file anew.") from error
 
 
 def _opened(path: str) -> Any:

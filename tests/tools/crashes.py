@@ -23,11 +23,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import rasterio
-import torch
+from forking import end_with, loaded
 from rasters import write_pair
 from running import write_tiny_model
-
-from uknowpan.commands.main import app
 
 KEPT = {"report.jsonl", "log.jsonl", "state.pt"}
 """Files that commands keep beside their outputs and folders' JSON."""
@@ -47,13 +45,7 @@ def run(words: list[str], library: str | None = None, log: Path | None = None, a
             folder = next(str(Path(word)) for word in words if "/out" in word)
             root = folder[: folder.index("/out") + 4]
             ctypes.CDLL(library).powercut_begin(root.encode(), str(log).encode(), at)
-        code = 1
-        try:
-            app(words, prog_name="uknowpan")
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        finally:
-            os._exit(code)
+        end_with(words)
     if after:
         time.sleep(after)
         with contextlib.suppress(ProcessLookupError):
@@ -165,7 +157,7 @@ def commands(folder: Path, slow: bool = False) -> list[Command]:
 
 
 def main(folder: Path, kills: int, cuts: int, library: str | None) -> int:
-    torch.set_num_threads(1)
+    loaded()
     faults, trials = 0, 0
     log = folder / "log"
     seed = int(os.environ.get("UKNOWPAN_CRASH_SEED", "0"))

@@ -1,10 +1,10 @@
 """Runs commands on mutated inputs of all kinds.
 
-    python fuzz.py FOLDER TRIALS [SEED]
+    python fuzz.py FOLDER TRIALS [SEED [FIRST]]
 
-PYTHONPATH names the folders of rasters.py, running.py and testfiles.py. Each trial is a child that is forked, so that
-libraries load once, with bounded memory and time. Faults are an exit code that no document names, exit code 1, a
-traceback, 20 s of a core, and 2 GB. Prints one JSON line per fault, then the number of trials and their exit codes.
+PYTHONPATH names the folders of rasters.py and patch_files.py. Each trial, from number FIRST on, is a child that is
+forked, so that libraries load once. Faults are an exit code that no document names, exit code 1, a signal, a traceback,
+20 s of a core, 120 s by the clock, and 2 GB in memory. Prints one JSON line per fault, then a summary.
 """
 
 import csv
@@ -14,7 +14,9 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,16 +24,18 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
-from rasters import write_pair
+import rasterio
+from forking import end_with, loaded
+from patch_files import TINY_NETWORKS, guided_config, write_teacher
+from rasters import write_pair, write_vrt
 from running import write_tiny_model
 from testfiles import write_images
 
-from uknowpan.commands.main import app
-from uknowpan.evaluation.api import evaluate  # noqa: F401 - loaded before children are forked
-from uknowpan.training.run import run  # noqa: F401
+from uknowpan import sharpening
+from uknowpan.models.training.loop import _Run
 
-SECONDS, BYTES = 20, 2 * 10**9
+SECONDS, CLOCK, BYTES, WALL = 20, 120, 2 * 10**9, 8 * 10**9
+"""Seconds of a core, and by the clock; bytes in memory, and bytes of addresses, which protect the machine."""
 KNOWN = {0, 2, 3, 4, 5, 6, 7, 130}
 VALUES = [
     None,
@@ -191,8 +195,10 @@ def h5_of(data: bytes, chance: random.Random) -> bytes:
 
 SHARPEN = "sharpen F/a_pan.tif F/a_ms.tif -o F/o.tif --coregister off -j 1 -q --tile 64"
 BATCH = "batch {} -o F/out --method bicubic --coregister off -j 1 -q --shard none"
-GLOBS = "--pan-glob F/a_pan.tif* --ms-glob F/a_ms.tif*"
 TRAIN = "train --data F/{} --out F/{} --config F/t.toml -q -j 1 --device cpu"
+STUDENT = TRAIN.format("train.h5", "new").replace("t.toml", "u.toml") + " --max-value 2047 --valid F/valid.h5"
+DISTILL = "distill-cache --teacher F/teacher.safetensors --data F/train.h5 -o F/{} -q -j 1 --max-value 2047"
+JUDGE = "evaluate F/out/a_sharp.tif --pan F/a_pan.tif --ms F/a_ms.tif --reprojection -j 1 -q"
 KINDS = {
     "pan": Kind("a_pan.tif", bytes_of, f"{SHARPEN} --method brovey"),
     "ms": Kind("a_ms.tif", bytes_of, f"{SHARPEN} --method gsa --preview F/p.png"),
@@ -211,14 +217,28 @@ KINDS = {
     "report": Kind("out/report.jsonl", json_of, "batch --report F/out"),
     "recipe": Kind("s.csv", table_of, "pack F/s.csv --root F -o F/p.h5"),
     "scenes": Kind("s.h5", h5_of, TRAIN.format("s.h5", "new")),
-    "patches": Kind("e.h5", h5_of, "evaluate F/e.h5 --method gsa -j 1 -q --sensor WV3"),
+    "patches": Kind("e.h5", h5_of, "evaluate F/e.h5 --method gsa -j 1 -q --sensor WV3 --cut 0"),
     "config": Kind("t.toml", toml_of, TRAIN.format("s.h5", "new") + " --dry-run"),
     "run config": Kind("run/config.json", json_of, TRAIN.format("s.h5", "run") + " --resume"),
     "run log": Kind("run/log.jsonl", json_of, TRAIN.format("s.h5", "run") + " --resume"),
     "run state": Kind("run/state.pt", bytes_of, TRAIN.format("s.h5", "run") + " --resume"),
+    "zip": Kind("a.zip", bytes_of, SHARPEN.replace("F/a_ms", "/vsizip/F/a.zip/a_ms") + " --method brovey"),
+    "mask": Kind("a_ms.tif.msk", bytes_of, f"{SHARPEN} --method brovey --valid any"),
+    "statistics": Kind("a_ms.tif.aux.xml", bytes_of, f"{SHARPEN} --method brovey"),
+    "displaced": Kind("a_ms.tif", bytes_of, "info F/a_pan.tif F/a_ms.tif -j 1 --displacement F/d.tif"),
+    "compared": Kind(
+        "a_pan.tif", bytes_of, "compare F/a_pan.tif F/a_ms.tif -o F/c.html -j 1 -q -m F/m.safetensors --coregister off"
+    ),
+    "judged": Kind("out/a_sharp.tif", bytes_of, JUDGE),
+    "simulated": Kind("a_ms.tif", bytes_of, "simulate F/a_pan.tif F/a_ms.tif -o F/x.h5 --patch 16 -q"),
+    "patches to train": Kind("train.h5", h5_of, STUDENT),
+    "cache": Kind("cache.h5", h5_of, f"{STUDENT} --cache F/cache.h5"),
+    "part": Kind(".half.h5.part", h5_of, DISTILL.format("half.h5") + " --resume"),
+    "teacher": Kind("teacher.safetensors", card_of, DISTILL.format("new.h5")),
+    "start": Kind("run/last.safetensors", card_of, TRAIN.format("s.h5", "run") + " --resume"),
 }
-TOML = "[train]\niterations = {}\nbatch_size = 1\nwarmup = 1\namp = false\nvalidate_every = 1\ncheckpoint_every = 1\n"
-TOML += "[network]\nwidth = 4\ndeep_width = 4\nblocks = 1\ndeep_blocks = 1\n"
+MASK = {"driver": "GTiff", "width": 32, "height": 32, "count": 1, "dtype": "uint8"}
+TOML = "[train]\niterations = 2\nbatch_size = 1\nwarmup = 1\namp = false\nvalidate_every = 1\ncheckpoint_every = 1\n"
 
 
 def prepare(folder: Path) -> None:
@@ -226,13 +246,9 @@ def prepare(folder: Path) -> None:
     write_tiny_model(folder / "m.safetensors")
     pair = write_pair(folder, name="a", ms_shape=(32, 32), noise=30, compress="deflate")
     shutil.copy(pair.ms[0], folder / "b_ms.tif")
-    (folder / "a.vrt").write_text(
-        f'<VRTDataset rasterXSize="32" rasterYSize="32"><SRS>EPSG:32631</SRS><GeoTransform>500000, 2, 0, 5000000, 0, -2'
-        f'</GeoTransform><VRTRasterBand dataType="UInt16" band="1"><SimpleSource><SourceFilename>{folder}/b_ms.tif'
-        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
-    )
+    write_vrt(folder / "a.vrt", f"{folder}/b_ms.tif")
     (folder / "m.csv").write_text("pan,ms,id,output\na_pan.tif,a_ms.tif,a,\n")
-    (folder / "m.jsonl").write_text('{"pan": "a_pan.tif", "ms": ["a_ms.tif,band=1", "a_ms.tif,band=2"], "id": "a"}\n')
+    (folder / "m.jsonl").write_text('{"pan": "a_pan.tif", "ms": ["a_ms.tif,band=1", "a_ms.tif,band=2"], "id": "b"}\n')
     header = "name,kind,pan,ms,sensor,licence,split,weight,nodata\n"
     (folder / "s.csv").write_text(f"{header}a,pair,a_pan.tif,a_ms.tif,s,l,train,1,\nb,ms,,a_ms.tif,s,l,valid,2,0\n")
     rng = np.random.default_rng(2)
@@ -244,65 +260,90 @@ def prepare(folder: Path) -> None:
             group.create_dataset("gt", data=gt.astype("uint16"), compression="gzip")
             group.create_dataset("pan", data=gt.mean(0, keepdims=True).astype("float32"))
     write_images(folder / "e.h5", count=1, size=32, max_value=2047.0)
-    (folder / "t.toml").write_text(TOML.format(1))
-    assert forked(TRAIN.format("s.h5", "run"), folder)[0] == 0, (folder / "stderr").read_text()
-    (folder / "t.toml").write_text(TOML.format(2))
-    assert forked(BATCH.format("F/m.csv"), folder)[0] == 0, (folder / "stderr").read_text()
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(pair.ms[0], "a_ms.tif")
+    with rasterio.open(folder / "a_ms.tif.msk", "w", **MASK) as mask:
+        mask.write(np.full((1, 32, 32), 255, "u1"))
+        mask.update_tags(INTERNAL_MASK_FLAGS_1="2")
+    statistics = "".join(f'<MDI key="STATISTICS_{name}">1</MDI>' for name in ("MAXIMUM", "MEAN", "MINIMUM", "STDDEV"))
+    (folder / "a_ms.tif.aux.xml").write_text(
+        f'<PAMDataset><PAMRasterBand band="1"><NoDataValue>0</NoDataValue><Metadata>{statistics}</Metadata>'
+        "</PAMRasterBand></PAMDataset>"
+    )
+    write_images(folder / "train.h5", count=3, size=32, max_value=2047.0)
+    write_images(folder / "valid.h5", count=1, size=32, max_value=2047.0)
+    write_teacher(folder / "teacher.safetensors", guided_config(patch=2))
+    succeed(DISTILL.format("cache.h5"), folder)
+    shutil.copy(folder / "cache.h5", folder / ".half.h5.part")
+    with h5py.File(folder / ".half.h5.part", "r+") as file:
+        file.attrs.modify("done", np.int64(1))
+    (folder / "t.toml").write_text(TOML + "[network]\nwidth = 4\ndeep_width = 4\nblocks = 1\ndeep_blocks = 1\n")
+    (folder / "u.toml").write_text(TOML + TINY_NETWORKS["fsa-s"])
+    assert forked(TRAIN.format("s.h5", "run"), folder, stopped=True)[0] == 3, (folder / "stderr").read_text()
+    succeed(BATCH.format("F/m.csv"), folder)
     assert forked(f"{SHARPEN.replace('o.tif', 'r.tif')} --method brovey", folder, stopped=True)[0] == 3
+
+
+def succeed(words: str, folder: Path) -> None:
+    assert forked(words, folder)[0] == 0, (folder / "stderr").read_text()
 
 
 def stop(*_: object) -> None:
     raise OSError("stopped")
 
 
+def stop_half_way() -> None:
+    """Let this child stop before a scene is assembled from its strips, and after the first state of a run."""
+    saved = _Run.save_state
+    sharpening._assemble = stop
+    _Run.save_state = lambda run: stop(saved(run))
+
+
 def forked(words: str, folder: Path, stopped: bool = False) -> tuple[int, float, int]:
     """Exit code, or minus a signal, seconds of a core, and bytes of memory of a command in a child."""
     child = os.fork()
     if child == 0:
-        code = 1
         try:
             streams = os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(streams, 2)
-            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, held + BYTES))
-            limit = SECONDS * 3 if words.startswith("train") else SECONDS  # scenes without detail are drawn 8 times
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+            resource.setrlimit(resource.RLIMIT_AS, (WALL, WALL))
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+            signal.alarm(CLOCK)
             if stopped:
-                from uknowpan import sharpening
-
-                sharpening._assemble = stop
-            app([word.replace("F/", f"{folder}/") if word != "F" else str(folder) for word in words.split()])
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
+                stop_half_way()
+            end_with([str(folder) if word == "F" else word.replace("F/", f"{folder}/") for word in words.split()])
         finally:
-            sys.stderr.flush()
-            os._exit(code)
+            os._exit(1)
     _, status, used = os.wait4(child, 0)
     return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
-def main(folder: Path, trials: int, seed: int) -> int:
-    torch.set_num_threads(1)
+def fresh(good: Path, work: Path) -> Path:
+    """A copy of the good inputs, in place of the last one."""
+    shutil.rmtree(work, ignore_errors=True)
+    return Path(shutil.copytree(good, work))
+
+
+def main(folder: Path, trials: int, seed: int = 0, first: int = 0) -> int:
+    loaded()
     good, work = folder / "good", folder / "work"
     work.mkdir()
     prepare(work)
     shutil.copytree(work, good)
+    for kind in KINDS.values():  # a command that fails without a mutation would show nothing
+        succeed(kind.words, fresh(good, work))
     faults, codes = 0, Counter[int]()
     names = list(KINDS)
-    for trial in range(trials):
+    most = (0.0, 0)
+    for trial in range(first, first + trials):
         name = names[trial % len(names)]
         kind, chance = KINDS[name], random.Random(f"{seed} {trial}")
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(good, work)
-        target = work / kind.file
+        target = fresh(good, work) / kind.file
         target.write_bytes(kind.mutate(target.read_bytes(), chance))
         code, seconds, size = forked(kind.words, work)
         codes[code] += 1
+        most = max(most[0], seconds), max(most[1], size)
         error = (work / "stderr").read_text(errors="replace")
         if code not in KNOWN or "Traceback" in error or "internal error" in error or size > BYTES:
             faults += 1
@@ -310,9 +351,10 @@ def main(folder: Path, trials: int, seed: int) -> int:
             kept.mkdir()
             shutil.copy(target, kept)
             print(json.dumps([trial, name, code, round(seconds, 1), size, error[-600:]]), flush=True)
-    print(json.dumps({"trials": trials, "faults": faults, "codes": {str(k): n for k, n in sorted(codes.items())}}))
+    ended = {str(k): n for k, n in sorted(codes.items())}
+    print(json.dumps({"trials": trials, "faults": faults, "codes": ended, "seconds": most[0], "bytes": most[1]}))
     return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))

@@ -275,16 +275,20 @@ def scenes_of(entries: Sequence[Entry], folder: Path, suffix: str = "_sharp", un
     names = ("output", "sigma") if uncertainty else ("output",)
     paths = [(os.path.realpath(getattr(scene, name)), scene) for name in names for scene in scenes]
     _refuse_shared(paths, "output")
-    inputs = {
-        os.path.realpath(_without_band(path)): path
-        for scene in scenes
-        for path in (scene.pan, *scene.ms)
-        if not ELSEWHERE.match(path)
-    }
-    for path, scene in paths:
-        if path in inputs:
-            raise UsageError(f"The output of scene {scene.id} is the input {inputs[path]}.")
+    _refuse_inputs(dict(paths), scenes)
     return scenes
+
+
+def _refuse_inputs(outputs: Mapping[str, Scene], scenes: Sequence[Scene]) -> None:
+    """Refuse outputs, by their real paths, that a scene is read from: its files, and those behind or beside them."""
+    from uknowpan.tiling.identity import files_behind
+
+    for name in dict.fromkeys(_without_band(path) for scene in scenes for path in (scene.pan, *scene.ms)):
+        named = [] if ELSEWHERE.match(name) else [name]
+        for file in (*named, *files_behind([name])):
+            if scene := outputs.get(os.path.realpath(file)):
+                what = "the input" if file == name else f"{file}, a part of the input"
+                raise UsageError(f"The output of scene {scene.id} is {what} {name}; name another folder or --suffix.")
 
 
 def _refuse_shared(named: Sequence[tuple[str, Scene]], what: str) -> None:

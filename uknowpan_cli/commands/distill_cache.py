@@ -44,6 +44,7 @@ def distill_cache(
     """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
         check_full_scale(max_value)
+        from uknowpan.files import check_outputs
         from uknowpan.loading import choose_device, memory_watched
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
@@ -51,9 +52,8 @@ def distill_cache(
         from uknowpan.models.pancollection.file import PanCollectionFile
         from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
-        from uknowpan.tiling import check_output
 
-        check_output(str(output), [str(data), teacher], overwrite)
+        check_outputs({"--output": str(output)}, [str(data), teacher], overwrite)
         part = part_of(output)
         if part.exists() and not resume and not overwrite:
             raise OutputExists(f"An interrupted run left {part}; --resume goes on with it, --overwrite begins anew.")

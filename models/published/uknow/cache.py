@@ -19,10 +19,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from uknowpan.durable import sync_file
+from uknowpan.durable import place, seal
 from uknowpan.models.errors import DataError
 from uknowpan.models.pancollection.dataset import Draw, PanCollectionDataset
-from uknowpan.models.pancollection.file import HDF5Reader, PanCollectionFile, PanCollectionHeader, reason_of
+from uknowpan.models.pancollection.file import (
+    HDF5Reader,
+    PanCollectionFile,
+    PanCollectionHeader,
+    check_stored,
+    damage_explained,
+    reason_of,
+)
 from uknowpan.models.published.uknow.distillation import FrozenTeacher, TeacherAnswer, feature_shapes
 from uknowpan.models.types import PatchBatch
 
@@ -53,7 +60,8 @@ def bytes_per_sample(teacher: FrozenTeacher, header: PanCollectionHeader, dtype:
 
 
 def part_of(out: Path) -> Path:
-    """Path of an unfinished cache."""
+    """Path of an unfinished cache; where `out` is a link, beside the file that it points to."""
+    out = Path(os.path.realpath(out))
     return out.with_name(f".{out.name}.part")
 
 
@@ -114,12 +122,11 @@ def write_cache(
     names = {"teacher": teacher.card.name, "data_file": Path(file.path).name, "count": count}
     part = part_of(out)
     with _explained(part):
-        store = _unfinished(part, resume)
+        store = _unfinished(part, resume, layout, count, settings)
         if store is None:
-            _reserve(part, count * bytes_per_sample(teacher, file.header, dtype) + OVERHEAD)
+            _reserve(part, count * bytes_per_sample(teacher, file.header, dtype) + OVERHEAD, anew=True)
             store = _begun(part, layout, count, {**names, **settings})
         try:
-            _refuse_other(part, dict(store.attrs), settings)
             _reserve(part, part.stat().st_size)
             for done in _batches(store, layout, teacher, file, batch_size):
                 if on_progress is not None:
@@ -129,8 +136,9 @@ def write_cache(
         finally:
             with suppress(OSError, RuntimeError):  # the disk may be full
                 store.close()
-        sync_file(part)
-        os.replace(part, out)
+        target = Path(os.path.realpath(out))
+        seal(part, target)
+        place(part, target)
     return count
 
 
@@ -161,42 +169,58 @@ def _explained(part: Path) -> Iterator[None]:
         ) from error
 
 
-def _reserve(part: Path, size: int) -> None:
-    """Reserve the bytes of a file on the disk: HDF5 crashes the process on a full one."""
+def _reserve(part: Path, size: int, anew: bool = False) -> None:
+    """Reserve the bytes of a file on the disk: HDF5 crashes the process on a full one.
+
+    anew: the file is made, so that a link that somebody put in its place is not followed.
+    """
+    if anew:
+        part.unlink(missing_ok=True)
     if not hasattr(os, "posix_fallocate"):  # Windows, macOS
         return
-    new = not part.exists()
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(part, os.O_RDWR | (os.O_CREAT | os.O_EXCL if anew else 0), 0o666)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:
-        if new:
+        if anew:
             part.unlink()
         raise
     finally:
         os.close(descriptor)
 
 
-def _unfinished(part: Path, resume: bool) -> Any:
+def _unfinished(part: Path, resume: bool, layout: Layout, count: int, settings: dict[str, Any]) -> Any:
     """An unfinished cache to go on with, opened for writing; None: begin anew."""
     import h5py
 
-    if not part.exists():
+    if part.is_symlink() or not part.exists():
         return None
+    store = None
     try:
         store = h5py.File(part, "r+")
-    except BlockingIOError as error:
-        raise DataError(f"{part} is being written by another process; wait for it, or name another file.") from error
-    except (OSError, RuntimeError) as error:
+        if not resume:
+            store.close()
+            return None
+        if store.attrs.get("format") != FORMAT or "done" not in store.attrs:
+            raise ValueError("it never got as far as a first sample")
+        _refuse_other(part, dict(store.attrs), settings)
+        for name, (shape, kind) in layout.items():
+            if store[name].shape != (count, *shape) or store[name].dtype != kind:
+                raise ValueError(f"{name} is {store[name].dtype} {store[name].shape}")
+        if not 0 <= int(store.attrs["done"]) <= count:
+            raise ValueError(f"{store.attrs['done']} of {count} samples are done")
+        return store
+    except BaseException as error:
+        if store is not None:
+            store.close()
+        if isinstance(error, BlockingIOError):
+            raise DataError(
+                f"{part} is being written by another process; wait for it, or name another file."
+            ) from error
+        if not isinstance(error, (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)):
+            raise
         log.warning("%s is damaged (%s) and is begun anew", part, error)
         return None
-    begun = store.attrs.get("format") == FORMAT and "done" in store.attrs
-    if begun and resume:
-        return store
-    store.close()
-    if not begun:
-        log.warning("%s never got as far as a first sample and is begun anew", part)
-    return None
 
 
 def _begun(part: Path, layout: Layout, count: int, attributes: dict[str, Any]) -> Any:
@@ -255,7 +279,13 @@ class CacheFile(HDF5Reader):
 
     def __init__(self, path: str | Path):
         super().__init__(path)
-        file = self._file()
+        with damage_explained(path):
+            self._read_header(self._file())
+        self.close()  # before worker processes are forked
+
+    def _read_header(self, file: Any) -> None:
+        """Attributes and shapes, checked."""
+        path = self.path
         self.attributes: dict[str, Any] = dict(file.attrs)
         if self.attributes.get("format") != FORMAT:
             raise DataError(f"{path} is no cache made by `uknowpan distill-cache`.")
@@ -265,8 +295,9 @@ class CacheFile(HDF5Reader):
             missing.append("a scale")
         if missing:
             raise DataError(f"{path} lacks {' and '.join(missing)}; write the cache anew.")
+        for name in NAMES:
+            check_stored(path, file[name])
         self.shapes: dict[str, tuple[int, ...]] = {n: file[n].shape for n in NAMES}
-        self.close()  # before worker processes are forked
         numbers = [self.attributes.get(name) for name in ("count", "done")]
         count, done = (int(n) if isinstance(n, int | np.integer) else -1 for n in numbers)
         for name, shape in self.shapes.items():

@@ -2,14 +2,19 @@
 
 import io
 import logging
+import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from rasters import write_raster, write_vrt
 
 from uknowpan.archive.manifest import Entry, Scene, Shard, by_patterns, choose_shard, read_manifest, scenes_of
 from uknowpan.errors import UsageError
@@ -192,6 +197,27 @@ def test_clashes(entries: list[Entry], suffix: str, says: str, tmp_path: Path) -
         for e in entries
     ]
     refused(says, scenes_of, entries, tmp_path, suffix, uncertainty=True)
+
+
+@pytest.mark.parametrize("kind", ["vrt", "zip", "mask"])
+def test_outputs_that_other_scenes_are_read_from(kind: str, tmp_path: Path) -> None:
+    """Kind: `--overwrite` destroys a file behind the input of another scene."""
+    victim = tmp_path / "out" / "a_sharp.tif"
+    victim.parent.mkdir()
+    write_raster(victim, np.ones((1, 8, 8), "uint16"), Affine.scale(2, -2))
+    if kind == "vrt":
+        ms = write_vrt(tmp_path / "b.vrt", write_vrt(tmp_path / "inner.xml", str(victim)))
+    elif kind == "zip":
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+            archive.write(victim, "ms.tif")
+        os.replace(tmp_path / "z.zip", victim)
+        ms = f"/vsizip/{{{victim}}}/ms.tif"
+    else:
+        ms = write_raster(tmp_path / "ms.tif", np.ones((1, 8, 8), "uint16"), Affine.scale(2, -2))
+        os.replace(victim, f"{ms}.msk")
+        victim.symlink_to(f"{ms}.msk")
+    entries = [Entry("p", ("m",), "a"), Entry("q", (f"{ms},band=1",), "b")]
+    refused("output of scene a is .*a part of the input .*name another folder", scenes_of, entries, victim.parent)
 
 
 IDS = st.lists(st.text(max_size=12), unique=True, max_size=40)

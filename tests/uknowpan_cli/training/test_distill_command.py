@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import socket
+import stat
 from dataclasses import asdict
 
 import h5py
@@ -124,6 +126,20 @@ def test_an_existing_cache_is_kept(distill, tmp_path):
     assert out.read_bytes() == b"mine"
     assert distill("--overwrite").code == 0
     assert len(CacheFile(out)) == 5
+
+
+def test_overwriting_a_private_cache_behind_a_link(distill, tmp_path):
+    """Kinds: `--overwrite` opens a private file to others, or replaces a link by a file; scratch of killed runs."""
+    (tmp_path / "there").mkdir()
+    target, left = tmp_path / "there" / "c.h5", tmp_path / "there" / f".c.h5.{socket.gethostname()}.999999999.x.tmp"
+    target.write_bytes(b"")
+    target.chmod(0o600)
+    left.mkdir()
+    os.utime(left, (0, 0))
+    (tmp_path / "cache.h5").symlink_to(target)
+    assert distill("--overwrite").code == 0
+    assert (tmp_path / "cache.h5").is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(target.parent) == ["c.h5"] and len(CacheFile(target)) == 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -273,6 +273,64 @@ def test_a_damaged_part_is_begun_anew(frozen, data, cache, tmp_path, monkeypatch
     equal_files(out, cache)
 
 
+@pytest.mark.parametrize("how", ["shape", "group", "none", "done"])
+def test_a_part_with_other_datasets_is_begun_anew(frozen, data, cache, tmp_path, how):
+    """Kind: a damaged part ends with exit code 1."""
+    out = tmp_path / "cache.h5"
+    write_cache(frozen, data, 2047.0, out, batch_size=3, should_stop=lambda: True)
+    with h5py.File(part_of(out), "r+") as file:
+        if how == "done":
+            file.attrs["done"] = 2**62
+        else:
+            del file["dist_feat2"]
+        if how == "shape":
+            file["dist_feat2"] = np.zeros((7, 2))
+        elif how == "group":
+            file.create_group("dist_feat2")
+    write_cache(frozen, data, 2047.0, out, batch_size=3, resume=True)
+    equal_files(out, cache)
+
+
+def test_a_link_at_the_place_of_a_part_is_not_followed(frozen, data, cache, tmp_path):
+    """Kind: links planted at temporary names."""
+    out, victim = tmp_path / "cache.h5", tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    part_of(out).symlink_to(victim)
+    write_cache(frozen, data, 2047.0, out, batch_size=3, resume=True)
+    assert victim.read_bytes() == b"mine" and not out.is_symlink()
+    equal_files(out, cache)
+
+
+def test_damaged_caches_are_refused_or_read(frozen, data, cache, tmp_path):
+    """Kind: a damaged cache crashes the process. Thirty are cut, zeroed or flipped in headers and in samples."""
+    whole, path = cache.read_bytes(), tmp_path / "cache.h5"
+
+    def read_all():
+        chance, refused = np.random.default_rng(0), 0
+        for number in range(30):
+            content = bytearray(whole)
+            at = int(chance.integers(len(whole) if number % 2 else 4096))
+            if number % 3 == 0:
+                del content[at:]
+            elif number % 3 == 1:
+                content[at : at + 512] = bytes(len(content[at : at + 512]))
+            else:
+                content[at] ^= 1 << int(chance.integers(8))
+            path.write_bytes(content)
+            try:
+                damaged = CacheFile(path)
+                damaged.check_matches(data)
+                damaged.read(range(7))
+            except DataError as error:
+                assert str(error).endswith("."), error
+                refused += 1
+        assert refused >= 15, refused
+
+    process = in_a_child(read_all)
+    process.join(60)
+    assert process.exitcode == 0
+
+
 def test_two_processes_do_not_write_one_cache(frozen, data, tmp_path):
     out, context = tmp_path / "cache.h5", multiprocessing.get_context("fork")
     holding, enough = context.Event(), context.Event()
