@@ -26,11 +26,11 @@ from uknowpan.tiling.fill import (
     fill_invalid,
     output_valid,
 )
+from uknowpan.tiling.globe import Bounds, cut_opposite
 from uknowpan.tiling.identity import files_behind, stamp
 from uknowpan.tiling.metadata import MsMeta, PanMeta, ms_meta, pan_meta
 from uknowpan.tiling.placing import (
     MAX_RATIO,
-    Bounds,
     Target,
     bounds_window,
     choose_ratio,
@@ -389,6 +389,7 @@ def _on_one_frame(
     if wanted_ratio != 1:  # a ratio of 1 sharpens nothing: the images are wanted side by side
         _refuse_same(pan, rasters)
     whole = pan.grid
+    rasters = [cut_opposite(closing, whole, raster) for raster in rasters]
     places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
     ratio = choose_ratio(places[0], rasters[0], wanted_ratio, remarks)
     offsets = [place.nested_offset(raster, ratio) for place, raster in zip(places, rasters, strict=True)]

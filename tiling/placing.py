@@ -13,6 +13,7 @@ from rasterio.warp import transform_bounds
 
 from uknowpan.tiling.enlarged import interpolated_by, pixel_repeats
 from uknowpan.tiling.errors import IncompatiblePair
+from uknowpan.tiling.globe import Bounds, beside
 from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, warped
 from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, same_crs
 
@@ -21,9 +22,6 @@ _NEST_TOLERANCE = 0.01
 """PAN pixels; offsets and drift over the scene below it count as nested."""
 _CONTEXT = 64
 """MS pixels around the frame up to which a resampled MS is looked at."""
-
-Bounds = tuple[float, float, float, float]
-"""(left, bottom, right, top) in the units of a CRS"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Plac
     elif whole.crs is None or grid.crs is None:
         lost, other = (pan, ms) if whole.crs is None else (ms, pan)
         remarks.assume(f"{lost.path} names no CRS; that of {other.path} is assumed.")
-    turn = _beside(ms.dataset.bounds, grid.crs, whole.bounds)[0] - ms.dataset.bounds[0]
+    turn = beside(ms.dataset.bounds, grid.crs, whole.bounds)[0] - ms.dataset.bounds[0]
     transform = Affine.translation(turn, 0) * grid.transform
     affine = ~whole.transform * transform
     skew = max(abs(affine.b) * grid.height, abs(affine.d) * grid.width)
@@ -129,12 +127,12 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
             )
     remarks.note(f"{ms.path} is in {names[0]}, the PAN in {names[1]}: the MS is resampled to the PAN's.")
     try:
-        back = _beside(transform_bounds(whole.crs, grid.crs, *whole.bounds), grid.crs, ms.dataset.bounds)
+        back = beside(transform_bounds(whole.crs, grid.crs, *whole.bounds), grid.crs, ms.dataset.bounds)
         west, south, east, north = _common(back, ms.dataset.bounds)
         x, y = (west + east) / 2, (south + north) / 2
         xs, ys = transform_points(grid.crs, whole.crs, [x, x + grid.transform.a, x], [y, y, y + grid.transform.e])
-        xs = [_beside((x, 0, x, 0), whole.crs, whole.bounds)[0] for x in xs]
-        box = _beside(transform_bounds(grid.crs, whole.crs, west, south, east, north), whole.crs, whole.bounds)
+        xs = [beside((x, 0, x, 0), whole.crs, whole.bounds)[0] for x in xs]
+        box = beside(transform_bounds(grid.crs, whole.crs, west, south, east, north), whole.crs, whole.bounds)
     except GDAL_ERRORS as error:
         raise IncompatiblePair(
             f"{ms.path} in {names[0]} cannot be transformed to the PAN's {names[1]}; warp it first: gdalwarp -t_srs."
@@ -145,17 +143,6 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
         raise _apart(whole, ms)
     scale = hypot(xb - x0, yb - y0), hypot(xa - x0, ya - y0)
     return Placement(scale, Box(min(y1, y2), min(x1, x2), max(y1, y2), max(x1, x2)), None, grid.transform)
-
-
-def _beside(bounds: Bounds, crs: CRS | None, other: Bounds) -> Bounds:
-    """Bounds in degrees turned by 360 to where `other` lies, west below east; bounds in other units as they are."""
-    if crs is None or not crs.is_geographic:
-        return bounds
-    west, south, east, north = bounds
-    if east < west:
-        east += 360
-    turn = 360 * round(((other[0] + other[2]) - (west + east)) / 720)
-    return west + turn, south, east + turn, north
 
 
 def _common(a: Bounds, b: Bounds) -> Bounds:

@@ -390,7 +390,7 @@ def warped(
     dataset, bands = raster.dataset, raster.bands
     if raster.may_have_holes or alpha_bands(dataset):
         dataset, bands = (
-            closing.enter_context(_marked(raster, _openable(closing, raster))),
+            closing.enter_context(_marked(raster, openable(closing, raster))),
             tuple(range(1, len(bands) + 1)),
         )
         options["src_nodata"] = float("nan")
@@ -418,7 +418,7 @@ def warped(
     )  # fmt: skip
 
 
-def _openable(closing: ExitStack, raster: Raster) -> str:
+def openable(closing: ExitStack, raster: Raster) -> str:
     """A name by which GDAL opens the raster anew; an open dataset without such a name is copied into memory."""
     dataset = raster.dataset
     path = dataset.name if dataset.name.startswith("<VRTDataset") else raster.path

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine import Affine
+from rasterio.enums import ColorInterp
 from rasterio.warp import Resampling, reproject, transform
-from rasters import UTM, textured, write_raster
+from rasters import UTM, textured, with_alpha, write_raster
 
 from uknowpan.tiling import IncompatiblePair, open_pair
 from uknowpan.tiling.enlarged import interpolated_by
@@ -50,6 +51,58 @@ def test_an_ms_across_180_degrees(tmp_path: Path, crs: str, turn: int) -> None:
     assert tile.valid.all()
     cols, rows = grid(32)
     np.testing.assert_allclose(tile.ms[0], ground(4 * cols, 4 * rows), atol=2)
+
+
+@pytest.mark.parametrize("mark", ["none", "nodata", "mask", "alpha"])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "off grid", "EPSG:32601"])
+@pytest.mark.parametrize("west", [-180.0, 0.0])
+def test_an_ms_around_the_globe(tmp_path: Path, crs: str, west: float, mark: str) -> None:
+    """Kind: the edge of an MS around the globe cuts the scene, and half of it is lost."""
+    height, step, middle = 24, 0.25, 180.0 if west else 0.0
+    rows, cols = np.mgrid[:height, :1440]
+    waves = [np.sin(2 * np.pi * cols / n + rows / 5) for n in (12, 480)]  # whole ones around the globe
+    values = (500 + 300 * np.stack(waves)).astype("uint16")
+    hole = np.zeros((height, 1440), bool)
+    hole[10:12, [0, 1, -1]] = mark != "none"  # across the edge
+    place = Affine.translation(west, 2 + height / 2 * step) * Affine.scale(step, -step)
+    marks: dict[str, object] = {}
+    if mark == "nodata":
+        values[:, hole], marks = 0, {"nodata": 0}
+    elif mark == "mask":
+        marks = {"mask": np.where(hole, 0, 255).astype("uint8")}
+    elif mark == "alpha":
+        values = with_alpha(values, np.where(hole, 0, 255))
+        marks = {"colorinterp": [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]}
+    ms = write_raster(tmp_path / "ms.tif", values, place, crs="EPSG:4326", **marks)
+    name = crs if crs.startswith("EPSG:32") else "EPSG:4326"
+    size, (x, y) = step / 4, (middle - 2, 4.0)
+    if name != "EPSG:4326":
+        name = name if west else "EPSG:32631"
+        xs, ys = transform("EPSG:4326", name, [middle, middle], [4.0, 3.0])
+        size, (x, y) = (ys[0] - ys[1]) * size, (xs[0] - 32 * (ys[0] - ys[1]) * size, ys[0])
+        if not west:
+            name, x = "EPSG:3395", -32 * size
+    elif crs == "off grid":
+        x += 0.1
+    pan_place = Affine.translation(x, y) * Affine.scale(size, -size)
+    pan = write_raster(tmp_path / "pan.tif", np.full((1, 48, 64), 500, "uint16"), pan_place, crs=name)
+    # The oracle: the same raster, wrapped by whole columns, through GDAL's own warp.
+    wide = np.roll(values[:2], 720, 2)[:, :, 600:840].astype("float32")
+    wide[:, np.roll(hole, 720, 1)[:, 600:840]] = np.nan
+    wanted = np.full((2, 12, 16), np.nan, "float32")
+    centred = Affine.translation(middle - 120 * step, place.f) * Affine.scale(step, -step)
+    source = "EPSG:4326" if name == "EPSG:4326" else f"+proj=longlat +datum=WGS84 +lon_wrap={middle}"
+    reproject(
+        wide, wanted, src_transform=centred, src_crs=source, src_nodata=np.nan, dst_nodata=np.nan,
+        dst_transform=pan_place * Affine.scale(4), dst_crs=name, resampling=Resampling.cubic,
+    )  # fmt: skip
+    with open_pair(pan, ms, ratio=4) as pair:
+        assert pair.nested is (crs == "EPSG:4326")
+        tile = pair.read_frame(0, 0, *pair.frame_shape)
+    known = np.isfinite(wanted).all(0)
+    assert tile.ms_valid.mean() == known.mean() == (1.0 if mark == "none" else known.mean()) > 0.9
+    np.testing.assert_array_equal(tile.ms_valid, known)
+    np.testing.assert_allclose(tile.ms[:, known], wanted[:, known], atol=2)  # positions of `reproject` are rounded
 
 
 def test_a_pan_in_degrees_and_an_ms_in_metres(tmp_path: Path) -> None:

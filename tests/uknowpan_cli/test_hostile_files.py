@@ -13,6 +13,7 @@ import rasterio
 from affine import Affine
 from rasters import UTM
 from running import MakePair, Run, write_tiny_model
+from testfiles import write_images
 
 from uknowpan.errors import InputError, ModelError, exit_code, sentence
 from uknowpan.models.checkpoints import load_model
@@ -318,3 +319,13 @@ def test_a_raster_larger_than_memory(uknowpan: Run, tmp_path: Path) -> None:
             pass
     command = ("sharpen", tmp_path / "pan.tif", tmp_path / "ms.tif", "-o", tmp_path / "o.tif", *QUICK)
     uknowpan(*command, "--max-memory", 1).fails(6, "more than the .*--max-memory")
+
+
+def test_a_damaged_table_of_an_h5(uknowpan: Run, tmp_path: Path) -> None:
+    """Kind: HDF5 fails over a damaged header, in a class of its own."""
+    path = scenes_file(tmp_path / "s.h5")
+    path.write_bytes(path.read_bytes().replace(b"SNOD", b"XNOD"))  # the symbol table
+    uknowpan("train", "--data", path, "--out", tmp_path / "run", "--device", "cpu").fails(3, "is damaged")
+    patches = write_images(tmp_path / "e.h5", size=32, count=1)
+    patches.write_bytes(patches.read_bytes().replace(b"SNOD", b"XNOD"))
+    uknowpan("evaluate", patches, "--method", "gsa").fails(3, "is damaged")

@@ -26,7 +26,7 @@ from uknowpan.models.metrics.images import whole_images
 from uknowpan.models.metrics.regions import BLOCK
 from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
 from uknowpan.models.pancollection.condition import image_sharpener
-from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.pancollection.file import PanCollectionFile, damage_explained
 from uknowpan.models.sharpeners import NetworkSharpener, Sharpened, load_network
 from uknowpan.models.types import PatchBatch
 from uknowpan.pictures import write_png
@@ -176,7 +176,7 @@ def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[C
 
 def _stored_gains(file: PanCollectionFile) -> tuple[float, ...] | None:
     """MTF gains that `simulate` degraded by, one per band."""
-    with h5py.File(file.path, "r", locking="best-effort") as opened:
+    with damage_explained(file.path), h5py.File(file.path, "r", locking="best-effort") as opened:
         gains = np.ravel(opened.attrs.get("mtf_gains", ()))
     numbers = gains.dtype.kind == "f" and len(gains) == file.header.bands
     return tuple(gains.tolist()) if numbers else None

@@ -29,8 +29,8 @@ from uknowpan.models.metrics.regions import ROWS, Region, regions, whole_tiles
 from uknowpan.options import band_numbers
 from uknowpan.surveying import FEW_LEVELS, Progress, Survey
 from uknowpan.tiling import IncompatiblePair, ScenePair, open_pair, sample_windows
+from uknowpan.tiling.globe import Bounds
 from uknowpan.tiling.metadata import declared_bits
-from uknowpan.tiling.placing import Bounds
 from uknowpan.tiling.raster import Opener, Raster, RasterLike, bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")

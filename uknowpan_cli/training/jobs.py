@@ -15,7 +15,7 @@ from uknowpan.models.checkpoints import load_model, read_card
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
-from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.pancollection.file import DAMAGE, PanCollectionFile
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
@@ -39,7 +39,7 @@ def is_scenes_file(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return bool(len(file)) and all(isinstance(v, h5py.Group) for v in file.values())
-    except OSError:
+    except DAMAGE:  # `PanCollectionFile` explains it
         return False
 
 
