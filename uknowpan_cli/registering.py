@@ -17,7 +17,7 @@ from uknowpan.models.blur import Psf
 from uknowpan.models.registration import LEAST_SHIFT, register_samples
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.registration.moved import moved_window
-from uknowpan.models.registration.windows import Sample, gain_to_sigma, lattice, margin_of
+from uknowpan.models.registration.samples import Sample, gain_to_sigma, margin_of, starts
 from uknowpan.tiling import ScenePair, TileArrays
 from uknowpan.tiling.window import Window
 
@@ -55,13 +55,16 @@ def measured_field(pair: ScenePair, mode: str) -> Registration:
 
 
 def _samples(pair: ScenePair, margin: int) -> Iterator[Sample]:
-    size = int(np.clip(min(pair.full_shape) // 4, 12, 24))
-    rows, cols = (lattice(n, size, MOST_WINDOWS) for n in pair.full_shape)
-    for row in rows:
-        for col in cols:
-            window = pair.from_scene(Window(row, col, size, size))
-            if pair.is_empty(*window):
-                continue
+    """Windows all over the scene: of one read where they overlap so much that it is the smaller one."""
+    (h, w), size = pair.full_shape, int(np.clip(min(pair.full_shape) // 4, 12, 24))
+    places = [(row, col) for row in starts(h, size, MOST_WINDOWS) for col in starts(w, size, MOST_WINDOWS)]
+    if (h + 2 * margin) * (w + 2 * margin) < len(places) * (size + 2 * margin) ** 2:
+        a = pair.read_frame(*pair.from_scene(Window(0, 0, h, w)), margin)
+        yield Sample(-margin, -margin, a.pan[0], a.ms, a.pan_valid, a.ms_valid, places, size)
+        return
+    for row, col in places:
+        window = pair.from_scene(Window(row, col, size, size))
+        if not pair.is_empty(*window):
             a = pair.read_frame(*window, margin)
             yield Sample(row - margin, col - margin, a.pan[0], a.ms, a.pan_valid, a.ms_valid)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,39 +26,31 @@ LEAST_GAIN = 0.15
 """Share of the left-out votes' cost that a richer model must take away."""
 STIFFNESSES = (3.0, 0.3)
 """Weights of the local field's bending energy that are tried."""
+TRIPLES = 400
+"""Affine maps through three votes that are tried."""
 MOST_AGREE = 0.5
 """Share of windows that agree on a shift or an affine map, beyond which votes far from it are no ground."""
 
 
-@dataclass(frozen=True)
-class Vote:
-    """A window's displacement and its information matrix (inverse covariance)."""
-
-    window: int
-    row: float
-    col: float
-    """place on the PAN"""
-    shift: Array
-    """(2,)"""
-    information: Array
-    """(2, 2)"""
-    weight: float
-
-
 class Votes:
-    """Votes as arrays; several may belong to one window."""
+    """Displacements that windows show; several may belong to one window.
 
-    def __init__(self, votes: Sequence[Vote]):
-        self.window = np.array([v.window for v in votes], int)
-        self.row, self.col = np.array([v.row for v in votes]), np.array([v.col for v in votes])
-        self.shift = np.array([v.shift for v in votes]).reshape(-1, 2)
-        self.weight = np.array([v.weight for v in votes])
-        information = np.array([v.information for v in votes]).reshape(-1, 2, 2)
+    Args:
+        window: (n,) numbers of the windows, rising.
+        place: (n, 2) row and column on the PAN.
+        shift: (n, 2) displacements.
+        information: (n, 2, 2) inverses of their covariances.
+        weight: (n,) from 0 to 1.
+    """
+
+    def __init__(self, window: Array, place: Array, shift: Array, information: Array, weight: Array):
+        self.window, self.shift, self.weight = window, shift, weight
+        self.row, self.col = place.T
         # Beyond its own uncertainty a vote differs from the field by relief and texture.
         self.information = np.linalg.inv(np.linalg.inv(information) + TOLERANCE**2 * np.eye(2))
         self.root = np.linalg.cholesky(self.information).transpose(0, 2, 1)
-        self.fold = np.zeros(len(votes))
-        self.first = np.flatnonzero(np.diff(self.window, prepend=-1))
+        self.fold = np.zeros(len(window))
+        self.first = np.flatnonzero(np.diff(window, prepend=-1))
 
     def __len__(self) -> int:
         return len(self.window)
@@ -118,10 +110,15 @@ class _Model:
 
     def equations(self, weights: Array) -> tuple[Array, Array]:
         """Normal equations of weighted least squares with each vote's own information."""
-        w, d = self.votes.information * weights[:, None, None], self.design
-        blocks = [[d.T @ (d * w[:, i, j, None]) for j in (0, 1)] for i in (0, 1)]
-        right = np.einsum("nij,nj->ni", w, self.votes.shift)
-        return np.block(blocks), (d.T @ right).T.ravel()
+        some = np.flatnonzero(weights)
+        d, w = self.design[some], self.votes.information[some] * weights[some, None, None]
+        count = d.shape[1]
+        normal = np.empty((2, count, 2, count))
+        for i, j in ((0, 0), (0, 1), (1, 1)):
+            normal[i, :, j] = d.T @ (d * w[:, i, j, None])
+        normal[1, :, 0] = normal[0, :, 1]
+        right = np.einsum("nij,nj->ni", w, self.votes.shift[some])
+        return normal.reshape(2 * count, 2 * count), (d.T @ right).T.ravel()
 
     def solved(self, normal: Array, right: Array) -> Array:
         """(K, 2) parameters."""
@@ -143,13 +140,12 @@ class _Model:
     def left_out(self, parameters: Array) -> float:
         """Mean capped cost (0 to 1) of votes about fits that did not see their part of the scene."""
         votes, at = self.votes, self.design @ parameters
-        weights = self.weights(at)
-        normal, right = self.equations(weights)
-        best = votes.weight * votes.best(votes.cost(at))
+        weights, best = self.weights(at), votes.weight * votes.best(votes.cost(at))
+        parts = [votes.fold == fold for fold in range(4)]
+        equations = [self.equations(weights * part) for part in parts]
+        normal, right = (sum(sides) for sides in zip(*equations, strict=True))
         total = 0.0
-        for fold in range(4):
-            part = votes.fold == fold
-            own = self.equations(weights * part)
+        for part, own in zip(parts, equations, strict=True):
             fitted = self.design @ self.solved(normal - own[0], right - own[1])
             total += float((best * part * np.minimum(votes.cost(fitted), CUT**2)).sum())
         return total / float(best.sum()) / CUT**2
@@ -162,36 +158,34 @@ class _Model:
         return replace(self.none, model=self.name, coefficients=coefficients, nodes=nodes)
 
 
-def _score(votes: Votes, at: Array) -> float:
-    """Sum over windows of weight x what is left of one vote below the cut."""
-    gain = votes.weight * np.clip(1 - votes.cost(at) / CUT**2, 0, None)
-    return float(np.maximum.reduceat(gain, votes.first).sum())
+def _scores(votes: Votes, fields: Array) -> Array:
+    """(k,) of fields (k, n, 2): the sum over windows of weight x what is left of one vote below the cut."""
+    off = np.einsum("nij,knj->kni", votes.root, votes.shift - fields)
+    gain = votes.weight * np.clip(1 - (off**2).sum(2) / CUT**2, 0, None)
+    scores: Array = np.maximum.reduceat(gain, votes.first, 1).sum(1)
+    return scores
 
 
 def _starts(none: Registration, votes: Votes) -> list[Array]:
     """The best shift among the votes, and the best affine map through three of them."""
     rng = np.random.default_rng(0)
-    shifts = votes.shift[np.argsort(-votes.weight)[:150]]
-    best = max(shifts, key=lambda s: _score(votes, np.broadcast_to(s, votes.shift.shape)))
-    starts = [np.broadcast_to(best, votes.shift.shape)]
-    design = _design(none, votes.row, votes.col, "affine", (4, 4))
+    shifts = votes.shift[np.argsort(-votes.weight)[:150], None]
+    starts = [np.broadcast_to(shifts[_scores(votes, shifts).argmax()], votes.shift.shape)]
     top = votes.best(-votes.weight)
-    chances = votes.weight * np.where(top, 1, 0.3)
     if top.sum() < LEAST_WINDOWS:
         return starts
-    found, most = None, 0.0
-    for _ in range(400):
-        three = rng.choice(len(votes), 3, replace=False, p=chances / chances.sum())
-        if abs(np.linalg.det(design[three])) < 0.25:
-            continue
-        map_ = np.linalg.solve(design[three], votes.shift[three])
-        if np.abs(map_[1:]).max() > 6:
-            continue
-        at = design @ map_
-        score = _score(votes, at)
-        if score > most:
-            found, most = at, score
-    return starts if found is None else [*starts, found]
+    design = _design(none, votes.row, votes.col, "affine", (4, 4))
+    # Three votes at random, by their chances: the least of exponential numbers.
+    chances = votes.weight * np.where(top, 1, 0.3)
+    numbers = rng.exponential(size=(TRIPLES, len(votes))) / np.maximum(chances, 1e-12)
+    threes = np.argpartition(numbers, 2, 1)[:, :3]
+    threes = threes[np.abs(np.linalg.det(design[threes])) >= 0.25]
+    maps = np.linalg.solve(design[threes], votes.shift[threes])
+    maps = maps[np.abs(maps[:, 1:]).max((1, 2)) <= 6] if len(maps) else maps
+    if len(maps):
+        fields = design @ maps
+        starts.append(fields[_scores(votes, fields).argmax()])
+    return starts
 
 
 def _folds(none: Registration, votes: Votes) -> Array:
@@ -201,22 +195,20 @@ def _folds(none: Registration, votes: Votes) -> Array:
     return folds
 
 
-def consensus(none: Registration, peaks: Sequence[Vote], richest: str) -> Registration:
+def consensus(none: Registration, votes: Votes, richest: str) -> Registration:
     """From the first look's peaks to a field; `none` where too few windows agree."""
-    if len({p.window for p in peaks}) < LEAST_WINDOWS:
+    if len(votes.first) < LEAST_WINDOWS:
         return none
-    votes = Votes(peaks)
     return _chosen(none, votes, _starts(none, votes), richest, 1)
 
 
-def refit(best: Registration, votes: Sequence[Vote], richest: str, parts: int) -> Registration:
+def refit(best: Registration, votes: Votes, richest: str, parts: int) -> Registration:
     """A fit anew to what `parts` of each window show about the last field."""
     none = replace(best, model="none", coefficients=np.zeros((2, 3)), nodes=None)
     if len(votes) < LEAST_WINDOWS * parts / 2:
         return none
-    stacked = Votes(votes)
-    at = replace(best, bands=np.zeros_like(best.bands)).at(stacked.row, stacked.col).T
-    return _chosen(none, stacked, [at], richest, parts)
+    at = replace(best, bands=np.zeros_like(best.bands)).at(votes.row, votes.col).T
+    return _chosen(none, votes, [at], richest, parts)
 
 
 def _chosen(none: Registration, votes: Votes, starts: Sequence[Array], richest: str, parts: int) -> Registration:

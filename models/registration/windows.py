@@ -1,364 +1,317 @@
-"""Windows of a scene: the MS bands against the PAN, blurred and sampled as the MS is."""
+"""Windows of a scene, looked at together: the MS bands against the PAN, blurred and sampled as the MS is.
+
+n windows, C bands, N MS pixels in a window.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.ndimage import (
-    binary_dilation,
-    binary_opening,
-    correlate1d,
-    map_coordinates,
-    shift,
-    spline_filter,
-    uniform_filter,
-)
+from scipy.ndimage import binary_dilation, binary_opening, uniform_filter
 
-from uknowpan.models.registration.consensus import Vote
+from uknowpan.models.registration.consensus import Votes
 from uknowpan.models.registration.field import Array
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
+from uknowpan.models.registration.samples import DETAIL, Bools, Pixels
+from uknowpan.models.registration.splines import Floats, coefficients, shifted, slopes, taps
 
 PARTS = 4
 """Quarters of a window that vote by themselves when looked at again."""
-DETAIL = 5
-"""MS pixels over which the local mean is taken off."""
+MOST_PEAKS = 3
+"""Votes of a window at the first look."""
 LEAST_CORRELATION = 0.45
 """Multiple correlation of a window below which it has no vote."""
+LEAST_SEEN = 0.4
+"""Share of a window's pixels that must be seen."""
 CLOUD = 1.0
 """A cloud is brighter in all bands than the median by so many times what the median lies over the darkest 5 %."""
 BRIGHT = 50.0
 """Percentile of each band beyond which a place may be a thin cloud."""
 MOST_CLOUD = 0.5
 """Share of bright pixels above which they are the scene."""
+BAND_RIDGE = 0.02
+BAND_PRIOR = 1.0
+"""PAN pixels by which bands lie off each other before anything is seen."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A window of the scene with `margin_of` MS pixels of context on every side."""
+class Look:
+    """The PAN in the places of a field, as the bands explain it, in those of the windows where they do."""
 
-    row: int
-    """MS pixel of the frame at which the MS patch begins."""
-    col: int
-    pan: Array | Floats
-    """(ratio h, ratio w)"""
-    ms: Array | Floats
-    """(C, h, w)"""
-    valid_pan: Bools | None = None
-    """(ratio h, ratio w)"""
-    valid_ms: Bools | None = None
-    """(h, w)"""
-
-
-def gain_to_sigma(gain: float, ratio: int) -> float:
-    """Gaussian sigma, PAN pixels, whose transfer at the MS Nyquist frequency is `gain`."""
-    return ratio * math.sqrt(-2.0 * math.log(gain)) / math.pi
+    index: Array
+    """(m,) of the windows"""
+    images: Floats
+    """(m, C + 1, N) details of the bands and of the PAN"""
+    left: Floats
+    """(m, 3, N) what is left of the PAN's details and slopes"""
+    trust: Floats
+    """(m, N) weights of the pixels"""
+    noise: Array
+    """(m,) mean square of what stays unexplained"""
+    value: Array
+    """(m,) squared multiple correlation"""
 
 
-def margin_of(ratio: int, sigma: float, max_shift: int) -> int:
-    """MS pixels of context that a window needs on every side."""
-    return math.ceil(max_shift / ratio) + DETAIL // 2 + math.ceil(3 * sigma / ratio + 0.5)
+class Windows:
+    """The windows of a scene that can be compared.
 
+    Args:
+        pixels: all windows.
+        ratio: PAN pixels per MS pixel.
+        reach: PAN pixels that are searched on every side.
+        ground: (n, h, w); pixels of the MS that are no ground are left out. None: all are.
+    """
 
-def cut_samples(
-    pan: Array,
-    ms: Array,
-    ratio: int,
-    valid_pan: Bools | None,
-    valid_ms: Bools | None,
-    size: int,
-    margin: int,
-    most: int = 10,
-) -> Iterator[Sample]:
-    """Windows of `size` MS pixels on a lattice of at most `most` x `most`, half overlapping where there is no more."""
-    h, w = ms.shape[-2:]
-    vm = np.ones((h, w), bool) if valid_ms is None else valid_ms
-    vp = np.ones(pan.shape, bool) if valid_pan is None else valid_pan
-    rim = ((margin, margin), (margin, margin))
-    big = tuple((margin * ratio, margin * ratio) for _ in range(2))
-    ms = np.pad(ms, ((0, 0), *rim), mode="edge")
-    pan, vp, vm = np.pad(pan, big, mode="edge"), np.pad(vp, big), np.pad(vm, rim)
-    side = size + 2 * margin
-    for row in lattice(h, size, most):
-        for col in lattice(w, size, most):
-            small = (slice(row, row + side), slice(col, col + side))
-            large = tuple(slice(s.start * ratio, s.stop * ratio) for s in small)
-            if vm[small].any():
-                yield Sample(row - margin, col - margin, pan[large], ms[:, *small], vp[large], vm[small])
-
-
-def lattice(length: int, size: int, most: int) -> list[int]:
-    """Starts of windows along one side of the scene."""
-    if length <= size:
-        return [0]
-    count = min(most, math.ceil(2 * (length - size) / size) + 1)
-    return [round(i * (length - size) / (count - 1)) for i in range(count)]
-
-
-@dataclass(frozen=True)
-class Explained:
-    """A window's PAN as the bands explain it."""
-
-    left: Array
-    """(3, N) what is left of details and slopes"""
-    trust: Array
-    """(N,) weights of the pixels"""
-    noise: float
-    """mean square of what stays unexplained"""
-    value: float
-    """squared multiple correlation"""
-
-
-class Window:
-    """One window: details of the MS bands, and those of the blurred PAN around them as a spline."""
-
-    def __init__(self, sample: Sample, ratio: int, sigma: float, reach: int):
+    def __init__(self, pixels: Pixels, ratio: int, reach: int, ground: Bools | None = None):
         self.ratio, self.reach = ratio, reach
-        margin = margin_of(ratio, sigma, reach)
-        self.margin = margin
-        pan, pan_valid = _blurred(sample.pan, sample.valid_pan, ratio, sigma)
-        h, w = sample.ms.shape[-2:]
-        phases = pan.reshape(h, ratio, w, ratio).transpose(1, 3, 0, 2)
-        valid = pan_valid.reshape(h, ratio, w, ratio).transpose(1, 3, 0, 2)
-        phases, valid = _details(phases, valid)
-        self.pan = phases.transpose(2, 0, 3, 1).reshape(h * ratio, w * ratio)
-        self.pan_valid = valid.transpose(2, 0, 3, 1).reshape(h * ratio, w * ratio)
-        ms_valid = np.ones((h, w), bool) if sample.valid_ms is None else sample.valid_ms
-        bands, ms_ok = _details(sample.ms.astype(np.float32), np.broadcast_to(ms_valid, sample.ms.shape))
-        inner = (slice(margin, h - margin), slice(margin, w - margin))
-        self.ms, self.wide, self.valid = sample.ms[:, *inner], bands, ms_ok[0][inner]
-        self.bands = bands[:, *inner]
-        self.size = self.valid.shape
-        self.row, self.col = (float(x + margin) * ratio + (ratio - 1) / 2 for x in (sample.row, sample.col))
-        self.start = margin * ratio + (ratio - 1) // 2
-        self._spline: Array | None = None
-        self.trust(np.ones(self.size, bool))
-
-    def trust(self, ground: Bools) -> None:
-        """Leave out pixels of the MS that are not ground."""
-        valid = self.valid & ground
-        self.samples = int(valid.sum())
-        power = uniform_filter((self.bands**2).mean(0), DETAIL, mode="nearest")
+        valid = pixels.valid if ground is None else pixels.valid & ground
+        bands, power = _inner(pixels)
+        usable = valid.mean((1, 2)) > LEAST_SEEN
+        usable &= (power.max((1, 2)) > 0) & (pixels.pan_valid.mean((1, 2)) > 0.25)
+        self.pixels, self.size = pixels.where(usable), pixels.valid.shape[1:]
+        valid, bands, power = valid[usable], bands[usable], power[usable]
         # Weak texture counts nearly as much as strong: no single roof decides.
-        self.mask = np.where(valid, 1 / (power + power.mean() + 1e-20), 0)
-        self.mask *= self.samples / max(float(self.mask.sum()), 1e-30)
-        self.usable = self.samples > 0.4 * valid.size and float(power.max()) > 0 and float(self.pan_valid.mean()) > 0.25
-        x = self.bands.reshape(len(self.bands), -1).astype(np.float64)
-        self.weighted = x * self.mask.ravel()
-        gram = self.weighted @ x.T
-        self.gram = gram + (1e-4 * np.trace(gram) / len(gram) + 1e-30) * np.eye(len(gram))
+        mask = np.where(valid, 1 / (power + power.mean((1, 2), keepdims=True) + 1e-20), 0)
+        self.samples: Array = valid.sum((1, 2)).astype(float)
+        mask *= (self.samples / np.maximum(mask.sum((1, 2)), 1e-30))[:, None, None]
+        self.mask: Floats = mask.reshape(len(mask), self.size[0] * self.size[1]).astype(np.float32)
+        """(n, N) weights of the pixels"""
+        self.bands: Floats = bands.reshape(*bands.shape[:2], self.size[0] * self.size[1])
+        """(n, C, N)"""
+        self._spline: Floats | None = None
+        """of the bands with their margins"""
 
-    def surface(self) -> Array:
-        """(2 reach + 1, 2 reach + 1) squared multiple correlation by (dy, dx)."""
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def without_clouds(self) -> Windows:
+        """Without large places that are bright in all bands against the scene: clouds lie elsewhere than the ground."""
+        low, middle = _levels(self.pixels, 5, 50)
+        clouds = _opened(self.pixels, middle + CLOUD * (middle - low), 5)
+        if not clouds.any() or clouds.mean() > MOST_CLOUD:
+            return self
+        return Windows(self.pixels, self.ratio, self.reach, ~binary_dilation(clouds, np.ones((1, 7, 7), bool)))
+
+    def without_bright(self) -> Windows:
+        """Without places that are bright in all bands, thin clouds and their rims among them."""
+        bright = _opened(self.pixels, _levels(self.pixels, BRIGHT)[0], 3)
+        return Windows(self.pixels, self.ratio, self.reach, ~binary_dilation(bright, np.ones((1, 5, 5), bool)))
+
+    def surfaces(self) -> Array:
+        """(n, 2 reach + 1, 2 reach + 1) squared multiple correlation by (dy, dx)."""
         n, (h, w), r = 2 * self.reach + 1, self.size, self.ratio
-        first = self.start - self.reach
+        first = (self.pixels.pan.shape[1] - h * r) // 2 + (r - 1) // 2 - self.reach
 
-        def shifted(x: Array) -> Array:
+        def shifted(x: Floats) -> Floats:
             a, b = x.strides
             view = np.lib.stride_tricks.as_strided(x[first:, first:], (n, n, h, w), (a, b, a * r, b * r))
             return view.reshape(n * n, h * w)
 
-        pan = shifted(np.ascontiguousarray(self.pan))
-        mask = self.mask.ravel().astype(np.float32)
-        cross = pan @ self.weighted.T.astype(np.float32)
-        power = (pan * pan) @ mask
-        explained = np.einsum("nc,cd,nd->n", cross, np.linalg.inv(self.gram), cross)
-        value = explained / (power + 1e-6 * power.max() + 1e-30)
-        if not self.pan_valid.all():
-            seen = shifted(np.ascontiguousarray(self.pan_valid.astype(np.float32))) @ mask / mask.sum()
-            # The bands' own power is that of the pixels that the PAN covers.
-            value = np.where(seen > 0.6, value / np.maximum(seen, 0.6), 0.0)
-        squared: Array = np.clip(value, 0, 0.9999).astype(np.float64)
-        return squared.reshape(n, n)[::-1, ::-1]
+        weighted = self.bands * self.mask[:, None]
+        inverse = np.linalg.inv(_ridged(weighted @ self.bands.swapaxes(1, 2)))
+        surfaces = np.zeros((len(self), n * n))
+        for k, pixels in enumerate(self.pixels.pan):
+            pan, mask = shifted(pixels), self.mask[k]
+            cross = pan @ weighted[k].T
+            power = np.square(pan, out=pan) @ mask
+            value = np.einsum("nc,cd,nd->n", cross, inverse[k], cross) / (power + 1e-6 * power.max() + 1e-30)
+            valid = self.pixels.pan_valid[k]
+            if not valid.all():
+                seen = shifted(valid.astype(np.float32)) @ mask / mask.sum()
+                # The bands' own power is that of the pixels that the PAN covers.
+                value = np.where(seen > 0.6, value / np.maximum(seen, 0.6), 0.0)
+            surfaces[k] = np.clip(value, 0, 0.9999)
+        return surfaces.reshape(-1, n, n)[:, ::-1, ::-1]
 
-    def peaks(self, index: int, most: int = 3) -> list[Vote]:
+    def peaks(self) -> Votes:
         """The best maxima inside of the search that are high, and sharp in both directions."""
-        surface = self.surface()
-        inner = surface[1:-1, 1:-1]
-        around = [surface[1 + i : surface.shape[0] - 1 + i, 1 + j : surface.shape[1] - 1 + j] for i, j in _NEAR]
-        chance = 4.0 * len(self.bands) / self.samples
-        high = np.argwhere(np.all([inner >= a for a in around], 0) & (inner > LEAST_CORRELATION**2 + chance))
-        tops = sorted(high, key=lambda t: -inner[t[0], t[1]])[:most]
-        votes = []
-        for k, (i, j) in enumerate(tops):
-            cut = surface[i : i + 3, j : j + 3]
-            gradient = np.array([cut[2, 1] - cut[0, 1], cut[1, 2] - cut[1, 0]]) / 2
-            mixed = (cut[2, 2] - cut[2, 0] - cut[0, 2] + cut[0, 0]) / 4
-            curves = [cut[2, 1] - 2 * cut[1, 1] + cut[0, 1], cut[1, 2] - 2 * cut[1, 1] + cut[1, 0]]
-            hessian = np.array([[curves[0], mixed], [mixed, curves[1]]])
-            weak, sharp = np.linalg.eigvalsh(-hessian)
-            if weak <= 0.05 * sharp:
-                continue
-            shift = np.array([i + 1, j + 1]) - self.reach + np.clip(np.linalg.solve(-hessian, gradient), -1, 1)
-            value = float(inner[i, j])
-            information = -hessian * self.samples / 8 / (1 - value)
-            if 1 / information.diagonal().min() > 1.0:
-                continue
-            rival = value / float(inner[tuple(tops[0])])
-            votes.append(self._vote(index, shift, information, value if k == 0 else value * rival**4 * 0.7))
-        return votes
-
-    def _vote(self, index: int, shift: Array, information: Array, weight: float) -> Vote:
-        row = self.row + (self.size[0] - 1) / 2 * self.ratio - shift[0]
-        col = self.col + (self.size[1] - 1) / 2 * self.ratio - shift[1]
-        return Vote(index, row, col, shift, information, weight)
-
-    def sampled(self, place: Array) -> tuple[Array, Array, Array] | None:
-        """The PAN's details at places of the MS pixels, (N,), their slopes, (2, N), and the weights, (N,)."""
-        at = place - np.array([self.row - self.start, self.col - self.start]).reshape(2, 1, 1)
-        limits = np.array(self.pan.shape).reshape(2, 1, 1) - 2.0
-        inside = np.all((at >= 1) & (at <= limits), 0)
-        whole = np.clip(np.round(at).astype(int), 0, np.array(self.pan.shape).reshape(2, 1, 1) - 1)
-        mask = (self.mask * inside * self.pan_valid[whole[0], whole[1]]).ravel()
-        if mask.astype(bool).mean() < 0.4:
-            return None
-        if self._spline is None:
-            self._spline = spline_filter(self.pan.astype(np.float64), 3, mode="mirror").astype(np.float32)
-        steps = np.array([(0, 0), (0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)]).reshape(5, 2, 1, 1)
-        points = np.moveaxis(at + steps, 1, 0)
-        values = map_coordinates(self._spline, points, order=3, mode="nearest", prefilter=False).reshape(5, -1)
-        values = values.astype(np.float64)
-        return values[0], np.stack([values[1] - values[2], values[3] - values[4]]), mask
-
-    def aligned(self, bands: Array) -> Array:
-        """(C, N) details of the bands, each taken back by its own shift (C, 2) in PAN pixels."""
-        m = self.margin
-        planes = [
-            plane if not beyond.any() else shift(plane, -beyond / self.ratio, order=3, mode="nearest")
-            for plane, beyond in zip(self.wide, bands, strict=True)
-        ]
-        return np.stack([p[m : m + self.size[0], m : m + self.size[1]] for p in planes]).astype(np.float64)
-
-    def explained(self, look: tuple[Array, Array, Array], x: Array) -> Explained | None:
-        """The PAN's details and slopes less what the bands (C, N) explain; None where that is little."""
-        target, slopes, mask = look
-        trust, stack = mask, np.vstack([target, slopes])
-        for _ in range(3):  # what does not belong to both, as a car that moved, loses its weight
-            gram = (x * trust) @ x.T
-            gram += (1e-4 * np.trace(gram) / len(gram) + 1e-30) * np.eye(len(gram))
-            gains = np.linalg.solve(gram, (x * trust) @ stack.T).T
-            left = stack - gains @ x
-            step = np.linalg.solve((left[1:] * trust) @ left[1:].T + 1e-30 * np.eye(2), (left[1:] * trust) @ left[0])
-            rest = (left[0] - step @ left[1:]) ** 2
-            trust = mask / (1 + rest / (4 * np.median(rest[mask > 0]) + 1e-30)) ** 2
-        power, error = (float((trust * v).sum()) for v in (target**2, rest))
-        if 1 - error / (power + 1e-30) < LEAST_CORRELATION**2:
-            return None
-        noise = error / (trust > 0).sum() + 1e-6 * power / trust.size
-        return Explained(left, trust, noise, 1 - error / power)
-
-    def band_equations(self, own: Array, likeness: Array, trust: Array) -> tuple[Array, Array]:
-        """Normal equations (2, 2) and (2,) of a band's own shift from what it looks like by the PAN and the others."""
-        image = likeness.reshape(self.size)
-        slopes = np.stack([np.gradient(image, axis=k).ravel() for k in (0, 1)]) / self.ratio
-        rest = likeness - own
-        noise = float((trust * rest**2).sum()) / (trust > 0).sum() + 1e-30
-        return (slopes * trust) @ slopes.T / (4 * noise), (slopes * trust) @ rest / (4 * noise)
-
-    def votes(self, index: int, middle: Array, parts: Explained) -> list[Vote]:
-        """Displacements about `middle` (2, h, w) in the window's quarters, by one step on the slopes."""
-        left, trust, noise = parts.left, parts.trust, parts.noise
-        votes: list[Vote] = []
-        for rows, cols in self.quarters():
-            inside = np.zeros(self.size, bool)
-            inside[rows, cols] = True
-            weights = trust * inside.ravel()
-            normal = (left[1:] * weights) @ left[1:].T
-            low, high = np.linalg.eigvalsh(normal)
-            if low <= 0.03 * high or (weights > 0).sum() < 0.4 * inside.sum():
-                continue
-            step = np.clip(np.linalg.solve(normal, (left[1:] * weights) @ left[0]), -1.5, 1.5)
-            information = normal / noise / 4
-            if 1 / np.linalg.eigvalsh(information)[0] > 1.0:
-                continue
-            near = middle[:, rows, cols].mean((1, 2))
-            place = [((k.start + k.stop - 1) / 2) * self.ratio for k in (rows, cols)]
-            row, col = self.row + place[0] - near[0], self.col + place[1] - near[1]
-            votes.append(Vote(PARTS * index + len(votes), row, col, near + step, information, parts.value))
-        return votes
-
-    def quarters(self) -> list[tuple[slice, slice]]:
-        """Parts of the window that vote by themselves."""
-        ends = [(slice(0, n // 2), slice(n // 2, n)) for n in self.size]
-        return [(a, b) for a in ends[0] for b in ends[1]]
+        surfaces = self.surfaces()
+        side = surfaces.shape[1] - 2
+        near = {(i, j): surfaces[:, i : i + side, j : j + side] for i in range(3) for j in range(3)}
+        inner = near[1, 1]
+        chance = 4.0 * self.bands.shape[1] / self.samples[:, None, None]
+        high = np.all([inner >= x for x in near.values()], 0) & (inner > LEAST_CORRELATION**2 + chance)
+        window, i, j = np.nonzero(high)
+        order = np.lexsort((-inner[high], window))
+        window, i, j = window[order], i[order], j[order]
+        first = np.searchsorted(window, window)
+        rank = np.arange(len(window)) - first
+        cut = {place: x[window, i, j] for place, x in near.items()}
+        value, best = cut[1, 1], cut[1, 1][first]
+        gradient = np.stack([cut[2, 1] - cut[0, 1], cut[1, 2] - cut[1, 0]], 1) / 2
+        mixed = (cut[2, 2] - cut[2, 0] - cut[0, 2] + cut[0, 0]) / 4
+        curves = [2 * value - cut[2, 1] - cut[0, 1], 2 * value - cut[1, 2] - cut[1, 0]]
+        bowl = np.stack([np.stack([curves[0], -mixed], 1), np.stack([-mixed, curves[1]], 1)], 1)
+        weak, sharp = np.linalg.eigvalsh(bowl).T
+        information = bowl * (self.samples[window] / 8 / (1 - value))[:, None, None]
+        keep = (rank < MOST_PEAKS) & (weak > 0.05 * sharp) & (information[:, [0, 1], [0, 1]].min(1) >= 1.0)
+        step = np.zeros_like(gradient)
+        step[keep] = np.clip(np.linalg.solve(bowl[keep], gradient[keep][..., None])[..., 0], -1, 1)
+        shift = np.stack([i, j], 1) + 1 - self.reach + step
+        weight = np.where(rank == 0, value, value * (value / best) ** 4 * 0.7)
+        middle = (np.array(self.size) - 1) / 2 * self.ratio
+        place = self.pixels.place[window] + middle - shift
+        return Votes(*(x[keep] for x in (window, place, shift, information, weight)))
 
     def corners(self) -> Array:
-        """(2, 2, 2) PAN indices of the outermost MS pixels."""
-        ends = [(start, start + (n - 1) * self.ratio) for start, n in zip((self.row, self.col), self.size, strict=True)]
-        return np.stack(np.meshgrid(*ends, indexing="ij"))
+        """(2, n, 2, 2) PAN indices of the outermost MS pixels."""
+        far = (np.array(self.size) - 1) * self.ratio
+        rows, cols = (np.stack([x, x + length], 1) for x, length in zip(self.pixels.place.T, far, strict=True))
+        return np.stack(np.broadcast_arrays(rows[:, :, None], cols[:, None, :]))
 
     def spread(self, corners: Array) -> Array:
-        """(2, h, w) between values at the corners, (2, 2, 2)."""
-        a, b = (np.linspace(0, 1, n) for n in self.size)
-        rows = corners[:, :1] * (1 - a[:, None]) + corners[:, 1:] * a[:, None]
-        return rows[:, :, :1] * (1 - b) + rows[:, :, 1:] * b
+        """(2, n, h, w) between values at the corners, (2, n, 2, 2)."""
+        down, across = (np.linspace((1.0, 0.0), (0.0, 1.0), count) for count in self.size)
+        values: Array = down @ corners @ across.T
+        return values
+
+    def look(self, places: Array, beyond: Array) -> Look | None:
+        """The PAN at places of the MS pixels, (2, n, h, w), as bands explain it that lie off by (C, 2) PAN pixels.
+
+        None: no window has its PAN explained.
+        """
+        stack, mask = self._sampled(places)
+        index = np.flatnonzero((mask > 0).mean(1) >= LEAST_SEEN)
+        bands, stack, mask = self._aligned(beyond)[index], stack[index], mask[index]
+        trust, seen = mask, (mask > 0).sum(1)
+        middle = (seen - 1) // 2, seen // 2
+        for _ in range(3):  # what does not belong to both, as a car that moved, loses its weight
+            weighted = bands * trust[:, None]
+            moments: Array = (weighted @ stack.swapaxes(1, 2)).astype(float)
+            gains = np.linalg.solve(_ridged(weighted @ bands.swapaxes(1, 2)), moments).astype(np.float32)
+            left = stack - gains.swapaxes(1, 2) @ bands
+            step = _solved((left[:, 1:] * trust[:, None]) @ left.swapaxes(1, 2))
+            rest = (left[:, 0] - np.einsum("nk,nkx->nx", step.astype(np.float32), left[:, 1:])) ** 2
+            ordered = np.sort(np.where(mask > 0, rest, np.inf), 1)
+            median = np.mean([np.take_along_axis(ordered, k[:, None], 1) for k in middle], 0)
+            trust = mask / (1 + rest / (4 * median + 1e-30)) ** 2
+        power, error = ((trust * v).sum(1, dtype=float) for v in (stack[:, 0] ** 2, rest))
+        value = 1 - error / (power + 1e-30)
+        keep = value >= LEAST_CORRELATION**2
+        if not keep.any():
+            return None
+        noise = error / seen + 1e-6 * power / trust.shape[1]
+        images = np.concatenate([bands, stack[:, :1]], 1)
+        return Look(*(x[keep] for x in (index, images, left, trust, noise, value)))
+
+    def _sampled(self, places: Array) -> tuple[Floats, Floats]:
+        """(n, 3, N) details of the PAN and their slopes down and right at places (2, n, h, w), and weights (n, N)."""
+        n, height, width = self.pixels.spline.shape
+        rim = (height - self.size[0] * self.ratio) // 2 + (self.ratio - 1) // 2
+        at = places - (self.pixels.place.T - rim)[:, :, None, None]
+        limits = np.array([height, width]).reshape(2, 1, 1, 1) - 2
+        inside = np.all((at >= 1) & (at <= limits), 0)
+        whole = np.clip(at.astype(np.intp), 1, limits - 1)
+        first = np.arange(n)[:, None, None] * (height * width) + whole[0] * width + whole[1]
+        down, across = ((at[k] - whole[k]).astype(np.float32).ravel() for k in (0, 1))
+        nearest = first + (at[0] - whole[0] >= 0.5) * width + (at[1] - whole[1] >= 0.5)
+        mask = self.mask * (inside & self.pixels.pan_valid.ravel()[nearest]).reshape(n, -1)
+        flat, corner = self.pixels.spline.ravel(), first.ravel() - width - 1
+        values, rows, cols = np.zeros((3, first.size), np.float32)
+        rise, run = zip(taps(down), slopes(down), strict=True), list(zip(taps(across), slopes(across), strict=True))
+        for i, (weight, change) in enumerate(rise):
+            line, slope = np.zeros((2, first.size), np.float32)
+            for j, (along, turn) in enumerate(run):
+                pixels = flat[i * width + j :][corner]
+                line += along * pixels
+                slope += turn * pixels
+            values += weight * line
+            rows += change * line
+            cols += weight * slope
+        return np.stack([x.reshape(n, -1) for x in (values, rows, cols)], 1), mask
+
+    def _aligned(self, beyond: Array) -> Floats:
+        """(n, C, N) details of the bands, each taken back by its own shift (C, 2) in PAN pixels."""
+        if not beyond.any():
+            return self.bands
+        if self._spline is None:
+            self._spline = coefficients(self.pixels.wide)
+        margin = (self._spline.shape[2] - self.size[0]) // 2
+        off = margin + np.clip(beyond / self.ratio, 1 - margin, margin - 2.001)
+        planes = [shifted(self._spline[:, band], row, col, *self.size) for band, (row, col) in enumerate(off)]
+        return np.stack(planes, 1).reshape(self.bands.shape)
+
+    def votes(self, look: Look, middle: Array) -> Votes:
+        """Displacements about `middle` (2, n, h, w) in the windows' quarters, by one step on the slopes."""
+        count, (h, w) = len(look.index), self.size
+        left, trust = look.left.reshape(count, 3, h, w), look.trust.reshape(count, h, w)
+        ends = [(slice(0, n // 2), slice(n // 2, n)) for n in self.size]
+        parts = []
+        for number, (rows, cols) in enumerate((a, b) for a in ends[0] for b in ends[1]):
+            part, weights = left[:, :, rows, cols].reshape(count, 3, -1), trust[:, rows, cols].reshape(count, -1)
+            moments = (part[:, 1:] * weights[:, None]) @ part.swapaxes(1, 2)
+            low, high = np.linalg.eigvalsh(moments[:, :, 1:].astype(float)).T
+            keep = (low > 0.03 * high) & ((weights > 0).mean(1) >= LEAST_SEEN)
+            spread = 4 * look.noise / np.maximum(low, 1e-30)
+            keep &= spread <= 1.0
+            step = np.clip(_solved(moments), -1.5, 1.5)
+            near = middle[:, look.index, rows, cols].mean((2, 3)).T
+            centre = [((k.start + k.stop - 1) / 2) * self.ratio for k in (rows, cols)]
+            place = self.pixels.place[look.index] + centre - near
+            information = moments[:, :, 1:] / (4 * look.noise)[:, None, None]
+            parts.append([x[keep] for x in (PARTS * look.index + number, place, near + step, information, look.value)])
+        window, *rest = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(window)
+        return Votes(window[order], *(x[order] for x in rest))
+
+    def band_steps(self, look: Look) -> tuple[Array, Array]:
+        """(C, 2) steps of the bands' own shifts, by what each looks like by the PAN and the others; their errors."""
+        images, trust = look.images, look.trust
+        count = images.shape[1] - 1
+        step, doubt = np.zeros((count, 2)), np.full((count, 2), math.inf)
+        gram = ((images * trust[:, None]) @ images.swapaxes(1, 2)).sum(0, dtype=float)
+        for band in range(count) if count > 1 else ():
+            others = [k for k in range(count + 1) if k != band]
+            power = gram[np.ix_(others, others)]
+            gains = np.linalg.solve(power + np.diag(BAND_RIDGE * power.diagonal() + 1e-30), gram[others, band])
+            likeness = np.einsum("k,nkx->nx", gains.astype(np.float32), images[:, others])
+            image = likeness.reshape(len(images), *self.size)
+            rest = likeness - images[:, band]
+            slopes = [np.gradient(image, axis=k).reshape(rest.shape) / self.ratio for k in (1, 2)]
+            stack = np.stack([*slopes, rest], 1)
+            weights = trust / (4 * (trust * rest**2).sum(1) / (trust > 0).sum(1) + 1e-30)[:, None]
+            moments = ((stack[:, :2] * weights[:, None]) @ stack.swapaxes(1, 2)).sum(0, dtype=float)
+            normal = moments[:, :2] + np.eye(2) / BAND_PRIOR**2
+            step[band] = np.linalg.solve(normal, moments[:, 2])
+            doubt[band] = np.sqrt(np.linalg.inv(normal).diagonal())
+        return np.clip(step, -0.7, 0.7), doubt
 
 
-_NEAR = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+def _inner(pixels: Pixels) -> tuple[Floats, Floats]:
+    """(n, C, h, w) details of the bands without the margin, and (n, h, w) their local mean square."""
+    margin = (pixels.wide.shape[2] - pixels.valid.shape[1]) // 2
+    bands = np.ascontiguousarray(pixels.wide[:, :, margin:-margin, margin:-margin])
+    power: Floats = uniform_filter((bands**2).mean(1), (1, DETAIL, DETAIL), mode="nearest")
+    return bands, power
 
 
-def _blurred(pan: Array | Floats, valid: Bools | None, ratio: int, sigma: float) -> tuple[Array, Bools]:
-    """The PAN by a Gaussian, at places half a pixel on where the ratio is even, and where it is measured."""
-    half = math.ceil(3 * sigma)
-    even = ratio % 2 == 0
-    offsets = np.arange(-half + 0.5, half) if even else np.arange(-half, half + 1.0)
-    taps = np.exp(-0.5 * (offsets / sigma) ** 2)
-    taps = (taps / taps.sum()).astype(np.float32)
-
-    def blur(x: Any) -> Any:
-        for axis in (0, 1):
-            x = correlate1d(x, taps, axis, mode="nearest", origin=-1 if even else 0)
-        return x
-
-    pan = pan.astype(np.float32)
-    if valid is None or valid.all():
-        return blur(pan), np.ones(pan.shape, bool)
-    share = blur(valid.astype(np.float32))
-    level = pan[valid].mean() if valid.any() else 0.0
-    return blur(np.where(valid, pan - level, 0)) / np.maximum(share, 0.05), share > 0.9
+def _opened(pixels: Pixels, limits: Array, side: int) -> Bools:
+    """(n, h, w) places of `side` x `side` pixels in which all bands exceed their limits (C, 1, 1)."""
+    bright = np.all(pixels.ms > limits, axis=1)
+    opened: Bools = binary_opening(bright, np.ones((1, side, side), bool))
+    return opened
 
 
-def _details(x: Array, valid: Bools) -> tuple[Array, Bools]:
-    """The last two axes less their local mean over valid pixels, 0 elsewhere."""
-    size = (1,) * (x.ndim - 2) + (DETAIL, DETAIL)
-    if valid.all():
-        return x - uniform_filter(x, size, mode="nearest"), valid
-    share = uniform_filter(valid.astype(np.float32), size, mode="constant")
-    mean = uniform_filter(np.where(valid, x, 0), size, mode="constant") / np.maximum(share, 0.01)
-    keep = valid & (share > 0.55)
-    return np.where(keep, x - mean, 0), keep
-
-
-def leave_clouds(windows: Sequence[Window]) -> None:
-    """Leave out large places that are bright in all bands against the scene: clouds lie elsewhere than the ground."""
-    low, middle = _levels(windows, 5, 50)
-    limit = middle + CLOUD * (middle - low)
-    clouds = [binary_opening((w.ms > limit).all(0), np.ones((5, 5), bool)) for w in windows]
-    if sum(c.sum() for c in clouds) > MOST_CLOUD * sum(c.size for c in clouds):
-        return
-    for window, cloud in zip(windows, clouds, strict=True):
-        if cloud.any():
-            window.trust(~binary_dilation(cloud, np.ones((7, 7), bool)))
-
-
-def leave_bright(windows: Sequence[Window]) -> None:
-    """Leave out places that are bright in all bands, thin clouds and their rims among them."""
-    (limit,) = _levels(windows, BRIGHT)
-    for window in windows:
-        bright = binary_opening((window.ms > limit).all(0), np.ones((3, 3), bool))
-        window.trust(~binary_dilation(bright, np.ones((5, 5), bool)))
-
-
-def _levels(windows: Sequence[Window], *percentiles: float) -> Array:
+def _levels(pixels: Pixels, *percentiles: float) -> Array:
     """(n, C, 1, 1) percentiles of the bands over all windows."""
-    valid = [w.ms[:, w.valid] for w in windows if w.valid.any()]
-    if not valid:
+    valid = pixels.ms.swapaxes(0, 1)[:, pixels.valid]
+    if not valid.size:
         return np.zeros((len(percentiles), 1, 1, 1))
-    levels: Array = np.percentile(np.concatenate(valid, 1), percentiles, axis=1)
+    levels: Array = np.percentile(valid, percentiles, axis=1)
     return levels[..., None, None]
+
+
+def _ridged(gram: Any) -> Array:
+    """(n, C, C) a little larger on the diagonal, so that it can be solved."""
+    power = np.trace(gram, axis1=1, axis2=2).astype(float) / gram.shape[1]
+    ridged: Array = gram + (1e-4 * power + 1e-30)[:, None, None] * np.eye(gram.shape[1])
+    return ridged
+
+
+def _solved(moments: Any) -> Array:
+    """(n, 2) solutions of normal equations; moments (n, 2, 3) of two slopes with the rest and with each other."""
+    normal = moments[:, :, 1:].astype(float) + 1e-30 * np.eye(2)
+    solved: Array = np.linalg.solve(normal, moments[:, :, :1].astype(float))[..., 0]
+    return solved

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from uknowpan.models.registration import Registration, cut_samples, gain_to_sigma, margin_of, register, register_samples
+from uknowpan.models.registration import Registration, Sample, gain_to_sigma, margin_of, register, register_samples
 
 RATIO, SIDE = 4, 256
 GAINS = ((0.5, 0.3), (0.8, -0.2), (0.6, 0.4))
@@ -120,7 +120,13 @@ def test_windows_suffice_and_gain_and_offset_do_not_matter() -> None:
     pan, ms = pair(flat(1.5, -2))
     whole = register(pan, ms, RATIO)
     sigma = gain_to_sigma(0.3, RATIO)
-    samples = list(cut_samples(pan * 7 + 90, ms * 3 + 20, RATIO, None, None, 16, margin_of(RATIO, sigma, 8)))
+    side = 16 + 2 * margin_of(RATIO, sigma, 8)
+    samples = []
+    for row in range(0, len(ms[0]) - side + 1, 6):
+        for col in range(0, len(ms[0]) - side + 1, 6):
+            large = (slice(k * RATIO, (k + side) * RATIO) for k in (row, col))
+            part = ms[:, row : row + side, col : col + side]
+            samples.append(Sample(row, col, pan[*large] * 7 + 90, part * 3 + 20))
     found = register_samples(samples, RATIO, ms.shape[1:])
     assert np.allclose(found.shift, whole.shift, atol=1e-3)
 

@@ -20,7 +20,8 @@ from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.indices import ergas
 from uknowpan.models.registration import gain_to_sigma
 from uknowpan.models.registration.field import Registration
-from uknowpan.registering import deceived
+from uknowpan.registering import deceived, measured_field
+from uknowpan.tiling import ScenePair, open_pair
 
 Sharpen = Callable[..., Outcome]
 Field = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -204,6 +205,16 @@ def test_one_survey_is_enough(
     monkeypatch.setattr(surveying, "scene_scale", lambda *a: calls.append(a) or scale(*a))
     sharpen(pair, *words)
     assert len(calls) == 1
+
+
+def test_overlapping_windows_are_read_once(tmp_path: Path, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a small scene was read, blurred and filtered window by window, many times over."""
+    reads, read_frame = [], ScenePair.read_frame
+    monkeypatch.setattr(ScenePair, "read_frame", lambda *a: reads.append(a) or read_frame(*a))
+    pan, ms = written(tmp_path, *planted(truth, shifted))
+    with open_pair(pan, [ms]) as pair:
+        assert measured_field(pair, "auto").model == "shift"
+    assert len(reads) == 1
 
 
 def test_what_was_done_is_said_once(caplog: pytest.LogCaptureFixture, truth: np.ndarray) -> None:
