@@ -30,11 +30,15 @@ def landsat(folder: Path, *, craft: int = 8, level: str = "L1TP", text: bool = F
     files = {number: f"{stem}_B{number}.TIF" for number in [*numbers, 8, 10]}
     for values, number in zip(ms, numbers, strict=False):
         write_raster(product / files[number], values[None], place)
+    flags = np.full((1, size, size), 21824, "uint16")  # clear
+    flags[:, :, size // 2 :] = 22280  # cloud, with high confidence
+    write_raster(product / f"{stem}_QA_PIXEL.TIF", flags, place, nodata=1)
     write_raster(product / files[8], image(1, (2 * size + 1, 2 * size + 1), pan_place, fill=6), pan_place)
     if level.startswith("L2"):
         del files[8]
     contents = {"LANDSAT_PRODUCT_ID": stem, "PROCESSING_LEVEL": level, "COLLECTION_NUMBER": "02"}
     contents |= {f"FILE_NAME_BAND_{number}": file for number, file in files.items()}
+    contents["FILE_NAME_QUALITY_L1_PIXEL"] = f"{stem}_QA_PIXEL.TIF"
     groups = {
         "PRODUCT_CONTENTS": contents,
         "IMAGE_ATTRIBUTES": {"SPACECRAFT_ID": f"LANDSAT_{craft}", "CLOUD_COVER": "3.06"},

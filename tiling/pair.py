@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, zip_longest
 from math import ceil, sqrt
@@ -92,6 +92,8 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     closing: ExitStack
     inputs: list[str]
     """the files that were given, and those behind assemblies"""
+    clouds: tuple[Source, int] | None = None
+    """flags on the frame and the bits of clouds and shadows, which registration and statistics leave out"""
     each_band: bool = False
     """an output pixel is valid band by band, not only where all bands are"""
 
@@ -135,7 +137,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         if not pan_data.all():
             pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
         pan_valid = pan_data & pan_inside
-        ms_valid = np.logical_and.reduce(ms_data & ms_inside)
+        ms_valid = np.logical_and.reduce(ms_data & ms_inside) & self._clear(window)
         if self.each_band:  # a source is a band
             for band, source in enumerate(self.ms_sources):
                 if not ms_data[band].all():
@@ -149,6 +151,15 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
         valid = self._valid(pan_valid, np.logical_and.reduce(ms_data), window)
         return TileArrays(pan, ms, pan_valid, ms_valid, valid & self._within_extents(self.ms_sources, window))
+
+    def _clear(self, window: Window) -> BoolArray | np.bool_:
+        """(h, w): neither cloud nor shadow is flagged; True where nothing is known of clouds."""
+        if self.clouds is None:
+            return np.True_
+        source, bits = self.clouds
+        flags, known, _ = self._read([source], window)
+        clear: BoolArray = np.where(known, flags[0], 0).astype(np.int64) & bits == 0
+        return clear
 
     def _valid(self, pan_valid: BoolArray, ms_data: BoolArray, window: Window, band: int | None = None) -> BoolArray:
         """(H, W): PAN and MS are valid where they show the same place; None: all bands together."""
@@ -207,7 +218,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """
         window, r = self.frame.in_scene(Window(row, col, height, width)), self.ratio
         _, data, inside = self._read(self.ms_sources, window)
-        valid = data & inside
+        valid = data & inside & self._clear(window)
         if valid.any():
             _, data, inside = self._read([self.pan_source], self.frame.on_pan(window))
             blocks = (data & inside).reshape(height, r, width, r)
@@ -279,6 +290,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             "frame": [*self.frame_shape, *self.offset, *self.origin],
             "ratio": self.ratio,
             "resampling": self.resampling,
+            "clouds": None if self.clouds is None else self.clouds[1],
             "valid": "any" if self.each_band else "all",
             "nodata": None if self.meta.nodata is None else repr(self.meta.nodata),
             "pan_nodata": None if self.pan_meta.nodata is None else repr(self.pan_meta.nodata),
@@ -310,6 +322,7 @@ def open_pair(
     resampling: str = "cubic",
     bounds: Bounds | None = None,
     valid: str = "all",
+    clouds: tuple[str, int] | None = None,
 ) -> ScenePair:
     """Open a PAN and one or several MS rasters and place them on one frame.
 
@@ -324,6 +337,8 @@ def open_pair(
         resampling: name of a `rasterio.enums.Resampling`, for an MS that does not nest.
         bounds: (left, bottom, right, top) in the PAN's CRS, widened to whole PAN pixels.
         valid: an output pixel is valid where "all" bands are, or, band by band, where "any" is.
+        clouds: a raster of flags, and the bits of clouds and shadows. Registration and statistics leave these out;
+            the output has them.
 
     Raises:
         InputUnreadable, IncompatiblePair: files that cannot be opened, or do not fit.
@@ -346,6 +361,7 @@ def open_pair(
             refuse_unplaced(pan_raster, rasters)
             each = valid == "any"
             target, sources = _on_one_frame(closing, pan_raster, rasters, ratio, resampling, each, remarks)
+            flags = None if clouds is None else (_flags(opener, pan_raster, target, clouds[0]), clouds[1])
             whole = target.pan
             window = Window(0, 0, *whole.shape) if bounds is None else bounds_window(whole, bounds)
             return ScenePair(
@@ -359,7 +375,8 @@ def open_pair(
                 notes=remarks.notes,
                 assumptions=remarks.assumptions,
                 closing=closing.pop_all(),
-                inputs=_files([pan, *specs], [pan_raster, *rasters]),
+                inputs=_files([pan, *specs], [pan_raster, *rasters]) + ([] if clouds is None else [clouds[0]]),
+                clouds=flags,
                 each_band=valid == "any",
             )
     except GDAL_ERRORS as error:
@@ -401,6 +418,16 @@ def _on_one_frame(
         for source in target.sources(closing, raster, place, own == full_offset, each, remarks)
     ]
     return target, sources
+
+
+def _flags(opener: Opener, pan: Raster, target: Target, path: str) -> Source:
+    """A raster of flags on the frame of the full scene, where each pixel has the flags at its centre."""
+    data, path, _ = opener(path)
+    raster = select_bands(data, path, [1], None, Remarks())
+    place = place_on_pan(target.pan, pan, raster, Remarks())
+    nested = place.nested_offset(raster, target.frame.ratio) == target.frame.offset
+    (source,) = replace(target, resampling="nearest").sources(opener.closing, raster, place, nested, False, Remarks())
+    return source
 
 
 def _open_pan(opener: Opener, spec: RasterLike, pan_band: int | None, nodata: float | None, remarks: Remarks) -> Raster:
@@ -477,7 +504,11 @@ def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Win
     lattice meets a valid pixel - little data in a very large scene - all of the scene is searched. Where no MS pixel
     has all of its PAN pixels - scattered nodata - any of them will do.
     """
-    return _sampled(pair, count, size, whole=True) or _sampled(pair, count, size, whole=False)
+    windows = _sampled(pair, count, size, whole=True) or _sampled(pair, count, size, whole=False)
+    if not windows and pair.clouds is not None:  # what is under clouds is all that there is
+        pair.clouds = None
+        return sample_windows(pair, count, size)
+    return windows
 
 
 def _sampled(pair: ScenePair, count: int, size: int, whole: bool) -> list[Window]:

@@ -137,7 +137,7 @@ class Opener:
     """Opens each file once and closes those it opened with `closing`."""
 
     def __init__(self, closing: ExitStack) -> None:
-        self._closing = closing
+        self.closing = closing
         self._opened: dict[str, DatasetReader] = {}
 
     def __call__(self, spec: RasterLike) -> tuple[DatasetReader, str, int | None]:
@@ -153,7 +153,7 @@ class Opener:
 
     def _open(self, path: str) -> DatasetReader:
         if path not in self._opened:
-            self._opened[path] = self._closing.enter_context(open_raster(path))
+            self._opened[path] = self.closing.enter_context(open_raster(path))
         return self._opened[path]
 
 

@@ -107,6 +107,7 @@ def open_scene(
         resampling=options.resampling,
         valid=options.valid,
         bounds=bounds,
+        clouds=None if delivery is None else delivery.clouds,
     )
     if delivery is not None:
         pair.notes.insert(0, line)

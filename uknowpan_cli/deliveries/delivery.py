@@ -41,6 +41,8 @@ class Delivery:
     """Value of fill; None: as the files declare."""
     bits: int | None = None
     """Significant bits; None: as the files declare."""
+    clouds: tuple[str, int] | None = None
+    """File of quality flags, and its bits of clouds and shadows."""
     metadata: tuple[str, ...] = ()
     """Metadata files that were read."""
     left_out: tuple[str, ...] = ()
@@ -69,8 +71,9 @@ class Delivery:
             Path(tiles[0][0]).name + (f" in {len(tiles)} tiles" if tiles[1:] else "")
             for tiles in (self.pan, self.ms[0].tiles)
         )
+        clouds = f"; clouds by {Path(self.clouds[0]).name}" if self.clouds else ""
         left = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{self.name} is {self.kind}: PAN {pan}, MS {ms}: {names}{left}."
+        return f"{self.name} is {self.kind}: PAN {pan}, MS {ms}: {names}{clouds}{left}."
 
     def rasters(self, numbers: Sequence[int] | None = None) -> tuple[Assembly, Assembly]:
         """PAN and MS as one raster each, the MS with its bands' names.

@@ -16,6 +16,8 @@ _BANDS = {"LANDSAT_7": _ETM, "LANDSAT_8": _OLI, "LANDSAT_9": _OLI}
 _PAN = 8
 _USUAL = ("blue", "green", "red", "nir")
 _FILL = 0.0
+_CLOUDS = 0b11110
+"""Bits of QA_PIXEL: dilated cloud, cirrus, cloud, cloud shadow."""
 
 
 def find(place: Path) -> list[list[Path]]:
@@ -51,6 +53,7 @@ def read(files: Sequence[Path]) -> Delivery:
     missing = [name for name in _USUAL if name not in names]
     if missing:
         raise InputError(f"{metadata} names no file of the band {missing[0]}; fetch it anew.")
+    quality = metadata.parent / facts.get("FILE_NAME_QUALITY_L1_PIXEL", "none")
     return Delivery(
         product=str(metadata),
         scene=metadata.stem.removesuffix("_MTL"),
@@ -59,6 +62,7 @@ def read(files: Sequence[Path]) -> Delivery:
         ms=ms,
         usual=tuple(names.index(name) + 1 for name in _USUAL),
         nodata=_FILL,
+        clouds=(str(quality), _CLOUDS) if quality.is_file() else None,
         metadata=(str(metadata),),
         left_out=("thermal bands",),
     )

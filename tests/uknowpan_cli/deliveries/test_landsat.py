@@ -17,6 +17,7 @@ BROVEY = ("--method", "brovey", "--coregister", "off")
 @pytest.mark.parametrize("named", ["folder", "metadata"])
 def test_a_folder_is_sharpened_as_its_files_are(uknowpan, tmp_path, text, named):
     product = landsat(tmp_path, text=text)
+    next(product.glob("*_QA_PIXEL.TIF")).unlink()  # clouds change the statistics
     (metadata,) = list(product.glob("*_MTL.json")) or list(product.glob("*_MTL.txt"))
     outcome = uknowpan("sharpen", product if named == "folder" else metadata, "-o", tmp_path / "a.tif", *BROVEY)
     assert outcome.code == 0, outcome.stderr
@@ -66,7 +67,8 @@ def test_identity_counts_all_files_of_the_product(tmp_path):
             return [entry[0] for entry in pair.identity()["inputs"]], str(pair.identity())
 
     names, before = identity()
-    used = {file for file in product.iterdir() if file.stem[-3:] in ("_B8", "_B2", "_B3", "_B4", "_B5", "MTL")}
+    ends = ("_B8", "_B2", "_B3", "_B4", "_B5", "MTL", "XEL")
+    used = {file for file in product.iterdir() if file.stem[-3:] in ends}
     assert set(names) == {str(file) for file in used if file.suffix != ".txt"}
     for file in names:
         with open(file, "r+b") as opened:
@@ -75,6 +77,31 @@ def test_identity_counts_all_files_of_the_product(tmp_path):
         names, after = identity()
         assert after != before
         before = after
+
+
+def test_clouds_count_in_the_result_alone(tmp_path):
+    """Kind: clouds draw the statistics and the registration to them, or holes are cut where they are."""
+    product = landsat(tmp_path, size=96)
+    (quality,) = product.glob("*_QA_PIXEL.TIF")
+    for band in product.glob("*_B?.TIF"):  # clouds of the right half are ten times as bright
+        with rasterio.open(band, "r+") as dataset:
+            values = dataset.read()
+            values[:, :, values.shape[2] // 2 :] *= 10
+            dataset.write(values)
+    with api.open_pair(product) as pair:
+        assert "clouds by LC08_L1TP_021039_20200411_20200822_02_T1_QA_PIXEL.TIF" in pair.notes[0]
+        tile = pair.read_frame(0, 0, *pair.frame_shape)
+        clear, scale = tile.ms_valid, api.survey(pair).scale.ms
+    assert not clear[:, 50:].any() and clear[2:-2, 6:46].all()
+    assert tile.valid[8:-8, 16:-8].all()
+    with rasterio.open(quality, "r+") as dataset:  # all is cloud: then clouds count
+        dataset.write(np.full((1, 96, 96), 22280, "uint16"))
+    with api.open_pair(product) as pair:
+        clouded = api.survey(pair).scale.ms
+    quality.unlink()
+    with api.open_pair(product) as pair:
+        assert pair.read_frame(0, 0, *pair.frame_shape).ms_valid[2:-2, 6:-2].all()
+        assert api.survey(pair).scale.ms == clouded > 5 * scale
 
 
 def test_from_python(tmp_path):
