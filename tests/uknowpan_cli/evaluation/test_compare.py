@@ -53,6 +53,7 @@ def test_a_page_that_a_browser_shows(scene: list[str], uknowpan: Run, tmp_path: 
     done = subprocess.run([chromium, *flags, page.as_uri()], capture_output=True, text=True, timeout=300)
     body = re.search(r"<body[^>]*>", done.stdout)[0]
     assert 'data-ready="7"' in body and "data-error" not in body
+    assert "Of these methods generic is nearest to the MS" in done.stdout  # the answer comes first
 
 
 def test_inputs_and_outputs_are_checked(scene: list[str], uknowpan: Run, tmp_path: Path) -> None:
