@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "fsa-s-lite": Architecture(
         network=_MODELS + "network:FSAStudentLite",
         config=_MODELS + "network:LiteConfig",
-        sharpener=_MODELS + "sharpeners:StudentSharpener",
+        sharpener=_MODELS + "denoising:StudentSharpener",
         stage="fsa-s",
         trainer=_UKNOW + "stages:LiteStudentStage",
         presets={"lite": _UKNOW + "presets:student_lite"},
@@ -71,14 +71,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "fsa-s-streams": Architecture(
         network=_MODELS + "streams:StreamsStudent",
         config=_MODELS + "streams:StreamsConfig",
-        sharpener=_MODELS + "sharpeners:StudentSharpener",
+        sharpener=_MODELS + "denoising:StudentSharpener",
         stage="fsa-s",
         trainer=_MODELS + "training.stages:GenericStudentStage",
     ),
     "fsa-s": Architecture(
         network=_UKNOW + "student:FSAStudent",
         config=_UKNOW + "student:StudentConfig",
-        sharpener=_MODELS + "sharpeners:UNetSharpener",
+        sharpener=_MODELS + "denoising:UNetSharpener",
         stage="fsa-s",
         trainer=_UKNOW + "stages:StudentStage",
         presets={"paper": _UKNOW + "presets:student_paper"},
@@ -86,7 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "pan-crafter": Architecture(
         network=_PAN_CRAFTER + "network:PanCrafter",
         config=_PAN_CRAFTER + "network:PanCrafterConfig",
-        sharpener=_MODELS + "sharpeners:OnePassSharpener",
+        sharpener=_MODELS + "denoising:OnePassSharpener",
         stage="pan-crafter",
         trainer=_PAN_CRAFTER + "stage:PanCrafterStage",
         presets={"lite": _PAN_CRAFTER + "presets:lite", "paper": _PAN_CRAFTER + "presets:paper"},
@@ -95,7 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ssdiff": Architecture(
         network=_SSDIFF + "network:SSDiff",
         config=_SSDIFF + "network:SSDiffConfig",
-        sharpener=_MODELS + "sharpeners:UNetSharpener",
+        sharpener=_MODELS + "denoising:UNetSharpener",
         stage="ssdiff",
         trainer=_SSDIFF + "stage:SSDiffStage",
         presets={"lite": _SSDIFF + "presets:lite", "paper": _SSDIFF + "presets:paper"},

@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from uknowpan.models.resample import box_mean, crop, cubic, decimate, degrade, upsample
+from uknowpan.models.resample import Array, Image, box_mean, crop, cubic, decimate, degrade, upsample
 
 DETAIL_WINDOW = 5
 """MS pixels of the local mean; a detail is a value less its local mean."""
@@ -22,8 +22,8 @@ MAX_SHIFT_MS = 2.5
 LEAST_CORRELATION = 0.3
 """Multiple correlation below which the blur cannot be measured."""
 
-Window = tuple[Tensor, Tensor]
-"""One sample of a scene: pan (1, H, W) and ms (C, h, w)."""
+Window = tuple[npt.ArrayLike, npt.ArrayLike]
+"""One sample of a scene: pan (1, H, W) and ms (C, h, w), arrays or tensors in the memory of the CPU."""
 
 
 @dataclass(frozen=True)
@@ -51,51 +51,63 @@ def default_psf(ratio: int) -> Psf:
     return Psf(gain_to_sigma(0.3, ratio), (0.0, 0.0), 0.0)
 
 
-def _detail(x: Tensor) -> Tensor:
-    return crop(x - box_mean(x, DETAIL_WINDOW), DETAIL_WINDOW // 2)
+def in_arrays(windows: Sequence[Window]) -> list[tuple[Array, Array]]:
+    """The samples as float32 arrays."""
+    return [(np.asarray(pan, np.float32), np.asarray(ms, np.float32)) for pan, ms in windows]
 
 
-def _coarse_shift(windows: Sequence[Window], weights: Tensor, ratio: int) -> tuple[float, float]:
+def _detail(x: Array, window: int = DETAIL_WINDOW, border: int = DETAIL_WINDOW // 2) -> Array:
+    return crop(x - box_mean(x, window), border)
+
+
+class _CoarseShift:
     """Whole-pixel shift by cross-correlation on the PAN grid (its peak within +-MAX_SHIFT_MS)."""
-    reach = int(MAX_SHIFT_MS * ratio)
-    total = torch.zeros(2 * reach + 1, 2 * reach + 1)
-    sigma = gain_to_sigma(0.3, ratio)
-    for pan, ms in windows:
-        intensity = torch.einsum("c,chw->hw", weights, ms)[None, None]
-        # A smoothed PAN against the interpolated intensity, both without their local means.
-        a = upsample(intensity, ratio)
-        b = degrade(pan[None], 1, sigma, (0.0, 0.0))
-        big = 2 * ratio + 1
-        a, b = (crop(x - box_mean(x, big), big)[0, 0] for x in (a, b))
-        spectrum = torch.fft.rfft2(b) * torch.fft.rfft2(a).conj()
-        surface = torch.fft.irfft2(spectrum, s=a.shape)
-        if min(surface.shape) <= 2 * reach + 1:
-            continue
-        surface = torch.roll(surface, (reach, reach), (0, 1))
-        total += surface[: 2 * reach + 1, : 2 * reach + 1] / (a.norm() * b.norm() + 1e-12)
-    best = int(total.argmax())
-    return float(best // (2 * reach + 1) - reach), float(best % (2 * reach + 1) - reach)
+
+    def __init__(self, windows: Sequence[tuple[Array, Array]], ratio: int):
+        self.ratio, self.reach, self.large = ratio, int(MAX_SHIFT_MS * ratio), 2 * ratio + 1
+        sigma = gain_to_sigma(0.3, ratio)
+        self.parts = []
+        for pan, ms in windows:
+            smooth = self._detail(degrade(pan[None], 1, sigma))
+            if min(smooth.shape) > 2 * self.reach + 1:
+                self.parts.append((ms, smooth.shape, np.fft.rfft2(smooth), float(np.linalg.norm(smooth))))
+
+    def _detail(self, x: Array) -> Array:
+        detail: Array = _detail(x, self.large, self.large)[0, 0]
+        return detail
+
+    def __call__(self, weights: Array) -> tuple[float, float]:
+        """(dy, dx) of the smoothed PAN against the interpolated sum of the bands with these weights (C,)."""
+        side = 2 * self.reach + 1
+        total = np.zeros((side, side))
+        for ms, shape, spectrum, norm in self.parts:
+            intensity = np.tensordot(weights.astype(np.float32), ms, 1)[None, None]
+            a = self._detail(upsample(intensity, self.ratio))
+            surface = np.fft.irfft2(spectrum * np.fft.rfft2(a).conj(), shape)
+            surface = np.roll(surface, (self.reach, self.reach), (0, 1))
+            total += surface[:side, :side] / (float(np.linalg.norm(a)) * norm + 1e-12)
+        best = int(total.argmax())
+        return float(best // side - self.reach), float(best % side - self.reach)
 
 
 class _Fit:
     """Multiple correlation of degraded PAN and MS bands as a function of (sigma, dy, dx)."""
 
-    def __init__(self, windows: Sequence[Window], ratio: int):
+    def __init__(self, windows: Sequence[tuple[Array, Array]], ratio: int):
         self.windows, self.ratio = windows, ratio
-        self.details = [_detail(ms[None])[0].flatten(1).double() for _, ms in windows]
-        gram = torch.stack([d @ d.T for d in self.details]).sum(0)
-        scale = gram.diagonal().mean().clamp_min(1e-30)
-        self.gram = gram / scale + 1e-6 * torch.eye(len(gram), dtype=gram.dtype)
-        self.scale = scale
+        self.details = [_detail(ms[None])[0].reshape(len(ms), -1).astype(np.float64) for _, ms in windows]
+        gram = np.sum([d @ d.T for d in self.details], 0)
+        self.scale = max(float(gram.diagonal().mean()), 1e-30)
+        self.gram = gram / self.scale + 1e-6 * np.eye(len(gram))
 
-    def __call__(self, sigma: float, dy: float, dx: float) -> tuple[float, Tensor]:
+    def __call__(self, sigma: float, dy: float, dx: float) -> tuple[float, Array]:
         """(correlation, weights (C,))."""
-        cross, power = torch.zeros(len(self.gram), dtype=torch.float64), 1e-30
+        cross, power = np.zeros(len(self.gram)), 1e-30
         for (pan, _), ms in zip(self.windows, self.details, strict=True):
-            low = _detail(degrade(pan[None], self.ratio, sigma, (dy, dx)))[0].flatten().double()
+            low = _detail(degrade(pan[None], self.ratio, sigma, (dy, dx))).ravel().astype(np.float64)
             cross += ms @ low / self.scale
-            power += float(low @ low) / float(self.scale)
-        weights = torch.linalg.solve(self.gram, cross)
+            power += float(low @ low) / self.scale
+        weights = np.linalg.solve(self.gram, cross)
         explained = float(cross @ weights) / power
         return math.sqrt(min(max(explained, 0.0), 1.0)), weights
 
@@ -118,17 +130,17 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     Returns:
         The best `Psf`, or `default_psf` where the details of PAN and MS hardly correlate.
     """
-    usable = [w for w in windows if min(w[1].shape[-2:]) >= 16]
+    usable = [w for w in in_arrays(windows) if min(w[1].shape[-2:]) >= 16]
     if not usable:
         return default_psf(ratio)
-    fit = _Fit(usable, ratio)
+    fit, coarse = _Fit(usable, ratio), _CoarseShift(usable, ratio)
     sigma = gain_to_sigma(0.3, ratio)
     (best, weights), (dy, dx) = fit(sigma, 0.0, 0.0), (0.0, 0.0)
     # At a wrong place the regression's weights are chance: the plain sum of the bands is tried, too.
     # The third trial has the weights that belong to the best place so far.
-    equal = fit.gram.diagonal().rsqrt()
+    equal = 1 / np.sqrt(fit.gram.diagonal())
     for tried in (weights, equal, None):
-        shift = _coarse_shift(usable, (weights if tried is None else tried).float(), ratio)
+        shift = coarse(weights if tried is None else tried)
         value, fitted = fit(sigma, *shift)
         if value > best:
             best, (dy, dx), weights = value, shift, fitted
@@ -162,12 +174,13 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     return Psf(math.exp(point[0]), (point[1], point[2]), best)
 
 
-def pan_on_ms_grid(pan: Tensor, ratio: int, shift: tuple[float, float]) -> Tensor:
+def pan_on_ms_grid(pan: Image, ratio: int, shift: tuple[float, float]) -> Image:
     """PAN (1, H, W) sampled at the MS pixels (1, h, w) by an antialiased cubic kernel.
 
     The result is about as sharp as pixels of that size can be.
     """
-    return decimate(pan[None], ratio, cubic(ratio), shift, 6)[0]
+    reduced: Image = decimate(pan[None], ratio, cubic(ratio), shift, 6)[0]
+    return reduced
 
 
 def softness_of_ms(windows: Sequence[Window], ratio: int, shift: tuple[float, float]) -> float | None:
@@ -175,6 +188,5 @@ def softness_of_ms(windows: Sequence[Window], ratio: int, shift: tuple[float, fl
 
     Truths in training have the same softness against their PAN. None: not measurable.
     """
-    reduced = [(pan_on_ms_grid(pan, ratio, shift), ms) for pan, ms in windows]
-    psf = estimate_psf(reduced, 1)
+    psf = estimate_psf([(pan_on_ms_grid(pan, ratio, shift), ms) for pan, ms in in_arrays(windows)], 1)
     return psf.sigma if psf.correlation > 0 else None

@@ -4,35 +4,41 @@ import ctypes
 import os
 from pathlib import Path
 
-import torch
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
-def tune_cpu(threads: int | None = None) -> int:
-    """Set torch's threads, flush denormals, and keep freed memory in the process.
-
-    Denormals made published networks of this kind ten times slower. By default glibc returns every
-    freed large tensor to the system; fetching the pages anew took five times as long as an
-    element-wise operation.
-
-    Args:
-        threads: number of threads; None: `OMP_NUM_THREADS`, else one for each core that the process may use.
-
-    Returns:
-        The number of threads.
-    """
+def thread_count(threads: int | None = None) -> int:
+    """Threads to use: as many as given, else `OMP_NUM_THREADS`, else one for each core that the process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    count = threads or (int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores())
+    return threads or (int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores())
+
+
+def tune_cpu(threads: int | None = None) -> int:
+    """Set torch's threads, see `thread_count`, flush denormals, and `keep_memory`; return the number of threads.
+
+    Denormals made published networks of this kind ten times slower.
+    """
+    import torch
+
+    count = thread_count(threads)
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)
+    keep_memory()
+    return count
+
+
+def keep_memory() -> None:
+    """Keep freed memory in the process.
+
+    By default glibc returns every freed large array to the system; fetching the pages anew took five times as long
+    as an element-wise operation.
+    """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
-    return count
 
 
 def tune_gpu() -> None:
@@ -40,6 +46,8 @@ def tune_gpu() -> None:
 
     By default convolutions round their inputs to 10 bits (TF32).
     """
+    import torch
+
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False
 
@@ -48,6 +56,8 @@ def free_memory(device: str) -> int | None:
     """Bytes that are free on a GPU; None: not a GPU."""
     if not device.startswith("cuda"):
         return None
+    import torch
+
     return int(torch.cuda.mem_get_info(device)[0])
 
 

@@ -22,13 +22,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uknowpan.models.blur import DETAIL_WINDOW
 from uknowpan.models.geometry import Geometry, Nested, displacement_reach
-from uknowpan.models.resample import UPSAMPLE_REACH, box_mean, crop, degrade, degrade_reach, upsample
+from uknowpan.models.resample import UPSAMPLE_REACH, Array, box_mean, crop, degrade, degrade_reach, like, upsample
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
 from uknowpan.models.types import Condition
 
@@ -91,22 +92,21 @@ def back_projection(x: Tensor, statistics: SceneStatistics, offset: float) -> Te
     b, c, h, w = x.shape
     reach = len(rows) // 2
     y = F.pad(x.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
-    y = F.conv2d(y, rows.to(x)[None, None, :, None])
-    y = F.conv2d(y, cols.to(x)[None, None, None, :])
+    y = F.conv2d(y, like(rows, x)[None, None, :, None])
+    y = F.conv2d(y, like(cols, x)[None, None, None, :])
     return x - y.reshape(b, c, h, w)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a filter first made while sharpening must serve training too
-def _there_and_back(ratio: int, sigma: float, shift: tuple[float, float], offset: float) -> tuple[Tensor, Tensor]:
+def _there_and_back(ratio: int, sigma: float, shift: tuple[float, float], offset: float) -> tuple[Array, Array]:
     """Taps along rows and columns of upsampling followed by degrading."""
     reach = UPSAMPLE_REACH + degrade_reach(sigma, shift, ratio)
     size = 4 * reach + 1  # borders stay away from the impulse's response
-    impulse = torch.zeros(1, 1, size, size)
+    impulse = np.zeros((1, 1, size, size), np.float32)
     impulse[..., size // 2, size // 2] = 1
     response = degrade(upsample(impulse, ratio, offset), ratio, sigma, shift)[0, 0]
     # The response to an impulse is the filter turned round.
-    response = response[reach:-reach, reach:-reach].flip(0, 1)
+    response = response[reach:-reach, reach:-reach][::-1, ::-1]
     return response.sum(1), response.sum(0)
 
 
@@ -153,7 +153,7 @@ def generic_condition(
         depend on the window's border.
     """
     ratio, psf = statistics.ratio, statistics.psf
-    scale = statistics.detail_std.to(pan)  # (C + 1,)
+    scale = like(statistics.detail_std, pan)  # (C + 1,)
     band_scale, pan_scale = scale[:-1].view(1, -1, 1, 1), scale[-1]
     if geometry is None:
         geometry = Nested.without(margin, ratio, psf, offset)
@@ -172,7 +172,7 @@ def generic_condition(
     cross = box_mean(ms_detail * pan_detail, DETAIL_WINDOW)
     pan_power = box_mean(pan_detail**2, DETAIL_WINDOW)
     ms_power = box_mean(ms_detail**2, DETAIL_WINDOW)
-    global_gain = (statistics.detail_gain.to(pan) * pan_scale / scale[:-1]).view(1, -1, 1, 1)
+    global_gain = (like(statistics.detail_gain, pan) * pan_scale / scale[:-1]).view(1, -1, 1, 1)
     gain = local_gain(cross, pan_power, global_gain)
     # Injecting commutes with blurring where the gain hardly changes: the MS grid will do.
     missing = back_projection(ms, statistics, offset) / band_scale
@@ -183,7 +183,7 @@ def generic_condition(
 
     injected = by_ratio = global_gain * detail_unit
     if sign := statistics.pan_sign:
-        by_ratio = ratio_gain(lms, pan_low, statistics.mean.to(pan), sign) * detail / band_scale
+        by_ratio = ratio_gain(lms, pan_low, like(statistics.mean, pan), sign) * detail / band_scale
     band_features = [
         injected,
         gain_up * detail_unit,

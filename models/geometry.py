@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from uknowpan.models.blur import Psf
 from uknowpan.models.registration.field import Array, Registration
-from uknowpan.models.resample import UPSAMPLE_REACH, crop, degrade, upsample, upsample_small
+from uknowpan.models.resample import UPSAMPLE_REACH, Image, crop, degrade, upsample, upsample_small
 from uknowpan.models.statistics import SceneStatistics
 
 Origins = Sequence[tuple[int, int]]
@@ -37,12 +35,13 @@ class Nested:
     rim: int = 0
     """PAN pixels on every side that are cut off what is then enlarged"""
 
-    def enlarged(self, x: Tensor) -> Tensor:
+    def enlarged(self, x: Image) -> Image:
         """(B, C, h, w) interpolated at the PAN pixels, without the `spare` and the `rim`."""
-        interpolate = upsample_small if self.rim else upsample
+        small = self.rim and not isinstance(x, np.ndarray)
+        interpolate = upsample_small if small else upsample
         return crop(interpolate(crop(x, self.spare), self.ratio, self.offset), self.rim)
 
-    def degraded(self, pan: Tensor) -> Tensor:
+    def degraded(self, pan: Image) -> Image:
         """The PAN, or any (B, C, ratio h, ratio w), blurred and sampled at the MS pixels."""
         return degrade(pan, self.ratio, self.psf.sigma, self.psf.shift)
 
@@ -56,8 +55,8 @@ class Nested:
 WindowTaps = tuple[Array, Array, Array, Array]
 """First row and column of the taps of each pixel, (N,), and their weights along both axes, (N, K)."""
 
-Taps = tuple[Tensor, Tensor]
-"""(N, K) int32 places in a table of pixels, and their weights, (N, K) float32."""
+Taps = tuple[Any, Any]
+"""(N, K) int32 places in a table of pixels, and their weights, (N, K) float32; arrays or tensors, as the windows."""
 
 
 class Displaced:
@@ -69,7 +68,6 @@ class Displaced:
         margin: MS pixels around the core.
         shape: (h, w) of the windows in MS pixels.
         rim: PAN pixels on every side that `enlarged` leaves out.
-        device: where the windows are.
     """
 
     spare = 0
@@ -81,29 +79,28 @@ class Displaced:
         margin: int,
         shape: tuple[int, int],
         rim: int = 0,
-        device: torch.device | str = "cpu",
     ):
         assert statistics.field is not None
         self.field: Registration = statistics.field
         self.ratio, self.sigma = statistics.ratio, statistics.psf.sigma
         self.starts = [(row // self.ratio - margin, col // self.ratio - margin) for row, col in origins]
-        self.shape, self.rim, self.device = shape, rim, device
+        self.shape, self.rim = shape, rim
         # One field serves bands that lie on each other.
         self.bands: list[int | None] = list(range(len(self.field.bands))) if self.field.own_bands else [None]
         self._up: dict[int | None, Taps] = {}
         self._down: dict[int | None, Taps] = {}
 
-    def enlarged(self, x: Tensor) -> Tensor:
+    def enlarged(self, x: Image) -> Image:
         """(B, C, h, w) interpolated at the PAN pixels, each band at its own places, without the `rim`."""
         height, width = (n * self.ratio - 2 * self.rim for n in self.shape)
         parts = []
         for k, band in enumerate(self.bands):
             if band not in self._up:
-                self._up[band] = self._joined([self._ms_taps(start, band) for start in self.starts], self.shape)
+                self._up[band] = _joined([self._ms_taps(start, band) for start in self.starts], self.shape, x)
             parts.append(_gathered(x[:, k :: len(self.bands)], self._up[band], height, width))
-        return torch.stack(parts, 2).flatten(1, 2)
+        return _interleaved(parts)
 
-    def degraded(self, pan: Tensor) -> Tensor:
+    def degraded(self, pan: Image) -> Image:
         """The PAN, or any (B, C, ratio h, ratio w), blurred and sampled at the places of the MS pixels.
 
         A PAN has one channel, (B, 1, h, w), where the bands lie on each other, else one for each band.
@@ -112,10 +109,10 @@ class Displaced:
         parts = []
         for k, band in enumerate(self.bands):
             if band not in self._down:
-                self._down[band] = self._joined([self._pan_taps(start, band) for start in self.starts], shape)
+                self._down[band] = _joined([self._pan_taps(start, band) for start in self.starts], shape, pan)
             own = pan if pan.shape[1] == 1 else pan[:, k :: len(self.bands)]
             parts.append(_gathered(own, self._down[band], *self.shape))
-        return torch.stack(parts, 2).flatten(1, 2)
+        return _interleaved(parts)
 
     def _ms_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
         """The 4 x 4 taps on the MS of each PAN pixel."""
@@ -142,25 +139,64 @@ class Displaced:
             whole.append(n.ravel() - first * self.ratio + 1 - half)
         return whole[0], whole[1], weights[0], weights[1]
 
-    def _joined(self, taps: list[WindowTaps], shape: tuple[int, int]) -> Taps:
-        """Taps into a table of the pixels of all windows; pixels beyond a window are those of its border."""
-        index, weights = [], []
-        for number, arrays in enumerate(taps):
-            row, col, down, across = (torch.from_numpy(x).to(self.device) for x in arrays)
-            count = torch.arange(down.shape[1], dtype=torch.int32, device=self.device)
-            rows = (row.int()[:, None] + count).clamp_(0, shape[0] - 1) + number * shape[0]
-            cols = (col.int()[:, None] + count).clamp_(0, shape[1] - 1)
-            index.append((rows[:, :, None] * shape[1] + cols[:, None, :]).flatten(1))
-            weights.append((down.float()[:, :, None] * across.float()[:, None, :]).flatten(1))
-        return torch.cat(index), torch.cat(weights)
+
+def _joined(taps: list[WindowTaps], shape: tuple[int, int], x: Image) -> Taps:
+    """Taps into a table of the pixels of all windows, of the kind of `x`; pixels beyond a window are its border's."""
+    index, weights = [], []
+    for number, (row, col, *sides) in enumerate(taps):
+        down, across = (_kept(side, np.float32, x) for side in sides)
+        first, count = (_kept(n, np.int32, x) for n in (np.stack([row, col]), np.arange(down.shape[1])))
+        rows, cols = ((n[:, None] + count).clip(0, side - 1) for n, side in zip(first, shape, strict=True))
+        places = ((rows + number * shape[0]) * shape[1])[:, :, None] + cols[:, None, :]
+        index.append(places.reshape(len(row), -1))
+        weights.append((down[:, :, None] * across[:, None, :]).reshape(len(row), -1))
+    if len(taps) == 1:
+        return index[0], weights[0]
+    if isinstance(x, np.ndarray):
+        return np.concatenate(index), np.concatenate(weights)
+    import torch
+
+    return torch.cat(index), torch.cat(weights)
 
 
-def _gathered(x: Tensor, taps: Taps, height: int, width: int) -> Tensor:
+def _kept(values: Array, dtype: type, x: Any) -> Any:
+    """Values as an array or a tensor, as `x` is one, where it is, in their own dtype."""
+    values = values.astype(dtype)
+    if isinstance(x, np.ndarray):
+        return values
+    import torch
+
+    return torch.from_numpy(values).to(x.device)
+
+
+def _gathered(x: Image, taps: Taps, height: int, width: int) -> Image:
     """(B, C, height, width) weighted sums of pixels of (B, C, h, w)."""
+    index, weights = taps
+    if isinstance(x, np.ndarray):
+        from scipy.sparse import csr_array
+
+        table = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).reshape(-1, x.shape[1])
+        ends = np.arange(0, index.size + 1, index.shape[1], dtype=np.int32)
+        matrix = csr_array((weights.ravel(), index.ravel(), ends), (len(index), len(table)))
+        sums = (matrix @ table).reshape(len(x), height, width, -1)
+        return np.ascontiguousarray(sums.transpose(0, 3, 1, 2))
+    import torch
+
     # A fresh copy: the strides of a view choose another order of the sums.
-    table = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).view(-1, x.shape[1])
-    sums = F.embedding_bag(taps[0], table, mode="sum", per_sample_weights=taps[1])
-    return sums.view(len(x), height, width, -1).permute(0, 3, 1, 2).contiguous()
+    pixels = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).view(-1, x.shape[1])
+    bags = torch.nn.functional.embedding_bag(index, pixels, mode="sum", per_sample_weights=weights)
+    return bags.view(len(x), height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _interleaved(parts: list[Image]) -> Image:
+    """(B, C, H, W) of every n-th channel in each of n parts."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.stack(parts, 2).reshape(len(parts[0]), -1, *parts[0].shape[2:])
+    import torch
+
+    return torch.stack(parts, 2).flatten(1, 2)
 
 
 def _keys(x: Array) -> Array:
@@ -176,13 +212,13 @@ Geometry = Nested | Displaced
 
 
 def geometry_of(
-    statistics: SceneStatistics, origins: Origins, margin: int, ms: Tensor, rim: int = 0, offset: float = 0.0
+    statistics: SceneStatistics, origins: Origins, margin: int, ms: Image, rim: int = 0, offset: float = 0.0
 ) -> Geometry:
     """The geometry of windows (B, C, h, w) of a scene; `rim` counts for displaced ones only."""
     if statistics.field is None:
         return Nested(statistics.ratio, statistics.psf, offset)
     h, w = ms.shape[-2:]
-    return Displaced(statistics, origins, margin, (h, w), rim, ms.device)
+    return Displaced(statistics, origins, margin, (h, w), rim)
 
 
 def displacement_reach(statistics: SceneStatistics) -> int:

@@ -1,40 +1,61 @@
-"""Resampling between the MS and the PAN grid.
+"""Resampling between the MS and the PAN grid, of arrays and tensors alike.
 
 Pixel areas nest: the centre of MS pixel ``i`` lies at PAN index ``ratio * i + (ratio - 1) / 2``.
 Borders are replicated; callers that must not see them read a margin.
+
+All filters are separable. Their weights are computed once, by NumPy. Arrays are filtered by matrix products over
+strided views, tensors by convolutions with the same weights, on any device and with gradients. PyTorch is imported
+only where a tensor comes in.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[Any]
+Image = TypeVar("Image", npt.NDArray[Any], "Tensor")
+"""An array or a tensor; a function returns what it was given."""
 
 UPSAMPLE_REACH = 2
 """MS pixels around an interpolated pixel that it depends on."""
 
 
-def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
+def like(values: Any, image: Image) -> Image:
+    """An array or a tensor as the kind of `image`, in its dtype and on its device."""
+    if isinstance(image, np.ndarray):
+        return np.asarray(values, image.dtype)
+    import torch
+
+    return torch.as_tensor(values).to(image)
+
+
+def keys(x: Array, a: float = -0.5) -> Array:
     """Cubic convolution kernel (Keys 1981, a = -1/2)."""
-    x = x.abs()
+    x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a kernel first made while sharpening must serve training too
-def _phase_kernels(ratio: int, offset: float) -> Tensor:
+def _phase_taps(ratio: int, offset: float) -> Array:
     """(ratio, 5) taps over MS pixels i-2..i+2 for each of the PAN pixels inside MS pixel i.
 
     Half a PAN pixel of offset is the most that five taps hold. PAN pixels then lie within half an
     MS pixel of the sample i.
     """
-    centre = (torch.arange(ratio, dtype=torch.float64) - (ratio - 1) / 2 - offset) / ratio
-    taps = torch.arange(-2, 3, dtype=torch.float64)
-    return _cubic(centre[:, None] - taps[None, :]).float()
+    centre = (np.arange(ratio) - (ratio - 1) / 2 - offset) / ratio
+    return keys(centre[:, None] - np.arange(-2, 3)).astype(np.float32)
 
 
 def registration_offset(registration: str, ratio: int) -> float:
@@ -48,12 +69,21 @@ def registration_offset(registration: str, ratio: int) -> float:
     return ratio // 2 - (ratio - 1) / 2 if registration == "pancollection" else 0.0
 
 
-def upsample(ms: Tensor, ratio: int, offset: float = 0.0) -> Tensor:
+def _rows(x: Array, taps: Array, reach: int, step: int = 1) -> Array:
+    """(..., n, W) filtered along its rows' axis: (P, K) taps give P rows for every `step` rows; borders replicated."""
+    length = x.shape[-2]
+    x = x.take(np.arange(-reach, length + reach).clip(0, length - 1), axis=-2)
+    windows = sliding_window_view(x, taps.shape[1], axis=-2)[..., ::step, :, :].swapaxes(-1, -2)
+    y: Array = taps.astype(x.dtype, copy=False) @ windows
+    return y.reshape(*x.shape[:-2], -1, x.shape[-1])
+
+
+def upsample(ms: Image, ratio: int, offset: float = 0.0) -> Image:
     """Interpolate MS to the PAN grid by cubic convolution: ``lms``.
 
     Args:
         ms: (B, C, h, w).
-        ratio: PAN pixels per MS pixel along one axis.
+        ratio: PAN pixels per MS pixel.
         offset: PAN pixels by which the MS samples lie beyond the nested centres, for rows and
             columns alike; at most half a pixel either way.
 
@@ -65,29 +95,36 @@ def upsample(ms: Tensor, ratio: int, offset: float = 0.0) -> Tensor:
     """
     if not abs(offset) <= 0.5:
         raise ValueError(f"MS samples {offset:g} PAN pixels off; resample them to 0.5 or less")
+    taps = _phase_taps(ratio, float(offset))
+    if isinstance(ms, np.ndarray):
+        for _ in range(2):  # columns first: what is turned is small then
+            ms = _rows(ms.swapaxes(-1, -2), taps, UPSAMPLE_REACH)
+        return ms
+    from torch.nn import functional
+
     b, c, h, w = ms.shape
-    kernel = _phase_kernels(ratio, float(offset)).to(ms)
-    x = F.pad(ms.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
-    x = F.conv2d(x, kernel[:, None, :, None])  # (BC, ratio, h, w + 4)
+    kernel = like(taps, ms)
+    x = functional.pad(ms.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
+    x = functional.conv2d(x, kernel[:, None, :, None])  # (BC, ratio, h, w + 4)
     x = x.transpose(1, 2).reshape(b * c, 1, h * ratio, w + 4)
-    x = F.conv2d(x, kernel[:, None, None, :])  # (BC, ratio, H, w)
+    x = functional.conv2d(x, kernel[:, None, None, :])  # (BC, ratio, H, w)
     return x.permute(0, 2, 3, 1).reshape(b, c, h * ratio, w * ratio)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _upsample_matrix(length: int, ratio: int, offset: float) -> Tensor:
+def _upsample_matrix(length: int, ratio: int, offset: float) -> Array:
     """(ratio * length, length) matrix of `upsample` along one axis."""
-    return upsample(torch.eye(length)[:, None, :, None], ratio, offset)[:, 0, :, 0].T.contiguous()
+    return _rows(np.eye(length, dtype=np.float32), _phase_taps(ratio, offset), UPSAMPLE_REACH)
 
 
-def upsample_small(ms: Tensor, ratio: int, offset: float = 0.0) -> Tensor:
+def upsample_small(ms: Image, ratio: int, offset: float = 0.0) -> Image:
     """`upsample` by matrix products; the results differ by rounding only.
 
-    Ten times as fast for windows of a few dozen MS pixels; the cost per pixel grows with the window.
+    Ten times as fast on tensors of a few dozen MS pixels; the cost per pixel grows with the window.
     """
-    rows, cols = (_upsample_matrix(n, ratio, float(offset)).to(ms) for n in ms.shape[-2:])
-    return rows @ (ms @ cols.T)
+    rows, cols = (like(_upsample_matrix(n, ratio, float(offset)), ms) for n in ms.shape[-2:])
+    lms: Image = rows @ (ms @ cols.T)
+    return lms
 
 
 def degrade_reach(sigma: float, shift: tuple[float, float], ratio: int) -> int:
@@ -95,42 +132,43 @@ def degrade_reach(sigma: float, shift: tuple[float, float], ratio: int) -> int:
     return math.ceil((3.0 * sigma + max(abs(shift[0]), abs(shift[1]))) / ratio + 0.5)
 
 
-Kernel = Callable[[Tensor], Tensor]
+Kernel = Callable[[Array], Array]
 """Weight as a function of the distance (PAN pixels) from the sampling position."""
 
 
 def gaussian(sigma: float) -> Kernel:
     """Gaussian of standard deviation `sigma` PAN pixels."""
-    return lambda x: torch.exp(-0.5 * (x / sigma) ** 2)
+    return lambda x: np.exp(-0.5 * (x / sigma) ** 2)
 
 
 def box(width: float) -> Kernel:
     """Mean over `width` PAN pixels; pixels at the edge have partial weight."""
-    return lambda x: (width / 2 + 0.5 - x.abs()).clamp(0, 1)
+    return lambda x: np.clip(width / 2 + 0.5 - np.abs(x), 0, 1)
 
 
 def cubic(stretch: float) -> Kernel:
     """Cubic convolution stretched by `stretch` (the ratio: antialiased; 1: not)."""
-    return lambda x: _cubic(x / stretch)
+    return lambda x: keys(x / stretch)
 
 
 def tent(width: float) -> Kernel:
     """Linear from the middle to 0 at `width` PAN pixels: a box blurred by itself."""
-    return lambda x: (1 - x.abs() / width).clamp_min(0)
+    return lambda x: np.maximum(1 - np.abs(x) / width, 0)
 
 
 def lanczos(stretch: float) -> Kernel:
     """Lanczos of three lobes, stretched by `stretch` (the ratio: antialiased)."""
-    return lambda x: torch.where(x.abs() < 3 * stretch, torch.sinc(x / stretch) * torch.sinc(x / (3 * stretch)), 0.0)
+    return lambda x: np.where(np.abs(x) < 3 * stretch, np.sinc(x / stretch) * np.sinc(x / (3 * stretch)), 0.0)
 
 
-def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Tensor:
-    offsets = torch.arange(-reach * ratio, (reach + 1) * ratio, dtype=torch.float64)
+def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Array:
+    offsets = np.arange(-reach * ratio, (reach + 1) * ratio, dtype=np.float64)
     taps = kernel(offsets - (ratio - 1) / 2 - shift)
-    return (taps / taps.sum()).float()
+    weights: Array = (taps / taps.sum()).astype(np.float32)
+    return weights
 
 
-def decimate(x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int) -> Tensor:
+def decimate(x: Image, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int) -> Image:
     """Filter by a separable kernel and sample at the MS pixels' centres.
 
     Args:
@@ -143,40 +181,58 @@ def decimate(x: Tensor, ratio: int, kernel: Kernel, shift: tuple[float, float], 
     Returns:
         (B, C, H / ratio, W / ratio).
     """
-    b, c, height, width = x.shape
+    down, across = (_taps(kernel, s, ratio, reach) for s in shift)
     pad = reach * ratio
-    y = F.pad(x.reshape(b * c, 1, height, width), (pad, pad, pad, pad), mode="replicate")
-    rows = _taps(kernel, shift[0], ratio, reach).to(x)
-    cols = _taps(kernel, shift[1], ratio, reach).to(x)
-    y = F.conv2d(y, rows[None, None, :, None], stride=(ratio, 1))
-    y = F.conv2d(y, cols[None, None, None, :], stride=(1, ratio))
+    if isinstance(x, np.ndarray):
+        turned = _rows(x, down[None], pad, ratio).swapaxes(-1, -2)
+        return np.ascontiguousarray(_rows(turned, across[None], pad, ratio).swapaxes(-1, -2))
+    from torch.nn import functional
+
+    b, c, height, width = x.shape
+    y = functional.pad(x.reshape(b * c, 1, height, width), (pad, pad, pad, pad), mode="replicate")
+    y = functional.conv2d(y, like(down, x)[None, None, :, None], stride=(ratio, 1))
+    y = functional.conv2d(y, like(across, x)[None, None, None, :], stride=(1, ratio))
     return y.reshape(b, c, height // ratio, width // ratio)
 
 
-def degrade(pan: Tensor, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+def degrade(pan: Image, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)) -> Image:
     """`decimate` with a Gaussian of `sigma` PAN pixels: the action of a `Psf` on the PAN."""
     return decimate(pan, ratio, gaussian(sigma), shift, degrade_reach(sigma, shift, ratio))
 
 
-def box_mean(x: Tensor, size: int) -> Tensor:
+def box_mean(x: Image, size: int) -> Image:
     """Mean of (B, C, h, w) over an odd size x size window; at borders over the pixels that exist."""
-    pad = size // 2
-    x = F.avg_pool2d(x, (size, 1), 1, (pad, 0), count_include_pad=False)
-    return F.avg_pool2d(x, (1, size), 1, (0, pad), count_include_pad=False)
+    half = size // 2
+    if isinstance(x, np.ndarray):
+        for axis in (-2, -1):
+            total = x.copy()
+            a, b = (y.swapaxes(0, axis) for y in (x, total))
+            for k in range(1, half + 1):
+                b[k:] += a[:-k]
+                b[:-k] += a[k:]
+            at, last = np.arange(len(a)), len(a) - 1
+            count = np.minimum(at + half, last) - np.maximum(at - half, 0) + 1
+            b *= (1 / count).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+            x = total
+        return x
+    from torch.nn import functional
+
+    x = functional.avg_pool2d(x, (size, 1), 1, (half, 0), count_include_pad=False)
+    return functional.avg_pool2d(x, (1, size), 1, (0, half), count_include_pad=False)
 
 
-def crop(x: Tensor, margin: int) -> Tensor:
+def crop(x: Image, margin: int) -> Image:
     """Take `margin` pixels off every side."""
     return x if margin == 0 else x[..., margin:-margin, margin:-margin]
 
 
-def mirrored(start: int, count: int, length: int) -> Tensor:
+def mirrored(start: int, count: int, length: int) -> npt.NDArray[np.int64]:
     """Indices start .. start + count, reflected about the edges of 0 .. length (edge repeated)."""
-    index = torch.arange(start, start + count) % (2 * length)
-    return torch.where(index < length, index, 2 * length - 1 - index)
+    index = np.arange(start, start + count) % (2 * length)
+    return np.where(index < length, index, 2 * length - 1 - index)
 
 
-def reflect(x: Tensor, margin: int, height: int | None = None, width: int | None = None) -> Tensor:
+def reflect(x: Image, margin: int, height: int | None = None, width: int | None = None) -> Image:
     """Images (..., h, w) with `margin` mirrored pixels on every side.
 
     Args:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, softness_of_ms
+from uknowpan.models.blur import DETAIL_WINDOW, Psf, Window, estimate_psf, in_arrays, softness_of_ms
 from uknowpan.models.registration.field import Registration
-from uknowpan.models.resample import box_mean, degrade, degrade_reach
+from uknowpan.models.resample import Array, box_mean, degrade, degrade_reach
 
 USUAL_SOFTNESS = 0.3
 """Default softness: sigma, in PAN pixels, of the blur that makes the PAN as soft as the result.
@@ -46,16 +46,16 @@ class SceneStatistics:
 
     ratio: int
     psf: Psf
-    mean: Tensor
+    mean: Array
     """(C + 1,) float64."""
-    covariance: Tensor
+    covariance: Array
     """(C + 1, C + 1) float64, covariance of the values."""
-    detail: Tensor
+    detail: Array
     """(C + 1, C + 1) float64, covariance of the values less their local mean."""
     softness: float | None = None
     """Sigma, in MS pixels, of the MS against the PAN on the MS's own grid; None: not measured, or
     not measurable."""
-    haze: Tensor | None = None
+    haze: Array | None = None
     """(C,) float64, `HAZE_SHARE` quantile of each band: the light that haze adds. None: 0."""
     field: Registration | None = None
     """Displacement of the MS that is taken out; the shift of `psf` is 0 then. None: nothing is moved."""
@@ -74,32 +74,34 @@ class SceneStatistics:
     def pan_sign(self) -> int:
         """Sign of the PAN's level, 1 or -1; 0 where its mean is so near 0 that ratios to it mean nothing."""
         mean = float(self.mean[-1])
-        if abs(mean) < LEAST_MEAN * float(self.covariance[-1, -1].clamp_min(0).sqrt()):
+        if abs(mean) < LEAST_MEAN * math.sqrt(max(float(self.covariance[-1, -1]), 0.0)):
             return 0
         return -1 if mean < 0 else 1
 
     @property
-    def detail_std(self) -> Tensor:
+    def detail_std(self) -> Array:
         """(C + 1,) standard deviation of details, kept away from zero on flat scenes."""
-        floor = 1e-4 * (self.mean.abs() + self.covariance.diagonal().clamp_min(0).sqrt()) + 1e-12
-        return torch.maximum(self.detail.diagonal().clamp_min(0).sqrt(), floor)
+        floor = 1e-4 * (np.abs(self.mean) + np.sqrt(self.covariance.diagonal().clip(0))) + 1e-12
+        std: Array = np.maximum(np.sqrt(self.detail.diagonal().clip(0)), floor)
+        return std
 
     @property
-    def detail_gain(self) -> Tensor:
+    def detail_gain(self) -> Array:
         """(C,) regression of a band's details on those of the degraded PAN."""
-        return self.detail[:-1, -1] / self.detail_std[-1] ** 2
+        gain: Array = self.detail[:-1, -1] / self.detail_std[-1] ** 2
+        return gain
 
     @property
     def likeness(self) -> float:
         """Multiple correlation (0 to 1) of the details of the degraded PAN with those of the bands."""
         bands, cross, power = self.detail[:-1, :-1], self.detail[:-1, -1], float(self.detail[-1, -1])
         ridge = 1e-6 * bands.diagonal().mean() + 1e-30
-        explained = cross @ torch.linalg.solve(bands + ridge * torch.eye(len(bands), dtype=bands.dtype), cross)
+        explained = cross @ np.linalg.solve(bands + ridge * np.eye(len(bands)), cross)
         return math.sqrt(min(max(float(explained) / (power + 1e-30), 0.0), 1.0))
 
     def select(self, bands: Sequence[int]) -> SceneStatistics:
         """The statistics of a subset (or another order) of the bands."""
-        index = torch.tensor([*bands, self.bands])
+        index = [*bands, self.bands]
         return replace(
             self,
             mean=self.mean[index],
@@ -127,12 +129,12 @@ class SceneStatistics:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> SceneStatistics:
         """The inverse of `as_dict`."""
-        as_tensor = {k: torch.tensor(data[k], dtype=torch.float64) for k in ("mean", "covariance", "detail")}
+        moments = {k: np.array(data[k], np.float64) for k in ("mean", "covariance", "detail")}
         psf = Psf(data["sigma"], tuple(data["shift"]), data["correlation"])
-        haze = None if data["haze"] is None else torch.tensor(data["haze"], dtype=torch.float64)
+        haze = None if data["haze"] is None else np.array(data["haze"], np.float64)
         field = None if data["field"] is None else Registration.from_dict(data["field"])
         return SceneStatistics(
-            ratio=data["ratio"], psf=psf, softness=data["softness"], haze=haze, field=field, **as_tensor
+            ratio=data["ratio"], psf=psf, softness=data["softness"], haze=haze, field=field, **moments
         )
 
 
@@ -140,7 +142,7 @@ def scene_statistics(
     windows: Sequence[Window],
     ratio: int,
     psf: Psf | None = None,
-    valid: Sequence[Tensor] | None = None,
+    valid: Sequence[npt.ArrayLike] | None = None,
     *,
     soft: bool = False,
 ) -> SceneStatistics:
@@ -157,10 +159,11 @@ def scene_statistics(
     Raises:
         ValueError: no valid pixel in any sample.
     """
-    masks = [torch.ones(ms.shape[-2:], dtype=torch.bool) for _, ms in windows]
-    if valid is not None:
-        masks = list(valid)
-    clean = [w for w, m in zip(windows, masks, strict=True) if bool(m.all())]
+    samples = in_arrays(windows)
+    if valid is None:
+        valid = [np.ones(ms.shape[-2:], np.bool_) for _, ms in samples]
+    masks = [np.asarray(mask, np.bool_) for mask in valid]
+    clean = [w for w, m in zip(samples, masks, strict=True) if m.all()]
     clean = clean[:: max(1, -(-len(clean) // PSF_WINDOWS))]
     estimated = psf is None
     if psf is None:
@@ -168,27 +171,28 @@ def scene_statistics(
     softness = softness_of_ms(clean, ratio, psf.shift) if soft and psf.correlation > 0 else None
     reach = DETAIL_WINDOW // 2 + degrade_reach(psf.sigma, psf.shift, ratio)
     values, details, keeps = [], [], []
-    for (pan, ms), mask in zip(windows, masks, strict=True):
-        both = torch.cat([ms, degrade(pan[None], ratio, psf.sigma, psf.shift)[0]])[None]
+    for (pan, ms), mask in zip(samples, masks, strict=True):
+        both = np.concatenate([ms, degrade(pan[None], ratio, psf.sigma, psf.shift)[0]])[None]
         detail = both - box_mean(both, DETAIL_WINDOW)
-        whole = box_mean(mask[None, None].float(), 2 * reach + 1) > 1 - 1e-4
+        whole = box_mean(mask[None, None].astype(np.float32), 2 * reach + 1) > 1 - 1e-4
         keep = whole[0, 0] if min(mask.shape) > 2 * reach else mask
         values.append(both[0])
         details.append(detail[0])
         keeps.append(keep)
-    if not any(bool(keep.any()) for keep in keeps) and any(bool(mask.any()) for mask in masks):
-        by_share = sorted(zip(windows, masks, strict=True), key=lambda item: -float(item[1].float().mean()))
-        usable = [w for w, m in by_share if float(m.float().mean()) > LEAST_SHARE][:PSF_WINDOWS]
+    if not any(keep.any() for keep in keeps) and any(mask.any() for mask in masks):
+        by_share = sorted(zip(samples, masks, strict=True), key=lambda item: -float(item[1].mean()))
+        usable = [w for w, m in by_share if m.mean() > LEAST_SHARE][:PSF_WINDOWS]
         if estimated and not clean:
-            return scene_statistics(windows, ratio, estimate_psf(usable, ratio), masks, soft=soft)
+            return scene_statistics(samples, ratio, estimate_psf(usable, ratio), masks, soft=soft)
         keeps = masks
-    value = torch.cat([v[:, k].double() for v, k in zip(values, keeps, strict=True)], 1)
-    detail = torch.cat([d[:, k].double() for d, k in zip(details, keeps, strict=True)], 1)
+    value = np.concatenate([v[:, k] for v, k in zip(values, keeps, strict=True)], 1, dtype=np.float64)
+    detail = np.concatenate([d[:, k] for d, k in zip(details, keeps, strict=True)], 1, dtype=np.float64)
     if value.shape[1] == 0:
         raise ValueError("the samples of the scene hold no pixel where PAN and all MS bands are valid")
     mean = value.mean(1)
     centred = value - mean[:, None]
     n = value.shape[1]
     covariances = centred @ centred.T / n, detail @ detail.T / n
-    haze = value[:-1].kthvalue(1 + int(HAZE_SHARE * (n - 1))).values
+    rank = int(HAZE_SHARE * (n - 1))
+    haze = np.partition(value[:-1], rank, 1)[:, rank]
     return SceneStatistics(ratio, psf, mean, *covariances, softness, haze)

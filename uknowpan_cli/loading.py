@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from uknowpan.errors import OutOfMemory, UsageError, is_out_of_memory
-from uknowpan.models.devices import free_memory, tune_cpu, tune_gpu
+from uknowpan.models.devices import free_memory, keep_memory, tune_cpu, tune_gpu
 from uknowpan.models.sharpeners import Sharpener, load_sharpener
 from uknowpan.options import SharpenOptions
 
@@ -28,12 +26,27 @@ def load_for(options: SharpenOptions) -> Sharpener:
         UsageError: the device or the number of steps does not exist.
         ModelError: no such model, or its file is damaged.
     """
+    if options.method is not None:
+        keep_memory()
+        idle = {
+            "--seed": options.seed != 0,
+            "--softness": options.softness is not None,
+            "--dtype": options.dtype != "fp32",
+            "--device": options.device not in ("auto", "cpu"),
+        }
+        for flag, given in idle.items():
+            if given:
+                log.warning("%s changes nothing for --method %s", flag, options.method)
+        if idle["--device"]:
+            choose_device(options.device)  # whether there is one
+        return load_sharpener(None, options.method, consistency=options.consistency)
+    import torch
+
     tune_cpu(options.num_threads)
     device = choose_device(options.device)
     try:
-        sharpener = load_sharpener(
+        return load_sharpener(
             None if options.model is None else str(options.model),
-            options.method,
             softness=options.softness,
             consistency=options.consistency,
             steps=options.steps,
@@ -45,17 +58,6 @@ def load_for(options: SharpenOptions) -> Sharpener:
         if options.steps is None:
             raise
         raise UsageError(f"--steps: {error}.") from error
-    if options.method is not None:
-        idle = {
-            "--seed": options.seed != 0,
-            "--softness": options.softness is not None,
-            "--dtype": options.dtype != "fp32",
-            "--device": device != "cpu" and options.device != "auto",
-        }
-        for flag, given in idle.items():
-            if given:
-                log.warning("%s changes nothing for --method %s", flag, options.method)
-    return sharpener
 
 
 @lru_cache(maxsize=1)
@@ -89,6 +91,8 @@ def choose_device(name: str) -> str:
     Raises:
         UsageError: the name is unknown or PyTorch has no such device.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

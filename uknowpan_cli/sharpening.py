@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from uknowpan import __version__
 from uknowpan.durable import Scratch
 from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
 from uknowpan.files import check_outputs
+from uknowpan.models.devices import thread_count
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.registration.field import Registration
-from uknowpan.models.sharpeners import Sharpened
+from uknowpan.models.sharpeners import Pixels, Sharpened
 from uknowpan.scenes import Scene, creation_of, plan_scene
 from uknowpan.surveying import Progress, SceneScale, no_progress, remember, remembered
 from uknowpan.tiling import (
@@ -84,12 +84,12 @@ class SharpenReport:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tiles that were read, in the network's units."""
+    """Tiles that were read, in the units and of the kind that the sharpener takes."""
 
     items: list[tuple[int, int, TileArrays]]
     """(number of the row, number in the row, pixels)."""
-    pan: torch.Tensor
-    ms: torch.Tensor
+    pan: Pixels
+    ms: Pixels
     rows_done: int
     """Rows whose tiles are all in this batch or those before."""
 
@@ -113,12 +113,9 @@ def _batches(scene: Scene, rows: Sequence[Sequence[Tile]]) -> Iterator[_Batch]:
 
 
 def _scaled(items: list[tuple[int, int, TileArrays]], scene: Scene, rows_done: int) -> _Batch:
-    """Tensors in the network's units; pinned ones are copied to a GPU while it computes."""
-    scale = scene.survey.scale
-    pan = torch.from_numpy(np.stack([a.pan for *_, a in items]) / np.float32(scale.pan))
-    ms = torch.from_numpy(np.stack([a.ms for *_, a in items]) / np.float32(scale.ms))
-    if scene.sharpener.device.startswith("cuda"):
-        pan, ms = pan.pin_memory(), ms.pin_memory()
+    scale, staged = scene.survey.scale, scene.sharpener.staged
+    pan = staged(np.stack([a.pan for *_, a in items]) / np.float32(scale.pan))
+    ms = staged(np.stack([a.ms for *_, a in items]) / np.float32(scale.ms))
     return _Batch(items, pan, ms, rows_done)
 
 
@@ -126,21 +123,26 @@ class _Fetched:
     """A result on its way to the host: copied while the device computes the next batch."""
 
     def __init__(self, done: Sharpened, scale: float):
-        self.bands, self._arrived = done.hrms.shape[1], None
+        self._arrived: Any = None
+        if isinstance(done.hrms, np.ndarray):
+            self._parts = [done.hrms * np.float32(scale)]
+            return
+        import torch
+
         both = done.hrms if done.sigma is None else torch.cat([done.hrms, done.sigma], 1)
-        self._both = (both * scale).float()
-        if self._both.device.type == "cuda":
-            here = torch.empty(self._both.shape, pin_memory=True)
-            self._both = here.copy_(self._both, non_blocking=True)
+        both = (both * scale).float()
+        if both.device.type == "cuda":
+            here = torch.empty(both.shape, pin_memory=True)
+            both = here.copy_(both, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
+        self._parts = [part.numpy() for part in both.split(done.hrms.shape[1], 1)]
 
-    def arrays(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """hrms and sigma, in the scene's units, on the CPU; waits for them."""
+    def arrays(self) -> tuple[Array, Array | None]:
+        """hrms and sigma, in the scene's units; waits for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        sigma = self._both[:, self.bands :]
-        return self._both[:, : self.bands], sigma if sigma.shape[1] else None
+        return self._parts[0], self._parts[1] if len(self._parts) > 1 else None
 
 
 def _core(x: Array, margin: int) -> Array:
@@ -208,20 +210,20 @@ def _place(scene: Scene, batch: _Batch, fetched: _Fetched, rows: deque[TileRow],
     """Put the tiles of a batch into their rows, of which number `first` is the first one here."""
     hrms, sigma = fetched.arrays()
     rim = scene.plan.margin * scene.pair.ratio
-    wanted = torch.from_numpy(np.stack([_core(a.valid, rim) for *_, a in batch.items]))[:, None]
-    unusable = sigma is not None and not (torch.isfinite(sigma) | ~wanted).all()
-    if unusable or not torch.isfinite(hrms).all():  # written, they would pass for nodata
+    wanted = np.stack([_core(a.valid, rim) for *_, a in batch.items])[:, None]
+    unusable = sigma is not None and not (np.isfinite(sigma) | ~wanted).all()
+    if unusable or not np.isfinite(hrms).all():  # written, they would pass for nodata
         raise ModelMismatch(
             f"{scene.sharpener.name} gives {'uncertainties' if unusable else 'values'} that are not finite "
             "for this scene; use --dtype fp32 or another model."
         )
     if scene.options.max_value is not None:
-        hrms = hrms.clamp(max=scene.options.max_value)
+        hrms = np.minimum(hrms, np.float32(scene.options.max_value))
     for k, (number, i, arrays) in enumerate(batch.items):
         row = rows[number - first]
-        row.hrms[i] = hrms[k].numpy()
+        row.hrms[i] = hrms[k]
         row.valid[i] = _core(arrays.valid[None] if arrays.band_valid is None else arrays.band_valid, rim)
-        row.sigma[i] = None if sigma is None else sigma[k].numpy()
+        row.sigma[i] = None if sigma is None else sigma[k]
 
 
 class _Background:
@@ -459,7 +461,7 @@ def layer_writer(
     scene: Scene, layer: str, path: str, grid: Grid, tags: Mapping[str, str] | None = None, inputs: Sequence[str] = ()
 ) -> SceneWriter:
     """The writer of a layer, "image" or "uncertainty", of this scene or of a piece of its size."""
-    options, threads = scene.options, torch.get_num_threads()
+    options, threads = scene.options, thread_count(scene.options.num_threads)
     plain = layer == "image"
     writing = OutputOptions(overwrite=options.overwrite, num_threads=threads)
     if plain:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from uknowpan.durable import parsed, write_text
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.registration.field import Registration
+from uknowpan.models.resample import Array
 from uknowpan.models.sharpeners import HIGH_PERCENTILE, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.registering import LEAST_LIKENESS, deceived, measured_field, moved_sample, wanted_field
@@ -108,9 +108,9 @@ def survey(
         pair: the opened scene.
         sharpener: the method whose assumptions and scale count; None: the scene's own.
         max_value: full scale in digital numbers, if it is known.
-        coregister: see `SharpenOptions.coregister`. Without "off" blur and displacement are measured even where the
-            sharpener assumes them.
-        softness: measure the softness of the MS too.
+        coregister: see `SharpenOptions.coregister`. Without "off" the displacement is measured even where the
+            sharpener assumes none.
+        softness: measure the softness of the MS too, and its blur even where the sharpener assumes one.
         windows: largest number of samples.
         on_progress: called with (samples read, samples in all).
 
@@ -134,7 +134,7 @@ def survey(
         known = scene_scale(pair, samples, max_value)
         pieces, valid = _pieces(samples, pair.ratio, known)
         own = None
-        if coregister != "off" or assumed is None:
+        if assumed is None or softness:
             own = scene_statistics(pieces, pair.ratio, None, valid, soft=softness)
         if assumed is not None:
             statistics = replace(scene_statistics(pieces, pair.ratio, assumed, valid), field=field)
@@ -254,20 +254,20 @@ def _scale_for(sharpener: Sharpener | None, known: SceneScale) -> SceneScale:
 def _rescaled(statistics: SceneStatistics, old: SceneScale, new: SceneScale) -> SceneStatistics:
     if new is old:
         return statistics
-    gain = torch.full_like(statistics.mean, old.ms / new.ms)
+    gain = np.full_like(statistics.mean, old.ms / new.ms)
     gain[-1] = old.pan / new.pan
     return replace(
         statistics,
         mean=statistics.mean * gain,
-        covariance=statistics.covariance * gain.outer(gain),
-        detail=statistics.detail * gain.outer(gain),
+        covariance=statistics.covariance * np.outer(gain, gain),
+        detail=statistics.detail * np.outer(gain, gain),
         haze=None if statistics.haze is None else statistics.haze * gain[:-1],
     )
 
 
 def _pieces(
     samples: Sequence[TileArrays], ratio: int, scale: SceneScale
-) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+) -> tuple[list[tuple[Array, Array]], list[Array]]:
     """Scaled (pan, ms) of the clean parts of the samples, and which of their MS pixels are valid and no outliers."""
     pieces, valid = [], []
     pan_usual = _usual(np.concatenate([s.pan[0][s.pan_valid] for s in samples]))
@@ -283,11 +283,11 @@ def _pieces(
         wholes.append(good.all((1, 3)) & good_ms)
         parts.append(good.any((1, 3)) & good_ms)
     for (kept_pan, kept_ms), whole in zip(kept, wholes if any(w.any() for w in wholes) else parts, strict=True):
-        pan, ms = torch.from_numpy(kept_pan / scale.pan), torch.from_numpy(kept_ms / scale.ms)
+        pan, ms = kept_pan / np.float32(scale.pan), kept_ms / np.float32(scale.ms)
         for part in _clean_parts(whole):
             rows, cols = (slice(p.start * ratio, p.stop * ratio) for p in part)
             pieces.append((pan[:, rows, cols], ms[:, part[0], part[1]]))
-            valid.append(torch.from_numpy(whole[part]))
+            valid.append(whole[part])
     return pieces, valid
 
 

@@ -7,11 +7,12 @@ them. Models use `resample` instead. All results are float64.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uknowpan.models.resample import _cubic, mirrored
+from uknowpan.models.resample import keys, like, mirrored
 
 MTF_REACH = 20
 """Reach of `mtf_filter` in pixels: the kernels are 41 x 41."""
@@ -144,8 +145,7 @@ def imresize(x: Tensor, ratio: int = 4) -> Tensor:
 def _shrink(x: Tensor, ratio: int) -> Tensor:
     """Rows `ratio` times shorter."""
     reach = 2 * ratio
-    offsets = torch.arange(-reach, reach + ratio, dtype=x.dtype, device=x.device)
-    taps = _cubic((offsets - (ratio - 1) / 2) / ratio)
-    taps = taps / taps.sum()
-    index = mirrored(-reach, x.shape[-1] + 2 * reach, x.shape[-1]).to(x.device)
+    weights = keys((np.arange(-reach, reach + ratio) - (ratio - 1) / 2) / ratio)
+    taps = like(weights / weights.sum(), x)
+    index = mirrored(-reach, x.shape[-1] + 2 * reach, x.shape[-1])
     return F.conv1d(x[..., index].reshape(-1, 1, len(index)), taps[None, None], stride=ratio).reshape(*x.shape[:-1], -1)

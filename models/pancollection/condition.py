@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from uknowpan.models.blur import Psf, default_psf, estimate_psf
+from uknowpan.models.denoising import NetworkSharpener
 from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, check_serves
-from uknowpan.models.resample import UPSAMPLE_REACH, reflect, registration_offset
-from uknowpan.models.sharpeners import NetworkSharpener, Sharpened
+from uknowpan.models.resample import UPSAMPLE_REACH, like, reflect, registration_offset
+from uknowpan.models.sharpeners import Sharpened
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition, PatchBatch
 
@@ -59,7 +60,7 @@ def image_sharpener(
     Large images are scenes of their own; small ones have the statistics of the scene that they were cut from.
 
     Args:
-        sharpener: from `uknowpan.models.sharpeners.load_network`.
+        sharpener: from `uknowpan.models.denoising.load_network`.
         file: where the images come from.
         scale: full scale in DN, even if the file declares another.
 
@@ -131,7 +132,7 @@ class PatchConditioner:
             margin = condition_reach(statistics)
             window = reflect(pan[own], margin * self.ratio), reflect(ms[own], margin)
             parts.append(generic_condition(*window, statistics, self.offset, margin))
-            scale = statistics.detail_std[:-1].to(ms)
+            scale = like(statistics.detail_std[:-1], ms)
             scales.append(scale.view(1, -1, 1, 1).expand(len(own), -1, -1, -1))
             order.append(own)
         back = torch.cat(order).argsort()

@@ -24,7 +24,7 @@ from uknowpan.models.blur import default_psf, estimate_psf, gain_to_sigma
 from uknowpan.models.errors import DataError
 from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.file import check_stored
-from uknowpan.models.resample import degrade, mirrored
+from uknowpan.models.resample import degrade, like, mirrored
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 from uknowpan.models.training.bounds import FULL_SCALES
 from uknowpan.models.training.degradations import degrade_truth, random_degradation, synthetic_pan
@@ -301,5 +301,5 @@ def cut_patch(
     gt_rows = mirrored(row * ratio + oy, size, h * ratio)
     gt_cols = mirrored(col * ratio + ox, size, w * ratio)
     truth = gt[:, gt_rows][:, :, gt_cols][None]
-    scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    scale = like(statistics.detail_std[:-1], gt).view(1, -1, 1, 1)
     return condition, (truth - condition.lms) / scale, scale

@@ -28,9 +28,10 @@ import torch
 from uknowpan.models.blur import estimate_psf
 from uknowpan.models.checkpoints import find_checkpoint, load_model, save_checkpoint
 from uknowpan.models.classical import CLASSICAL_METHODS
+from uknowpan.models.denoising import StudentSharpener
 from uknowpan.models.metrics.indices import ergas, psnr, sam
 from uknowpan.models.resample import degrade
-from uknowpan.models.sharpeners import Sharpener, StudentSharpener, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import Degradation, degrade_truth
 from uknowpan.models.training.scenes import Scene, read_scenes
 

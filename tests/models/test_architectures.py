@@ -9,11 +9,12 @@ from textures import make_pair
 
 from uknowpan.models.architectures import ARCHITECTURES, Architecture, architecture_of, resolve, stage_names
 from uknowpan.models.checkpoints import Card, network_of, save_checkpoint
+from uknowpan.models.denoising import UNetSharpener, load_network
 from uknowpan.models.metrics.evaluation import evaluate_file
 from uknowpan.models.metrics.sensors import SENSORS
 from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile
-from uknowpan.models.sharpeners import UNetSharpener, load_network, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.training.presets import SMALL, Settings, preset
 from uknowpan.models.types import Denoised
 
@@ -48,7 +49,7 @@ def toy(monkeypatch, tmp_path):
     entry = Architecture(
         network=f"{__name__}:Toy",
         config=f"{__name__}:ToyConfig",
-        sharpener="uknowpan.models.sharpeners:UNetSharpener",
+        sharpener="uknowpan.models.denoising:UNetSharpener",
         stage="toy",
         trainer="",
         presets={"lite": f"{__name__}:lite"},

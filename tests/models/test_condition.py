@@ -63,7 +63,7 @@ def test_where_bands_are_multiples_of_pan_every_injection_is_right(offset):
     gains = torch.tensor([0.5, 1.0, 3.0]).view(-1, 1, 1)
     psf = Psf(2.0, (offset, offset), 1.0)
     condition, statistics = conditioned(pair.pan, gains * pair.ms, psf=psf, offset=offset)
-    scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    scale = torch.from_numpy(statistics.detail_std[:-1]).float().view(1, -1, 1, 1)
     residual = (gains * pair.gt)[None] - condition.lms
     for feature in (0, 1, 2):
         error = crop(residual - scale * condition.band_features[:, :, feature], 24)
@@ -167,7 +167,7 @@ def test_back_projection_is_what_the_local_injection_misses(ratio, offset):
     pair = make_pair(ratio, (60, 48), bands=3, sigma=0.45 * ratio, shift=(0.8, -0.4), seed=3)
     statistics = scene_statistics([(pair.pan, pair.ms)], ratio)
     condition = generic_condition(pair.pan[None], pair.ms[None], statistics, offset)
-    scale = statistics.detail_std[:-1].float().view(1, -1, 1, 1)
+    scale = torch.from_numpy(statistics.detail_std[:-1]).float().view(1, -1, 1, 1)
     injected = condition.lms + scale * condition.band_features[:, :, 1]
     psf = statistics.psf
     degraded = degrade(injected, ratio, psf.sigma, psf.shift)

@@ -11,10 +11,11 @@ import torch
 from textures import make_pair
 
 from uknowpan.models.blur import default_psf
+from uknowpan.models.denoising import load_network
 from uknowpan.models.geometry import Displaced
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.resample import degrade, mirrored, upsample
-from uknowpan.models.sharpeners import ClassicalSharpener, ConsistentSharpener, Sharpener, load_network
+from uknowpan.models.sharpeners import ClassicalSharpener, ConsistentSharpener, Sharpener
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
 
 SIZE = (30, 36)

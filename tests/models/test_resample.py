@@ -16,6 +16,7 @@ from uknowpan.models.resample import (
     degrade_reach,
     gaussian,
     mirrored,
+    reflect,
     registration_offset,
     upsample,
     upsample_small,
@@ -171,6 +172,22 @@ def test_degrade_reaches_no_further_than_it_says(ratio, shift):
     impulse[..., middle * ratio : (middle + 1) * ratio, middle * ratio : (middle + 1) * ratio] = 1
     touched = degrade(impulse, ratio, 0.5 * ratio, shift)[0, 0].nonzero()
     assert (touched - middle).abs().max() <= reach
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_arrays_are_filtered_as_tensors_are(ratio):
+    x = np.random.default_rng(1).normal(size=(2, 3, 7 * ratio, 9 * ratio)).astype(np.float32)
+    for function in (
+        lambda y: upsample(y, ratio, 0.25),
+        lambda y: upsample_small(y, ratio),
+        lambda y: degrade(y, ratio, 0.5 * ratio, (0.7, -1.2)),
+        lambda y: box_mean(y, 5),
+        lambda y: reflect(y, 3),
+    ):
+        array, tensor = function(x), function(torch.from_numpy(x))
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 11])

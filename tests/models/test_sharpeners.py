@@ -8,21 +8,14 @@ from textures import make_pair
 
 from uknowpan.models.architectures import name_of
 from uknowpan.models.checkpoints import Card, network_of, save_checkpoint
+from uknowpan.models.denoising import AS_MS, StudentSharpener, UNetSharpener
 from uknowpan.models.diffusion import position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import SCENE_FEATURES
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 from uknowpan.models.resample import crop, degrade, mirrored, upsample
-from uknowpan.models.sharpeners import (
-    AS_MS,
-    ClassicalSharpener,
-    ConsistentSharpener,
-    StudentSharpener,
-    UNetSharpener,
-    load_sharpener,
-    sharpen_array,
-)
+from uknowpan.models.sharpeners import ClassicalSharpener, ConsistentSharpener, load_sharpener, sharpen_array
 from uknowpan.models.statistics import USUAL_SOFTNESS, scene_statistics
 from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.types import Denoised
@@ -152,7 +145,7 @@ def test_noise_starts_from_the_place_in_the_scene():
     pan, ms, statistics = read(tool, 4, 5, 8, 6, 7)
     noisy = tool.sharpen(pan, ms, statistics, [(20, 32)]).hrms[0]
     lms = crop(upsample(ms, 4), 4 * tool.margin(statistics))[0]
-    noise = (noisy - lms) / statistics.detail_std[:-1].float().view(-1, 1, 1)
+    noise = (noisy - lms) / torch.from_numpy(statistics.detail_std[:-1]).float().view(-1, 1, 1)
     torch.testing.assert_close(noise, position_noise(9, 20, 32, 24, 28, 4), rtol=0, atol=1e-4)
 
 

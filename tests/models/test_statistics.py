@@ -70,7 +70,7 @@ def test_invalid_pixels_and_what_touches_them_are_left_out(shift):
         return scene_statistics([(pan, ms)], 4, psf, [valid])
 
     assert_same(measured(-9999.0), measured(1e5), rtol=0, atol=0)
-    assert torch.isfinite(measured(float("nan")).detail).all()
+    assert np.isfinite(measured(float("nan")).detail).all()
 
 
 def test_blur_is_estimated_where_all_is_valid():
@@ -101,6 +101,6 @@ def test_json_round_trip_is_exact():
 def test_flat_scene_stays_finite(value):
     window = (torch.full((1, 80, 80), value), torch.full((3, 20, 20), value))
     statistics = scene_statistics([window], 4)
-    assert torch.isfinite(statistics.detail_gain).all()
+    assert np.isfinite(statistics.detail_gain).all()
     assert (statistics.detail_std > 0).all()
     assert statistics.detail_std.max() <= 1e-3 * value + 1e-9

@@ -13,7 +13,7 @@ from running import MakePair, Outcome, Run, flip_blocks, listing, read, spawn, t
 from torch import Tensor
 
 from uknowpan import surveying
-from uknowpan.models.sharpeners import StudentSharpener
+from uknowpan.models.denoising import StudentSharpener
 from uknowpan.tiling import SceneWriter, StripStore
 
 Sharpen = Callable[..., Outcome]

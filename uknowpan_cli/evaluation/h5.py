@@ -20,6 +20,7 @@ from uknowpan.evaluation.report import TRUTH, Report, known_exp
 from uknowpan.evaluation.reprojection import SecondJudge, ways_of_image
 from uknowpan.loading import choose_device, memory_watched
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, read_card
+from uknowpan.models.denoising import NetworkSharpener, load_network
 from uknowpan.models.metrics.baselines import BASELINES
 from uknowpan.models.metrics.evaluation import Fuse, Results, Scored, evaluate_file, scored_size
 from uknowpan.models.metrics.images import whole_images
@@ -27,7 +28,7 @@ from uknowpan.models.metrics.regions import BLOCK
 from uknowpan.models.metrics.sensors import SENSORS, Sensor, find_sensor
 from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile, damage_explained
-from uknowpan.models.sharpeners import NetworkSharpener, Sharpened, load_network
+from uknowpan.models.sharpeners import Sharpened
 from uknowpan.models.types import PatchBatch
 from uknowpan.pictures import write_png
 from uknowpan.tiling import check_output
@@ -220,8 +221,9 @@ def _keeping_sigma(sharpen: Callable[[PatchBatch], Sharpened], name: str, sigmas
 
     def fuse(patches: PatchBatch) -> Tensor:
         done = sharpen(patches)
-        sigmas[name] = done.sigma
-        return done.hrms
+        sigmas[name], hrms = done.sigma, done.hrms
+        assert isinstance(hrms, Tensor)
+        return hrms
 
     return fuse
 

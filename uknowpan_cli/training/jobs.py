@@ -12,6 +12,7 @@ from uknowpan.errors import InputError, UsageError
 from uknowpan.models.architectures import ARCHITECTURES, architecture_of
 from uknowpan.models.architectures import resolve as imported
 from uknowpan.models.checkpoints import load_model, read_card
+from uknowpan.models.denoising import StudentSharpener
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
@@ -19,7 +20,6 @@ from uknowpan.models.pancollection.file import DAMAGE, PanCollectionFile
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
-from uknowpan.models.sharpeners import StudentSharpener
 from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.loop import Stage, TrainConfig
 from uknowpan.models.training.parallel import current_world

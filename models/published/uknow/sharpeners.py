@@ -2,9 +2,10 @@
 
 import torch
 
+from uknowpan.models.denoising import OnePassSharpener, UNetSharpener
 from uknowpan.models.diffusion import ddim_sample
 from uknowpan.models.geometry import Origins
-from uknowpan.models.sharpeners import OnePassSharpener, Sharpened, UNetSharpener
+from uknowpan.models.sharpeners import Sharpened
 from uknowpan.models.statistics import SceneStatistics
 from uknowpan.models.types import Condition, Denoised, PatchBatch
 

@@ -11,6 +11,7 @@ from patch_files import guided_config
 from testfiles import draw_truth, store, write_images
 
 from uknowpan.models.checkpoints import Card, save_checkpoint, sha256
+from uknowpan.models.denoising import load_network
 from uknowpan.models.diffusion import NoiseSchedule, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.evaluation import EXP, Results, evaluate_file, scored_size
@@ -24,7 +25,6 @@ from uknowpan.models.published.uknow import prior, student
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.published.uknow.guided import GuidedTeacher
 from uknowpan.models.resample import upsample
-from uknowpan.models.sharpeners import load_network
 from uknowpan.models.types import Condition, Denoised, PatchBatch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"

@@ -143,7 +143,7 @@ def test_statistics_are_those_of_each_scene(dataset, conditioner):
         torch.testing.assert_close(statistics.detail_std, whole.detail_std, rtol=0.05, atol=0)
         torch.testing.assert_close(statistics.mean, whole.mean, rtol=0.01, atol=0)
     _, scale = conditioner.condition(drawn(dataset, [0, 9]))
-    assert torch.equal(scale[1, :, 0, 0], conditioner.statistics[1].detail_std[:-1].float())
+    assert torch.equal(scale[1, :, 0, 0], torch.from_numpy(conditioner.statistics[1].detail_std[:-1]).float())
     assert float((scale[1] / scale[0]).min()) > 3
 
 

@@ -10,6 +10,7 @@ from patch_files import QUICK, assert_resumes, patch_data, run, stirred, story, 
 from textures import make_pair
 
 from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
+from uknowpan.models.denoising import OnePassSharpener, load_network
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.pancollection.condition import image_sharpener
 from uknowpan.models.pancollection.file import PanCollectionFile
@@ -23,7 +24,7 @@ from uknowpan.models.published.pan_crafter.network import (
 )
 from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCrafterStage
 from uknowpan.models.published.stages import residual_std_of
-from uknowpan.models.sharpeners import OnePassSharpener, load_network, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.training.loop import train
 from uknowpan.models.types import Condition
 
