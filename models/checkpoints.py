@@ -1,5 +1,7 @@
 """A checkpoint is one safetensors file whose header carries a JSON card. No pickle is loaded."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -8,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from uknowpan.durable import Scratch, parsed
 from uknowpan.models.architectures import ARCHITECTURES, TIMESTEPS, architecture_of, resolve
 from uknowpan.models.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 DEFAULT_MODEL = "generic"
 FORMAT = "uknowpan-1"
@@ -145,6 +147,8 @@ def build_network(card: Card, held: tuple[int, int] | None = None) -> nn.Module:
     Raises:
         CheckpointError: unknown architecture or config fields.
     """
+    import torch
+
     entry = ARCHITECTURES.get(card.architecture)
     if entry is None:
         raise CheckpointError(
@@ -199,7 +203,7 @@ def read_card(path: str | Path) -> Card:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(

@@ -11,7 +11,7 @@ import rasterio
 from rasterio._env import get_gdal_config
 from rasterio.enums import ColorInterp
 from rasters import observed, textured
-from running import MakePair, Outcome, Run, read
+from running import MakePair, Outcome, Run, read, spawn
 
 from uknowpan import loading, surveying
 
@@ -289,3 +289,13 @@ def test_seed_changes_only_the_noise(sharpen: Sharpen, make_pair: MakePair, tmp_
     assert results[0].tobytes() == results[1].tobytes()
     assert (results[0] != results[2]).any()
     assert (results[2] != results[3]).any()
+
+
+def test_no_torch_without_a_network(make_pair: MakePair, tmp_path: Path) -> None:
+    """Fault: PyTorch's two seconds were paid where no network runs."""
+    pair = make_pair()
+    scene = (pair.pan, *pair.ms)
+    method = ("sharpen", *scene, "--method", "mtf-glp", "-o", tmp_path / "out.tif")
+    for command in (("info", *scene), (*method, "--dry-run"), method):
+        done = spawn(*command, before="import sys\nsys.modules['torch'] = None")
+        assert (done.code, done.messages.count("rror")) == (0, 0), done

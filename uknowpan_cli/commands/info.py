@@ -34,7 +34,9 @@ def info(
     as_json: opt.JsonOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:
-    """Describe a scene pair (grid, ratio, measured shift and blur, scale, memory and time) or a checkpoint (its card).
+    """Describe a scene pair (grid, ratio, measured shift and blur, scale) or a checkpoint (its card).
+
+    With --model: whether the model fits, its memory and time.
 
     Example: uknowpan info pan.tif ms.tif
     """
@@ -53,18 +55,17 @@ def info(
 
     delivery = understood(paths[0]) if len(paths) == 1 else None
     with bounded_gdal_cache(), open_scene(paths[0], paths[1:], options) as pair:
-        facts = _scene(pair, load_for(options), options, began, displacement)
+        sharpener = None if options.model is None else load_for(options)
+        facts = _scene(pair, sharpener, options, began, displacement)
     if delivery is not None:
         facts["product"] = {"kind": delivery.kind, "ms_bands": delivery.numbered(), "left_out": delivery.left_out}
     typer.echo(to_json(facts) if as_json else _text(facts))
 
 
 def _scene(
-    pair: ScenePair, sharpener: Sharpener, options: SharpenOptions, began: float, field_file: str | None
+    pair: ScenePair, sharpener: Sharpener | None, options: SharpenOptions, began: float, field_file: str | None
 ) -> dict[str, Any]:
-    from uknowpan.forecast import estimate
     from uknowpan.registering import in_words, write_field
-    from uknowpan.scenes import Scene, plan_scene
     from uknowpan.surveying import survey
 
     overview = survey(pair, sharpener, coregister="auto", softness=True)
@@ -103,6 +104,11 @@ def _scene(
         "softness_ms_pixels": overview.softness,
         "notes": list(pair.notes),
     }
+    if sharpener is None:
+        return facts
+    from uknowpan.forecast import estimate
+    from uknowpan.scenes import Scene, plan_scene
+
     try:
         sharpener.check(pair.bands, pair.ratio)
     except Error as error:
@@ -144,14 +150,14 @@ def _text(facts: dict[str, Any]) -> str:
         rows.insert(1, ("--bidx", facts["product"]["ms_bands"]))
     if facts["softness_ms_pixels"] is not None:
         rows.append(("softness", f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"))
-    model = facts["model"]
-    if model["fits"]:
+    model = facts.get("model")
+    if model is not None and model["fits"]:
         rows += [
             ("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"),
             ("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"),
             ("time", f"about {facts['seconds']:.0f} s with model {model['name']}"),
         ]
-    else:
+    elif model is not None:
         rows.append(("model", model["reason"]))
     rows += [("note", note) for note in facts["notes"]]
     return "\n".join(f"{name:8s} {text}" for name, text in rows)
