@@ -24,7 +24,7 @@ from uknowpan.models.metrics.evaluation import Results
 from uknowpan.models.metrics.images import gaussian_kernel, whole_images
 from uknowpan.models.metrics.indices import ergas, sam
 from uknowpan.models.metrics.reprojection import Registered, detail
-from uknowpan.models.resample import crop, degrade
+from uknowpan.models.resample import crop, degrade, like
 from uknowpan.models.sharpeners import Sharpener, load_sharpener, sharpen_array
 from uknowpan.models.training.degradations import sharp_truth
 from uknowpan.options import SharpenOptions
@@ -98,7 +98,7 @@ def sharp_pair(pair: ScenePair, look: Survey) -> SharpPair:
 
 def sharp_result(sharpener: Sharpener, twin: SharpPair, max_value: float | None = None) -> Tensor:
     """The result (C, H, W) of a method. Raises ModelMismatch where it does not serve the pair."""
-    return sharpen_array(sharpener, twin.pan, twin.ms, max_value=max_value).hrms.cpu()
+    return like(sharpen_array(sharpener, twin.pan, twin.ms, max_value=max_value).hrms, twin.truth)
 
 
 def sharp_scores(hrms: Tensor, twin: SharpPair) -> dict[str, float]:
