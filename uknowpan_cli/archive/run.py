@@ -200,6 +200,8 @@ def _run(
             _write_sidecar(scene, options, state, None)
         return replace(outcome, status="skipped", message="is there already")
     state.refuse_others(options.overwrite)
+    if set(state.present.values()) == {state.digest}:
+        log.warning("%s is damaged, or a file beside it is missing; it is made anew.", scene.output)
     folder = Path(scene.output).parent
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(settings.folder)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,16 +251,18 @@ class _State:
         return all(_is_readable(path) for path in self.wanted)
 
     def refuse_others(self, overwrite: bool) -> None:
-        """Raises OutputExists for a file that was made from something else."""
+        """Raises OutputExists for a file that was made from something else; `overwrite`: logs why it is made anew."""
         for path, identity in self.present.items():
-            if identity == self.digest or overwrite:
+            if identity == self.digest:
                 continue
             made = "was not made by batch"
             if identity is not None:
                 made = "was made from other inputs or options"
                 changed = _changed(self.wanted[0], identity, self.facts)
                 made += f" ({', '.join(changed)})" if changed else ""
-            raise OutputExists(f"{path} {made}; --overwrite replaces it.")
+            if not overwrite:
+                raise OutputExists(f"{path} {made}; --overwrite replaces it.")
+            log.warning("%s %s; it is made anew.", path, made)
 
 
 def _look(pair: ScenePair, scene: Scene, options: SharpenOptions, sharpener: Sharpener) -> _State:

@@ -14,7 +14,7 @@ import pytest
 import rasterio
 import torch
 from rasters import RasterPair
-from running import STOPPING, MakePair, Outcome, Run, pixels, read, spawn
+from running import STOPPING, MakePair, Outcome, Run, pixels, read, spawn, write_tiny_model
 
 from uknowpan import sharpening as pipeline
 from uknowpan.archive import run as batch_run
@@ -355,9 +355,22 @@ def test_other_inputs_or_options(words: Sequence[object] | str, archive: Archive
     )
     assert (output / "a_sharp.tif").read_bytes() == before
     assert archive.run(output, *words, "--dry-run").code == 7
-    assert archive.run(output, *words, "--overwrite").code == 0
-    assert archive.run(output, *words).code == 0
+    again = archive.run(output, *words, "--overwrite")
+    assert again.code == 0 and f"other inputs or options ({changed}); it is made anew." in again.stderr
+    same = archive.run(output, *words, "--overwrite")
+    assert same.code == 0 and "anew" not in same.stderr
     assert [line["status"] for line in lines(output)] == ["done", "failed", "done", "skipped"]
+
+
+def test_another_model_is_named(archive: Archive, uknowpan: Run) -> None:
+    """Kind: a scene is sharpened again without a word on why."""
+    archive.add("a")
+    output, words = archive.folder / "out", [word for word in archive.words if word not in ("--method", "brovey")]
+    for name in ("one", "two"):
+        model = write_tiny_model(archive.folder / f"{name}.safetensors", name=name)
+        done = uknowpan(*words, "-o", output, "--model", model, "--overwrite")
+        assert done.code == 0
+        assert ("other inputs or options (model, sha256); it is made anew" in done.stderr) is (name == "two")
 
 
 def test_sidecar_is_not_needed(archive: Archive) -> None:
