@@ -101,9 +101,21 @@ def _config_of(kind: Any, values: Any) -> Any:
     def field_of(name: str, value: Any) -> Any:
         if is_dataclass(kinds.get(name)):
             return _config_of(kinds[name], value)
-        return tuple(value) if isinstance(value, list) else value
+        given = tuple(value) if isinstance(value, list) else value
+        if name in kinds and not _is_of(kinds[name], given):
+            raise TypeError(f"{name} is {value!r}")
+        return given
 
     return kind(**{name: field_of(name, value) for name, value in values.items()})
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value has the type of a config's field: bool, int, finite float, or several whole numbers."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in (int, bool):
+        return type(value) is kind
+    return not isinstance(value, tuple) or all(type(number) is int for number in value)
 
 
 def network_of(config: object) -> nn.Module:

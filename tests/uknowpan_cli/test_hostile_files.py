@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -16,9 +17,10 @@ from running import MakePair, Run, write_tiny_model
 from testfiles import write_images
 
 from uknowpan.errors import InputError, ModelError, exit_code, sentence
-from uknowpan.models.checkpoints import load_model
+from uknowpan.models.checkpoints import Card, build_network, load_model
 from uknowpan.models.errors import CheckpointError, DataError
 from uknowpan.models.pancollection.file import PanCollectionFile
+from uknowpan.models.published.uknow.prior import PriorConfig
 from uknowpan.models.training.scenes import read_scenes
 from uknowpan.tiling.raster import usable_nodata
 
@@ -191,6 +193,28 @@ def test_nested_files(uknowpan: Run, tmp_path: Path, kind: str) -> None:
     else:
         path.write_text("a = " + "[" * 100_000)
         uknowpan("train", "--data", path, "--out", tmp_path / "run", "--config", path).fails(2, "nested too deeply")
+
+
+@pytest.mark.parametrize("name", ["peak_mb", "seconds", "code", "message", "megapixels", "id"])
+@pytest.mark.parametrize("value", [{"a": 1}, [[]], "9" * 5000, 10**30, float("nan"), True])
+def test_fields_of_a_report(uknowpan: Run, tmp_path: Path, name: str, value: object) -> None:
+    """Kind: a field of the wrong type in a line of a report, which counts as torn."""
+    line = {"id": "a", "status": "failed", "code": 3, "message": "m", "seconds": 1.0, "megapixels": 2.0, "peak_mb": 1}
+    text = json.dumps(line | {"id": "b"}) + "\n" + json.dumps(line | {name: value}) + "\n"
+    (tmp_path / "report.jsonl").write_text(text)
+    done = uknowpan("batch", "--report", tmp_path)
+    is_text = isinstance(value, str) and name in ("id", "message")
+    assert done.code == 7 and f"scenes  {2 if is_text else 1}: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "change", [{"variance_floor": [[]]}, {"variance_floor": "x"}, {"highpass_pan": 1}, {"width": 4.5}]
+)
+def test_a_config_of_other_types(change: dict[str, object]) -> None:
+    """Kind: a field of the wrong type in a card's config, which shows only where the network runs."""
+    card = Card("p", "prior", asdict(PriorConfig(4, width=4, blocks=1)) | change, "prior", bands=4, ratios=[4])
+    with pytest.raises(CheckpointError, match="config does not fit"):
+        build_network(card)
 
 
 @pytest.mark.parametrize("change", [{"blocks": 10**6}, {"width": 10**9}, {"blocks": "x"}, {"width": []}])

@@ -95,6 +95,20 @@ def merged_report(folder: Path) -> Report:
     return Report([last[name] for name in sorted(last)])
 
 
+NUMBERS = ("seconds", "megapixels", "megapixels_per_second", "peak_mb", "code", "attempts")
+TEXTS = ("id", "status", "message", "finished")
+MOST = 1e15
+"""A figure beyond it, or NaN, was not measured."""
+
+
+def _is_outcome(line: dict[str, Any]) -> bool:
+    """Whether a line's fields have their types; a damaged line counts as torn."""
+    numbers = (line[name] for name in NUMBERS if line.get(name) is not None)
+    texts = all(isinstance(line.get(name, ""), str) for name in TEXTS)
+    named = "id" in line and "status" in line
+    return named and texts and all(type(n) in (int, float) and abs(n) < MOST for n in numbers)
+
+
 FIGURES = ("seconds", "megapixels", "megapixels_per_second", "peak_mb", "device", "warnings")
 """Keys that a scene that was skipped has from the run that made its output."""
 
@@ -107,7 +121,7 @@ def _last_lines(path: Path) -> dict[str, dict[str, Any]]:
             line = parsed(raw)
         except ValueError:  # a killed run tore it
             continue
-        if not isinstance(line, dict) or not isinstance(line.get("id"), str) or "status" not in line:
+        if not isinstance(line, dict) or not _is_outcome(line):
             continue
         before = last.get(line["id"], {})
         if line["status"] == "skipped" and before.get("status") in ("done", "skipped"):
