@@ -14,7 +14,7 @@ from shapely import Polygon, STRtree, box
 
 from uknowpan.archive.manifest import Entry, safe_name
 from uknowpan.deliveries import READERS, Delivery
-from uknowpan.deliveries.folder import FINER, Header, headers
+from uknowpan.deliveries.folder import FINER, Header, divided, headers
 from uknowpan.errors import Error
 from uknowpan.tiling.assembly import apart
 
@@ -84,7 +84,12 @@ def _pairs(rasters: Sequence[Header]) -> tuple[list[Pair], list[str]]:
     """Each PAN with its MS, and a sentence for each other raster. Files of one folder are nearest to each other."""
     pairs: list[Pair] = []
     rest, reasons = list(rasters), dict[Path, str]()
-    for search in (partial(_by_name, within_folders=True), partial(_by_name, within_folders=False), _by_footprint):
+    for search in (
+        partial(_by_name, within_folders=True),
+        partial(_by_name, within_folders=False),
+        _by_footprint,
+        _by_band,
+    ):
         pairs += search(rest, reasons)
         used = {raster.path for pan, ms in pairs for raster in (pan, *ms)}
         rest = [raster for raster in rest if raster.path not in used]
@@ -103,6 +108,16 @@ def _by_name(rasters: Sequence[Header], reasons: dict[Path, str], within_folders
                 kind[raster.path.parent if within_folders else Path(), name.lower()].append(raster)
                 break
     return [(pans[key][0], ms[key]) for key in pans if len(pans[key]) == 1 and key in ms and _one(ms[key])]
+
+
+def _by_band(rasters: Sequence[Header], reasons: dict[Path, str]) -> list[Pair]:
+    """The one PAN of a folder with the coarser single bands beside it."""
+    pairs = []
+    for folder in dict.fromkeys(raster.path.parent for raster in rasters):
+        pans, ms = divided([raster for raster in rasters if raster.path.parent == folder])
+        if len(pans) == 1 and len(ms) > 1 and all(len(raster.bands) == 1 for raster in ms) and _one(ms):
+            pairs.append((pans[0], ms))
+    return pairs
 
 
 def _one(ms: Sequence[Header]) -> bool:

@@ -58,7 +58,13 @@ def info(
         sharpener = None if options.model is None else load_for(options)
         facts = _scene(pair, sharpener, options, began, displacement)
     if delivery is not None:
-        facts["product"] = {"kind": delivery.kind, "ms_bands": delivery.numbered(), "left_out": delivery.left_out}
+        bands: Any = options.bidx
+        facts["product"] = {
+            "kind": delivery.kind,
+            "ms_bands": delivery.numbered(),
+            "mtf_gains": delivery.gains(bands),
+            "left_out": delivery.left_out,
+        }
     typer.echo(to_json(facts) if as_json else _text(facts))
 
 
@@ -148,6 +154,9 @@ def _text(facts: dict[str, Any]) -> str:
     if "product" in facts:
         rows.insert(0, ("product", facts["product"]["kind"]))
         rows.insert(1, ("--bidx", facts["product"]["ms_bands"]))
+        gains = ", ".join(f"{name} {gain:g}" for name, gain in facts["product"]["mtf_gains"].items())
+        if gains:
+            rows.append(("optics", f"published MTF gains: {gains}"))
     if facts["softness_ms_pixels"] is not None:
         rows.append(("softness", f"the MS's own is {facts['softness_ms_pixels']:.2f} (sigma in its pixels)"))
     model = facts.get("model")

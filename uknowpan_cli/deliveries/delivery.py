@@ -8,6 +8,7 @@ from fnmatch import translate
 from pathlib import Path
 
 from uknowpan.errors import InputError, UsageError
+from uknowpan.models.metrics.sensors import find_sensor
 from uknowpan.tiling.assembly import Part, assembled
 from uknowpan.tiling.raster import Assembly
 
@@ -41,6 +42,8 @@ class Delivery:
     """Value of fill; None: as the files declare."""
     bits: int | None = None
     """Significant bits; None: as the files declare."""
+    sensor: str | None = None
+    """Its name in `uknowpan.models.metrics.sensors`; None: that table has none."""
     clouds: tuple[str, int] | None = None
     """File of quality flags, and its bits of clouds and shadows."""
     metadata: tuple[str, ...] = ()
@@ -63,6 +66,15 @@ class Delivery:
     def numbered(self) -> str:
         """The MS bands with their numbers."""
         return ", ".join(f"{number} {band.name or 'unnamed'}" for number, band in enumerate(self.ms, 1))
+
+    def gains(self, numbers: Sequence[int] | None = None) -> dict[str, float]:
+        """MTF gains at the Nyquist frequency of the MS grid, by band; empty for a sensor without published ones."""
+        if self.sensor is None:
+            return {}
+        sensor = find_sensor(self.sensor)
+        published = {"PAN": sensor.mtf_pan, **dict(zip(sensor.bands, sensor.mtf_ms, strict=True))}
+        wanted = ["PAN", *(self.ms[number - 1].name for number in self.chosen(numbers))]
+        return {name: published[name] for name in wanted if name in published}
 
     def line(self, numbers: Sequence[int] | None = None) -> str:
         """What was understood, in one line."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uknowpan.deliveries.delivery import Band, Delivery, only, read_text, within
 from uknowpan.errors import InputError
-from uknowpan.models.metrics.sensors import find_sensor
+from uknowpan.models.metrics.sensors import Sensor, find_sensor
 
 _NAMES = {
     **{"C": "coastal", "B": "blue", "G": "green", "Y": "yellow", "R": "red"},
@@ -53,6 +53,7 @@ def read(files: Sequence[Path]) -> Delivery:
     pan, coarse = (Path(only(chosen, "images", str(chosen[0].parent.parent))) for chosen in (pans, ms))
     text = images[coarse]
     craft = _value(text, "satId")
+    sensor = _sensor(craft)
     tiles = _tiles(coarse, text)
     return Delivery(
         product=str(pan),
@@ -64,7 +65,8 @@ def read(files: Sequence[Path]) -> Delivery:
             for number, name in enumerate(bands[coarse], 1)
         ),
         nodata=_FILL,
-        bits=_bits(craft, text),
+        bits=_bits(sensor, text),
+        sensor=None if sensor is None else sensor.name,
         metadata=(str(pan), str(coarse)),
         left_out=tuple(f"{path.name} (neither PAN nor MS)" for path in paths if path not in (pan, coarse)),
     )
@@ -100,11 +102,15 @@ def _refuse_lacking(til: Path) -> None:
             raise InputError(f"{til.parent} lacks {name}, which {til.name} names; fetch it.")
 
 
-def _bits(craft: str, text: str) -> int | None:
-    """Significant bits of raw counts in 16-bit files; processing that changes the counts may use more."""
-    raw = _value(text, "radiometricEnhancement") in ("Off", "") and _value(text, "bitsPerPixel") == "16"
+def _sensor(craft: str) -> Sensor | None:
+    """The satellite in the table of sensors."""
     try:
-        most = find_sensor(craft).max_value
+        return find_sensor(craft)
     except ValueError:
         return None
-    return int(most).bit_length() if raw and most else None
+
+
+def _bits(sensor: Sensor | None, text: str) -> int | None:
+    """Significant bits of raw counts in 16-bit files; processing that changes the counts may use more."""
+    raw = _value(text, "radiometricEnhancement") in ("Off", "") and _value(text, "bitsPerPixel") == "16"
+    return int(sensor.max_value).bit_length() if raw and sensor is not None and sensor.max_value else None

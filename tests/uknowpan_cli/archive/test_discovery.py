@@ -64,7 +64,10 @@ def test_pairs_by_name(tmp_path):
     for band in (1, 2):
         raster(tmp_path / f"x/t_ms{band}.tif", 1, 4)
     raster(tmp_path / "x/t_pan.tif", 1, 1)
+    for band in (2, 3, 8):
+        raster(tmp_path / f"z/l8_B{band}.tif", 1, 1 if band == 8 else 2)
     rows, left_out = found(tmp_path)
+    assert rows["l8_B8"] == ("z/l8_B8.tif", ["z/l8_B2.tif", "z/l8_B3.tif"])
     assert rows["GF2_L1A"] == ("x/GF2_L1A-PAN1.tif", ["x/GF2_L1A-MSS1.tif"])
     assert rows["t"] == ("x/t_pan.tif", ["x/t_ms1.tif", "x/t_ms2.tif"])
     assert rows["scene"] == ("x/scene_P.tif", ["x/scene_XS.tif"])

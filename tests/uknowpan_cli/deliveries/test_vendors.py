@@ -9,6 +9,7 @@ from products import airbus, maxar
 
 import uknowpan as api
 from uknowpan.deliveries import understood
+from uknowpan.models.metrics.sensors import find_sensor
 
 BROVEY = ("--method", "brovey", "--coregister", "off")
 
@@ -62,6 +63,16 @@ def test_airbus_refusals(uknowpan, tmp_path):
     for name in ("a", "b"):
         pan.with_name(f"DIM_{name}.XML").write_text(text)
     uknowpan(*info).fails(3, "2 PANs .DIM_a.XML, DIM_b.XML")
+
+
+def test_the_sensor_brings_its_gains(uknowpan, tmp_path):
+    """Names of bands and gains are those of one table."""
+    product = maxar(tmp_path)
+    delivery, sensor = understood(product), find_sensor("WV2")
+    assert tuple(band.name for band in delivery.ms) == sensor.bands
+    assert delivery.gains() == {"PAN": sensor.mtf_pan, **dict(zip(sensor.bands, sensor.mtf_ms, strict=True))}
+    text = uknowpan("info", product, "--bidx", "8,2").stdout
+    assert "published MTF gains: PAN 0.11, nir 2 0.27, blue 0.35\n" in text
 
 
 @pytest.mark.parametrize("tiled", [True, False])
