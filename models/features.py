@@ -110,7 +110,7 @@ def _there_and_back(ratio: int, sigma: float, shift: tuple[float, float], offset
     return response.sum(1), response.sum(0)
 
 
-def scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -> Tensor:
+def scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -> Array:
     """(1, S): sharpness, ratio, shift, magnified sharpness, unexplained share, softness of the result.
 
     The blur of usual sensors spans a narrow range, hence the magnified copy. Blur beyond that range
@@ -123,7 +123,7 @@ def scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -
     magnified = min(max(8 * sharpness, -6.0), 6.0)
     unexplained = 1 + 0.5 * math.log10(1 - psf.correlation + 1e-4)  # -1 (nothing) to 1 (all)
     soft = 4 * (softness - 0.5)  # -1.4 to 1.6
-    return torch.tensor([[sharpness, 4.0 / ratio - 1, shift, magnified, unexplained, soft]])
+    return np.array([[sharpness, 4.0 / ratio - 1, shift, magnified, unexplained, soft]], np.float32)
 
 
 def generic_condition(
@@ -200,5 +200,5 @@ def generic_condition(
             [detail_unit.mean(1, keepdim=True), high_pass, enlarged(pan_detail).mean(1, keepdim=True)], 1
         ),
         band_features=torch.stack(band_features, 2),
-        scene=scene_numbers(statistics, offset, softness).to(pan).expand(len(pan), -1),
+        scene=like(scene_numbers(statistics, offset, softness), pan).expand(len(pan), -1),
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Array = npt.NDArray[Any]
@@ -31,12 +32,26 @@ UPSAMPLE_REACH = 2
 
 
 def like(values: Any, image: Image) -> Image:
-    """An array or a tensor as the kind of `image`, in its dtype and on its device."""
+    """An array or a tensor as the kind of `image`, in its dtype and on its device.
+
+    A GPU keeps what it was once given: a copy from common memory makes the host wait for all work before it.
+    """
     if isinstance(image, np.ndarray):
         return np.asarray(values, image.dtype)
     import torch
 
-    return torch.as_tensor(values).to(image)
+    if image.device.type == "cpu" or isinstance(values, torch.Tensor):
+        return torch.as_tensor(values).to(image)
+    values = np.asarray(values)
+    return _on_device(values.tobytes(), values.dtype.str, values.shape, image.dtype, image.device)
+
+
+@lru_cache(maxsize=256)
+def _on_device(content: bytes, kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    import torch
+
+    with torch.inference_mode(False):  # what sharpening puts there must serve training too
+        return torch.from_numpy(np.frombuffer(content, kind).reshape(shape).copy()).to(device, dtype)
 
 
 def keys(x: Array, a: float = -0.5) -> Array:
