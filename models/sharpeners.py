@@ -181,7 +181,7 @@ def load_sharpener(model: str | None, method: str | None = None, *, consistency:
         method: one of `CLASSICAL_METHODS` instead.
         consistency: passes of `ConsistentSharpener` at the end.
         options: of a network: steps, seed, device, dtype, and softness of the result (sigma in
-            PAN pixels, or `AS_MS`) for those that were trained with one.
+            PAN pixels, or "ms": as soft as the MS) for those that were trained with one.
 
     Raises:
         CheckpointError: no such model, or its file is damaged.
