@@ -301,7 +301,7 @@ class CacheFile(HDF5Reader):
         numbers = [self.attributes.get(name) for name in ("count", "done")]
         count, done = (int(n) if isinstance(n, int | np.integer) else -1 for n in numbers)
         for name, shape in self.shapes.items():
-            if len(shape) != 4 or shape[0] != count:
+            if len(shape) != 4 or shape[0] != count or 0 in shape:
                 raise DataError(
                     f"{self.path}: {name} has the shape {shape}, not (N, C, H, W) of {count} "
                     "samples; write the cache anew."
@@ -310,6 +310,8 @@ class CacheFile(HDF5Reader):
             raise DataError(
                 f"{self.path}: sr is {self.shapes['sr']}, var_map {self.shapes['var_map']}; write the cache anew."
             )
+        if any(n > m for shape in self.shapes.values() for n, m in zip(shape[2:], self.shapes["sr"][2:], strict=True)):
+            raise DataError(f"{self.path}: features are larger than the images; write the cache anew.")
         if done != count:
             raise DataError(
                 f"{self.path} has {done} of {count} samples; let `uknowpan distill-cache --resume` complete it."

@@ -1,11 +1,15 @@
 """Scenes with a known truth: repeatable, of any size, degraded as declared."""
 
+import resource
+
 import numpy as np
 import pytest
 import rasterio
 
 from uknowpan.datasets import synthetic
 from uknowpan.datasets.synthetic import BANDS, load_demo_scene, make_scene, write_scene
+from uknowpan.errors import InputError
+from uknowpan.tiling.raster import GDAL_ERRORS
 
 
 def test_equal_arguments_give_equal_pixels_and_another_seed_another_scene():
@@ -66,6 +70,18 @@ def test_a_written_scene_is_a_georeferenced_nested_pair(scene, tmp_path):
         assert (ms.descriptions == BANDS) == (ms.count == 4)
         for raster, image in ((pan, scene.pan), (ms, scene.ms), (truth, scene.truth)):
             np.testing.assert_array_equal(raster.read(), image)
+
+
+def test_a_full_disk_leaves_no_torn_raster(tmp_path):
+    """Kind: `demo` on a full disk leaves torn rasters under their final names."""
+    drawn, (soft, hard) = make_scene(96, seed=5), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises((InputError, *GDAL_ERRORS)):
+            write_scene(drawn, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_demo_scene_lies_where_it_was_taken():

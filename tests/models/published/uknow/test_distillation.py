@@ -301,6 +301,18 @@ def test_a_link_at_the_place_of_a_part_is_not_followed(frozen, data, cache, tmp_
     equal_files(out, cache)
 
 
+@pytest.mark.parametrize("shape", [(7, 0, 4, 4), (7, 4, 0, 4), (7, 4, 4, 0), (7, 4, 99, 99)])
+def test_a_cache_with_features_of_no_size(cache, tmp_path, shape):
+    """Kind: a damaged shape passes, and a student of that shape cannot be built."""
+    path = tmp_path / "cache.h5"
+    path.write_bytes(cache.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["dist_feat3"]
+        file["dist_feat3"] = np.zeros(shape, "f2")
+    with pytest.raises(DataError, match="write the cache anew"):
+        CacheFile(path)
+
+
 def test_damaged_caches_are_refused_or_read(frozen, data, cache, tmp_path):
     """Kind: a damaged cache crashes the process. Thirty are cut, zeroed or flipped in headers and in samples."""
     whole, path = cache.read_bytes(), tmp_path / "cache.h5"
