@@ -21,8 +21,6 @@ INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling 
 Method = Literal["bicubic", "brovey", "gsa", "mtf-glp", "awlp"]
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
 Coregister = Literal["off", "check", "global", "local", "auto", "shift"]
-ShiftOfTruth = Literal["off", "check", "shift"]
-"""`--coregister` of `simulate`, which moves whole truths."""
 OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 
 

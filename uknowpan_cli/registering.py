@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import ceil, hypot
 
 import numpy as np
+import numpy.typing as npt
 import rasterio
 from affine import Affine
 
@@ -22,6 +23,8 @@ from uknowpan.tiling import ScenePair, TileArrays
 from uknowpan.tiling.window import Window
 
 log = logging.getLogger("uknowpan")
+
+Bools = npt.NDArray[np.bool_]
 
 MAX_SHIFT = 8
 """PAN pixels that are searched on every side."""
@@ -84,7 +87,7 @@ def deceived(measured: Registration | None, psf: Psf) -> bool:
 
 
 def moved_sample(pair: ScenePair, place: Window, field: Registration) -> TileArrays:
-    """A sample of the scene whose PAN lies on the MS, and whose bands lie on each other."""
+    """A part of the scene whose PAN lies on the MS, and whose bands lie on each other: for moments and truths."""
     margin = ceil(field.bound / pair.ratio) + 2
     a = pair.read_frame(*place, margin)
     row, col = place.row + pair.origin[0] - margin, place.col + pair.origin[1] - margin
@@ -93,26 +96,53 @@ def moved_sample(pair: ScenePair, place: Window, field: Registration) -> TileArr
     return replace(a, pan=pan[None], ms=ms, pan_valid=valid, ms_valid=a.ms_valid[inner, inner])
 
 
+def moved_truth(pair: ScenePair, place: Window, field: Registration | None) -> tuple[TileArrays, Bools]:
+    """A part of the scene as a truth and its PAN, and which of its MS pixels (h, w) are valid with all of their PAN.
+
+    At the border of the scene, as far as the displacement reaches, the PAN is mirrored and counts as valid.
+    """
+
+    def seen(a: TileArrays) -> Bools:
+        whole: Bools = np.all(a.pan_valid.reshape(place.height, pair.ratio, place.width, pair.ratio), axis=(1, 3))
+        return whole
+
+    arrays = pair.read_frame(*place)
+    valid = arrays.ms_valid & seen(arrays)
+    if field is None:
+        return arrays, valid
+    moved, reach = moved_sample(pair, place, field), ceil(field.bound / pair.ratio)
+    inner = np.zeros(pair.frame_shape, bool)
+    inner[reach:-reach, reach:-reach] = True
+    rows, cols = slice(place.row, place.row + place.height), slice(place.col, place.col + place.width)
+    if field.own_bands and np.dtype(pair.meta.dtype).kind in "iu":
+        limits = np.iinfo(pair.meta.dtype)
+        moved = replace(moved, ms=np.rint(moved.ms).clip(limits.min, limits.max))
+    return moved, valid & (seen(moved) | ~inner[rows, cols])
+
+
 def report(measured: Registration, field: Registration | None, mode: str) -> None:
     """Log what was measured and taken out, and warn of what is left and can be acted on."""
+    level, sentence = outcome(measured, field, mode)
+    log.log(level, "%s", sentence)
+    if mode == "global" and field is not None and field.residual > NOTICEABLE_SHIFT:
+        log.warning("places still differ by %.1f PAN pixels; --coregister local follows them", field.residual)
+
+
+def outcome(measured: Registration, field: Registration | None, mode: str) -> tuple[int, str]:
+    """What was measured and taken out, as the level and the sentence of a log."""
     if measured.model == "none":
-        log.info("PAN and MS resemble each other too little to measure how they lie on each other")
-        return
-    lies = in_words(measured)
+        return logging.INFO, "PAN and MS resemble each other too little to measure how they lie on each other"
+    lies = f"{in_words(measured)} off the PAN"
     if field is not None:
-        log.info("%s off the PAN; %s taken out", lies, _kind(field))
-        if mode == "global" and field.residual > NOTICEABLE_SHIFT:
-            log.warning("places still differ by %.1f PAN pixels; --coregister local follows them", field.residual)
-    elif mode == "auto" and measured.size >= LEAST_SHIFT:
-        log.warning(
-            "%s off the PAN, but the two resemble each other too little to be sure; check that they show one place "
-            "and one date, or take it out with --coregister global",
-            lies,
+        return logging.INFO, f"{lies}; {_kind(field)} taken out"
+    if mode == "auto" and measured.size >= LEAST_SHIFT:
+        return logging.WARNING, (
+            f"{lies}, but the two resemble each other too little to be sure; check that they show one place "
+            "and one date, or take it out with --coregister global"
         )
-    elif mode == "check" and measured.largest > NOTICEABLE_SHIFT:
-        log.warning("%s off the PAN; --coregister auto takes it out", lies)
-    else:
-        log.info("%s off the PAN and is left there", lies)
+    if mode == "check" and measured.largest > NOTICEABLE_SHIFT:
+        return logging.WARNING, f"{lies}; --coregister auto takes it out"
+    return logging.INFO, f"{lies} and is left there"
 
 
 def in_words(measured: Registration) -> str:

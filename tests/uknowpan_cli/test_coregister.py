@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -16,6 +17,9 @@ from running import STOPPING, MakePair, Outcome, Run, read, spawn
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from uknowpan import api, sharpen_array, surveying
+from uknowpan.datasets.options import SimulationOptions
+from uknowpan.datasets.pack import pack_scenes
+from uknowpan.datasets.simulate import SceneFiles, simulate_files
 from uknowpan.models.blur import Psf
 from uknowpan.models.metrics.indices import ergas
 from uknowpan.models.registration import gain_to_sigma
@@ -205,6 +209,36 @@ def test_one_survey_is_enough(
     monkeypatch.setattr(surveying, "scene_scale", lambda *a: calls.append(a) or scale(*a))
     sharpen(pair, *words)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("field", "left"), [(bent, 0.4), (apart, 0.7)])
+def test_truths_lie_on_their_pan(field: Field, left: float, tmp_path: Path, truth: np.ndarray) -> None:
+    """Fault: `simulate` and `pack` took out a shift only. Bands that are moved are resampled, which leaves more."""
+    rest = {}
+    for name, mode, off in (("twin", "off", nowhere), ("off", "off", field), ("auto", "auto", field)):
+        folder = tmp_path / name
+        folder.mkdir()
+        pan, ms = written(folder, *planted(truth, off))
+        options = SimulationOptions(patch=32, split=(100, 0, 0), max_value=4095, coregister=mode)
+        done = simulate_files([SceneFiles(str(pan), (str(ms),))], folder / "train.h5", options)
+        assert (mode == "auto") == any("taken out" in note for note in done.notes)
+        with h5py.File(folder / "train.h5") as file:
+            rest[name] = unexplained(file["pan"][:], file["gt"][:])
+    recipe = tmp_path / "recipe.csv"
+    recipe.write_text(
+        "name,kind,pan,ms,sensor,licence,split,weight\none,pair,auto/pan.tif,auto/ms.tif,drawn,own,train,1\n"
+    )
+    assert "taken out" in pack_scenes(recipe, tmp_path, tmp_path / "scenes.h5")[0]
+    with h5py.File(tmp_path / "scenes.h5") as file:
+        rest["pack"] = unexplained(file["one"]["pan"][:][None], file["one"]["gt"][:][None])
+    assert max(rest["auto"], rest["pack"]) - rest["twin"] < left * (rest["off"] - rest["twin"]), rest
+
+
+def unexplained(pan: np.ndarray, gt: np.ndarray) -> float:
+    """Share of a PAN's contrast, (n, 1, h, w), that the bands (n, C, h, w) of its truth do not explain, inside."""
+    low, *bands = (x[..., 5:-5, 5:-5].ravel().astype(float) for x in (pan, *gt.swapaxes(0, 1)))
+    design = np.stack([*bands, np.ones(low.size)], 1)
+    return float((low - design @ np.linalg.lstsq(design, low, rcond=None)[0]).std() / low.std())
 
 
 def test_overlapping_windows_are_read_once(tmp_path: Path, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uknowpan.errors import UsageError
 from uknowpan.models.metrics.sensors import Sensor, find_sensor
 from uknowpan.models.training.bounds import is_full_scale
-from uknowpan.options import Option, ShiftOfTruth, band_numbers, numbers, shared
+from uknowpan.options import Coregister, Option, band_numbers, numbers, shared
 
 SCENES, OPTICS, PATCHES = "Scenes", "Sensor", "Patches"
 """Groups of options in the help."""
@@ -60,16 +60,14 @@ class SimulationOptions:
     """None: the ratio of the pairs, else the sensor's."""
     bidx: Annotated[Any, shared("bidx")] = None
     nodata: Annotated[float | None, shared("nodata")] = None
-    coregister: Annotated[
-        ShiftOfTruth,
-        Option("--coregister", SCENES, "PAN/MS shift of pairs: ignore it, note it, or remove it.", "off|check|shift"),
-    ] = "check"
+    coregister: Annotated[Coregister, shared("coregister")] = "auto"
 
     def __post_init__(self) -> None:
         for name, count in (("mtf", None), ("pan_weights", None), ("split", 3)):
             values = numbers(getattr(self, name), f"--{name.replace('_', '-')}", count)
             object.__setattr__(self, name, tuple(values) if values else None)
         object.__setattr__(self, "bidx", band_numbers(self.bidx))
+        object.__setattr__(self, "coregister", "global" if self.coregister == "shift" else self.coregister)
         if min(self.split) < 0 or not self.split[0] > 0:
             raise UsageError(f"A split of {self.split} leaves nothing to train on.")
         if self.max_value is not None and not is_full_scale(self.max_value):

@@ -14,7 +14,10 @@ from uknowpan.durable import Scratch
 from uknowpan.models.blur import Psf, estimate_psf, pan_on_ms_grid
 from uknowpan.models.errors import DataError
 from uknowpan.models.training.degradations import sharp_truth
+from uknowpan.registering import in_words, moved_truth
+from uknowpan.surveying import survey
 from uknowpan.tiling import open_pair
+from uknowpan.tiling.window import Window
 
 LEAST_SIDE = 16
 """MS pixels along a side below which blur and shift cannot be measured."""
@@ -91,9 +94,9 @@ def read_recipe(path: Path) -> list[PackedScene]:
 def pack_scenes(recipe: Path, root: Path, output: Path) -> list[str]:
     """Write the scenes file of a recipe.
 
-    The PAN of a pair is resampled to the MS grid by an antialiased cubic. The shift that the pair
-    shows is removed, so that PAN and truth lie on each other. A scene with invalid pixels is cut
-    to its largest rectangle without any. `sharp_truth` makes the truth of kind sharp.
+    The PAN of a pair is resampled to the MS grid by an antialiased cubic. The displacement that `sharpen` would
+    take out, and the shift that is left, are removed, so that PAN and truth lie on each other. A scene with
+    invalid pixels is cut to its largest rectangle without any. `sharp_truth` makes the truth of kind sharp.
 
     Args:
         recipe: CSV, see `PackedScene`.
@@ -137,10 +140,14 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
             raise DataError(
                 f"the files of scene {scene.name!r} (kind {scene.kind}) do not lie on one grid: {' '.join(pair.notes)}"
             )
-        arrays = pair.read_frame(0, 0, *pair.frame_shape)
+        everything = Window(0, 0, *pair.frame_shape)
+        arrays, valid = moved_truth(pair, everything, None)
+        field, whole = None, largest_rectangle(valid)
+        if whole is not None and pair.ratio > 1:
+            field = survey(pair, coregister="auto").field
+            arrays, valid = moved_truth(pair, everything, field)
+            whole = largest_rectangle(valid)
     ratio, (h, w) = pair.ratio, pair.frame_shape
-    valid = arrays.ms_valid & arrays.pan_valid.reshape(h, ratio, w, ratio).all((1, 3))
-    whole = largest_rectangle(valid)
     if whole is None:
         raise DataError(
             f"of scene {scene.name!r} {valid.mean():.1%} of {h} x {w} MS pixels are valid in all "
@@ -154,6 +161,8 @@ def _load(scene: PackedScene, root: Path) -> tuple[np.ndarray, np.ndarray | None
         return gt, None, f"PAN is synthesised in training{part}"
     reduce = _sharp_truth if "sharp" in scene.kind else _reduced_pan
     gt, reduced, note = reduce(scene, arrays.pan, gt, whole, ratio)
+    if field is not None:
+        part = f"; {in_words(field)} off the PAN before, taken out{part}"
     digital = np.dtype(pair.pan_meta.dtype).kind in "iu" or float(np.abs(reduced).max()) > 64
     return gt, np.round(reduced * 8) / 8 if digital else reduced, f"ratio {ratio}, {note}{part}"
 

@@ -5,7 +5,7 @@ Scenes are read in blocks, so that their size does not matter.
 """
 
 import json
-import math
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.toolbox import imresize
 from uknowpan.models.pancollection.protocol import registration_of, wald_lms, wald_margin, wald_ms
 from uknowpan.models.pancollection.writer import PanCollectionWriter
-from uknowpan.models.resample import cubic, decimate
+from uknowpan.models.registration.field import Registration
 from uknowpan.models.types import PatchBatch
-from uknowpan.options import ShiftOfTruth
-from uknowpan.registering import NOTICEABLE_SHIFT
+from uknowpan.registering import moved_truth, outcome
 from uknowpan.surveying import survey
 from uknowpan.tiling import ScenePair, open_pair
+from uknowpan.tiling.window import Window
 
 SPLITS = ("train", "valid", "test")
 BLOCK = 512
@@ -182,8 +182,8 @@ class _Scene:
     pair: ScenePair
     weights: tuple[float, ...]
     """Share of each band in a PAN made from them."""
-    shift: tuple[float, float]
-    """Shift to remove, (dy, dx) in PAN pixels."""
+    field: Registration | None
+    """Displacement of the MS that is taken out."""
     notes: tuple[str, ...]
 
     @property
@@ -205,25 +205,14 @@ def _open(files: SceneFiles, options: SimulationOptions, stack: ExitStack) -> _S
     weights = options.pan_weights or (1 / pair.bands,) * pair.bands
     if files.pan is None and len(weights) != pair.bands:
         raise DataError(f"{len(weights)} PAN weights were given for the {pair.bands} bands of {files}.")
-    shift, notes = (0.0, 0.0), list(pair.notes)
+    field, notes = None, list(pair.notes)
     if files.pan is not None and options.coregister != "off":
-        shift, note = _measure_shift(pair, options.coregister)
-        notes += note
-    return _Scene(files, pair, weights, shift, tuple(f"{files}: {note}" for note in notes))
-
-
-def _measure_shift(pair: ScenePair, mode: ShiftOfTruth) -> tuple[tuple[float, float], list[str]]:
-    """(shift to remove in PAN pixels, notes)"""
-    measured = survey(pair, coregister="off").measured
-    if measured is None:
-        return (0.0, 0.0), ["PAN and MS resemble each other too little to measure a shift"]
-    if mode == "check" and max(map(abs, measured.shift)) <= NOTICEABLE_SHIFT:
-        return (0.0, 0.0), []
-    dy, dx = (-value for value in measured.shift)
-    lies = f"the MS lies {dy:+.2f} rows and {dx:+.2f} columns (PAN pixels) off the PAN"
-    if mode == "shift":
-        return measured.shift, [f"{lies}; removed"]
-    return (0.0, 0.0), [f"{lies}; --coregister shift removes it"]
+        overview = survey(pair, coregister=options.coregister)
+        field = overview.field
+        if overview.displacement is not None:
+            level, sentence = outcome(overview.displacement, field, options.coregister)
+            notes += [sentence] if field is not None or level > logging.INFO else []
+    return _Scene(files, pair, weights, field, tuple(f"{files}: {note}" for note in notes))
 
 
 # --------------------------------------------------------------------------------------- plan
@@ -420,14 +409,13 @@ def _simulate(
     The block holds all places and the margin that filters see. It ends where the scene ends, so that the toolbox's
     own border rules act there.
     """
-    ratio, r = plan.ratio, scene.pair.ratio
+    ratio = plan.ratio
     margin = wald_margin(ratio) * ratio
     ends = [n // ratio * ratio for n in scene.pair.frame_shape]
     top, left = (max(min(p[i] for p in places) - margin, 0) for i in (0, 1))
     bottom, right = (min(max(p[i] for p in places) + size + margin, ends[i]) for i in (0, 1))
     h, w = bottom - top, right - left
-    arrays = scene.pair.read_frame(top, left, h, w)
-    valid = arrays.ms_valid & arrays.pan_valid.reshape(h, r, w, r).all((1, 3))
+    arrays, valid = moved_truth(scene.pair, Window(top, left, h, w), scene.field)
     largest = float(arrays.ms[:, arrays.ms_valid].max(initial=0))
     if scene.files.pan is not None:
         largest = max(largest, float(arrays.pan[0, arrays.pan_valid].max(initial=0)))
@@ -449,11 +437,7 @@ def _simulate(
 
 
 def _reduced_pan(scene: _Scene, pan: np.ndarray, gt: Tensor) -> Tensor:
-    """float64 (1, h, w): the PAN (1, H, W), without its shift, or the weighted sum of the bands, on the MS grid."""
+    """float64 (1, h, w): the PAN (1, H, W), or the weighted sum of the bands, on the MS grid."""
     if scene.files.pan is None:
         return torch.einsum("c,chw->hw", torch.tensor(scene.weights, dtype=torch.float64), gt.double())[None]
-    ratio = scene.pair.ratio
-    if scene.shift == (0.0, 0.0):
-        return imresize(torch.from_numpy(pan), ratio)
-    reach = math.ceil(2.5 + max(map(abs, scene.shift)) / ratio)
-    return decimate(torch.from_numpy(pan).double()[None], ratio, cubic(ratio), scene.shift, reach)[0]
+    return imresize(torch.from_numpy(pan), scene.pair.ratio)

@@ -172,7 +172,7 @@ def test_pack_makes_truths_as_sharp_as_the_pan(pack_one: PackOne, tmp_path: Path
     assert np.abs(gt - expected.numpy()).mean() < 0.03 * contrast
     assert np.abs(pan[0] - gt.mean(0)).mean() < 0.03 * contrast
     assert estimate_psf([(torch.from_numpy(pan), torch.from_numpy(gt))], 1).sigma < 0.3
-    assert "shift (1.5" in note and "MS blur 0.49 MS px" in note
+    assert "lies -1.5" in note and "taken out" in note and "MS blur 0.49 MS px" in note
 
 
 def test_pack_refuses_scenes(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
