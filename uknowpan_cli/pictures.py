@@ -219,6 +219,34 @@ def error_map(fused: np.ndarray, truth: np.ndarray, limit: float) -> np.ndarray:
     return rgb
 
 
+def quiver(fields: np.ndarray, step: int = 40) -> np.ndarray:
+    """Arrows of displacements, uint8 (3, H, W); the longest reaches to the next arrow's beginning.
+
+    Args:
+        fields: (bands, 2, n, m) down and right; each band has a colour of its own, white where there is one.
+        step: pixels from arrow to arrow.
+    """
+    _, _, n, m = fields.shape
+    longest = float(np.hypot(fields[:, 0], fields[:, 1]).max())
+    caption = _caption(f"MS off the PAN, up to {longest:.2f} PAN pixels", m * step, 14)
+    image = Image.new("RGB", (m * step, n * step + caption.height), BACKGROUND)
+    image.paste(caption, (0, 0))
+    draw = ImageDraw.Draw(image)
+    colours = (
+        [CAPTION] if len(fields) == 1 else [tuple(map(int, c)) for c in HEAT[np.linspace(4, 8, len(fields), dtype=int)]]
+    )
+    for colour, field in zip(colours, fields, strict=True):
+        for i, j in np.ndindex(n, m):
+            down, right = field[:, i, j] / (longest or 1.0) * 0.9 * step
+            start = np.array([(j + 0.5) * step, (i + 0.5) * step + caption.height]) - np.array([right, down]) / 2
+            end = start + np.array([right, down])
+            side = np.array([-down, right]) * 0.15
+            barb = end - 0.3 * np.array([right, down])
+            draw.line([*start, *end], colour, 2)
+            draw.line([*(barb + side), *end, *(barb - side)], colour, 2)
+    return _array(image)
+
+
 def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     """Write uint8 (3, H, W), or (4, H, W) with alpha, or (1, H, W) grey, as a PNG.
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil, hypot
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ MAX_SHIFT = 8
 
 ROWS = 512
 """MS rows of a field that are written at once."""
+
+ARROWS = 14
+"""Arrows along the longer side of a picture."""
 
 MOST_WINDOWS = 10
 """Windows along each side of the scene."""
@@ -162,12 +166,16 @@ def _kind(field: Registration) -> str:
 def write_field(pair: ScenePair, field: Registration, path: str) -> None:
     """Write a displacement as a GeoTIFF, float32 in PAN pixels, one value for each MS pixel of the frame.
 
-    Bands: down and right; where bands of the MS have displacements of their own, those two for each.
+    Bands: down and right; where bands of the MS have displacements of their own, those two for each. Arrows are drawn
+    beside it, in a PNG of the same name.
 
     Raises:
-        OutputError: the file exists, or is an input.
+        OutputError: a file exists, or is an input.
     """
-    check_outputs({"--displacement": path}, pair.inputs, overwrite=False)
+    from uknowpan.pictures import quiver, write_png
+
+    picture = str(Path(path).with_suffix(".png"))
+    check_outputs({"--displacement": path, "its picture": picture}, pair.inputs, overwrite=False)
     ratio, (height, width) = pair.ratio, pair.frame_shape
     corner = Affine.translation(-pair.offset[1], -pair.offset[0]) * Affine.scale(ratio)
     bands: list[int | None] = list(range(pair.bands)) if field.own_bands else [None]
@@ -189,3 +197,8 @@ def write_field(pair: ScenePair, field: Registration, path: str) -> None:
                 dataset.set_band_description(2 * k + 2, f"right{of}, PAN pixels")
             dataset.update_tags(UKNOWPAN_REGISTRATION=field.model)
         scratch.publish()
+    counts = (max(2, round(ARROWS * n / max(height, width))) for n in (height, width))
+    down, across = (
+        (o + (np.arange(k) + 0.5) / k * n) * ratio for o, k, n in zip(pair.origin, counts, (height, width), strict=True)
+    )
+    write_png(picture, quiver(np.stack([field.at(down[:, None], across[None, :], band) for band in bands])))

@@ -173,6 +173,8 @@ def test_the_field_as_a_raster(uknowpan: Run, tiny_model: Path, tmp_path: Path, 
         assert (dataset.transform, dataset.shape, dataset.crs) == (ms.transform, ms.shape, ms.crs)
         u, v = np.meshgrid(*[(np.arange(SIDE // RATIO) * RATIO + 1.5) / (SIDE / 2) - 1] * 2, indexing="ij")
         assert np.abs(dataset.read() - np.stack(stretched(u, v, 0))).max() < 0.25
+    with rasterio.open(target.with_suffix(".png")) as picture:
+        assert (picture.count, picture.width) == (3, 14 * 40)
     assert uknowpan("info", *paths, "--displacement", paths[0]).code != 0
 
 
