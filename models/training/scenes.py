@@ -101,10 +101,10 @@ def read_scenes(path: str | Path, split: str) -> list[Scene]:
             for name, group in file.items():
                 if not isinstance(group, h5py.Group) or str(group.attrs.get("split")) != split:
                     continue
+                if "pan" in group and group["pan"].shape != (1, *group["gt"].shape[1:]):  # before a large one is read
+                    raise ValueError(f"the PAN of scene {name} is {group['pan'].shape}, its truth {group['gt'].shape}")
                 pan = _image(path, group["pan"]) if "pan" in group else None
                 gt = _image(path, group["gt"])
-                if pan is not None and (len(pan) != 1 or pan.shape[1:] != gt.shape[1:]):
-                    raise ValueError(f"the PAN of scene {name} is {tuple(pan.shape)}, its truth {tuple(gt.shape)}")
                 sensor, licence = (str(group.attrs[key]) for key in ("sensor", "licence"))
                 weight = float(group.attrs["weight"])
                 if not 0 < weight < math.inf:

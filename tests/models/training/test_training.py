@@ -2,6 +2,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 
 import h5py
@@ -17,6 +18,7 @@ from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.streams import StreamsConfig, StreamsStudent
+from uknowpan.models.training import scenes
 from uknowpan.models.training.loop import Diverged, Interrupted, TrainConfig, train
 from uknowpan.models.training.parallel import World
 from uknowpan.models.training.run_folder import ConfigMismatch
@@ -83,6 +85,17 @@ def test_files_that_are_no_scenes_files(tmp_path, scenes_file):
     for name in ("none.h5", "text.h5", "other.h5"):
         with pytest.raises(DataError, match=f"{name} is not a scenes file made by `uknowpan pack`"):
             read_scenes(tmp_path / name, "train")
+
+
+def test_a_pan_of_another_size_is_refused_unread(scenes_file, tmp_path, monkeypatch):
+    """A size bomb: a PAN of a million rows took 2 GB before it was compared with its truth."""
+    path = shutil.copy(scenes_file, tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["c/pan"]
+        file["c"].create_dataset("pan", (1, 10**6, 72), np.uint16, chunks=(1, 100, 72))
+    monkeypatch.setattr(scenes, "_image", lambda *arguments: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"the PAN of scene c is \(1, 1000000, 72\), its truth \(4, 80, 96\)"):
+        read_scenes(path, "valid")
 
 
 def test_workers_and_processes_change_no_batch(scenes_file):
