@@ -1,14 +1,13 @@
 """Reduced-resolution validation of models against the classical methods, scene by scene.
 
-    uknowpan pack docs/recipes/generic-scenes.csv --root IMAGERY -o runs/scenes.h5
-    python tests/benchmarks/validate.py runs/scenes.h5 --model generic
+    uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
+    python tests/benchmarks/validate.py runs/scenes4.h5 --model generic
 
 Every scene of the split "valid" is degraded in several ways (Wald's protocol), two of them by
 kernels that training never draws, sharpened by every method and compared with the truth. PAN and
 truth lie on each other (`uknowpan pack` removed the shift between them, for all methods alike).
 With --sharp, the truths are those as sharp as their PAN, degraded in one way:
 
-    uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
     python tests/benchmarks/validate.py runs/scenes4.h5 --sharp --softness default
 
 Prints Markdown; `--stamp FILE` writes the (one) model again with the measured calibration and
@@ -253,8 +252,8 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
             factors.append(float(relative.flatten()[::7].quantile(0.683)))
     scale = card.sigma_scale * sorted(factors)[len(factors) // 2]
     scores = {
-        "against": "best of bicubic, weighted Brovey, GSA, MTF-GLP, case by case",
-        "command": "python tests/benchmarks/validate.py runs/scenes.h5",
+        "against": "best of bicubic, weighted Brovey, GSA, MTF-GLP, AWLP, case by case",
+        "command": "python tests/benchmarks/validate.py runs/scenes4.h5",
         "softness": "known: that of each truth against its PAN",
         **summary(seen, model),
         "unseen_kernels": summary(unseen, model),
@@ -268,7 +267,7 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
             sigma_scale=round(scale, 4),
             scores={"reduced_resolution": scores},
             limits=(
-                "Trained on reduced-resolution simulations, no 8-band VHR pair among them. Colours "
+                "Trained on reduced-resolution simulations, one 8-band VHR pair among them. Colours "
                 "that PAN does not show keep the MS's sharpness. Moving objects and clouds show "
                 "the time lag between the bands. Look before measuring: sharpened bands are no "
                 "calibrated radiometry."

@@ -39,11 +39,11 @@ def test_version_and_unknown_command(uknowpan: Run) -> None:
 def test_models_list(uknowpan: Run) -> None:
     outcome = uknowpan("models", "list")
     assert outcome.code == 0
-    assert re.match(r"generic +fsa-s-lite, any bands, ratio 2 to 6, \d\.\d MB", outcome.stdout)
+    assert re.match(r"generic +fsa-s-streams, any bands, ratio 2 to 6, \d\.\d MB", outcome.stdout)
     entries = json.loads(uknowpan("models", "list", "--json").stdout)
     (generic,) = (entry for entry in entries if entry["name"] == "generic")
     assert generic["bytes"] > 10_000
-    assert generic["card"]["architecture"] == "fsa-s-lite"
+    assert generic["card"]["architecture"] == "fsa-s-streams"
 
 
 def test_models_show(uknowpan: Run, tiny_model: Path) -> None:
