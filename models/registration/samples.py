@@ -38,7 +38,7 @@ class Sample:
     places: Sequence[tuple[int, int]] = ((0, 0),)
     """MS pixels of the part at which windows begin, context included."""
     size: int | None = None
-    """MS pixels along a window's side; None: the part is one window."""
+    """MS pixels along a window's side, at most; None: the part is one window."""
 
 
 def gain_to_sigma(gain: float, ratio: int) -> float:
@@ -118,7 +118,7 @@ def _pixels(sample: Sample, ratio: int, sigma: float, margin: int, rim: int) -> 
     valid = np.ones((h, w), bool) if sample.valid_ms is None else sample.valid_ms
     details = [_details(band.astype(np.float32), valid, 1) for band in sample.ms]
     wide, valid = np.stack([d[0] for d in details]), details[0][1]
-    height, width = (h - 2 * margin, w - 2 * margin) if sample.size is None else (sample.size, sample.size)
+    height, width = (min(n - 2 * margin, sample.size or n) for n in (h, w))
 
     def cut(x: Any, around: int, step: int = 1) -> npt.NDArray[Any]:
         """The windows' part of an image, and `around` MS pixels on every side, `step` pixels each."""
