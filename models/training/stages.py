@@ -161,6 +161,6 @@ class GenericStudentStage(Stage):
         return {
             "score": score / n,
             "rmse": rmse / n,
-            "rmse_over_local_injection": rmse / local,
+            "rmse_over_local_injection": rmse / max(local, 1e-9),  # 0 where the scenes are flat
             "coverage_1_sigma": coverage / n,
         }

@@ -98,6 +98,17 @@ def test_a_pan_of_another_size_is_refused_unread(scenes_file, tmp_path, monkeypa
         read_scenes(path, "valid")
 
 
+def test_flat_validation_scenes_have_scores(scenes_file, make_stage, tmp_path):
+    """A division by a measured number that may be 0."""
+    path = shutil.copy(scenes_file, tmp_path)
+    with h5py.File(path, "a") as file:
+        file["c/gt"][...] = 0
+        file["c/pan"][...] = 0
+    stage = make_stage()
+    stage.valid_data = batches(path, "valid")
+    assert all(math.isfinite(value) for value in stage.validate(stage.build()).values())
+
+
 def test_workers_and_processes_change_no_batch(scenes_file):
     """Batches that worker processes make ahead, or that two processes share, are those of one process."""
     data = batches(scenes_file, batch_size=4)
