@@ -311,6 +311,13 @@ def test_weights_of_a_recipe(uknowpan: Run, tmp_path: Path, weight: str) -> None
         read_scenes(scenes_file(tmp_path / "s.h5", float(weight)), "train")
 
 
+def test_a_file_of_a_recipe_with_a_null_character(uknowpan: Run, tmp_path: Path) -> None:
+    """Kind: a name that no file can have."""
+    recipe = tmp_path / "r.csv"
+    recipe.write_text("name,kind,pan,ms,sensor,licence,split,weight\na,ms,,a\0.tif,s,l,train,1\n")
+    uknowpan("pack", recipe, "--root", tmp_path, "-o", tmp_path / "o.h5").fails(3, "null character")
+
+
 def test_a_scene_with_a_slash(uknowpan: Run, tmp_path: Path) -> None:
     """Kind: a scene becomes a folder in the file, and is lost."""
     recipe = tmp_path / "r.csv"

@@ -73,6 +73,8 @@ def read_recipe(path: Path) -> list[PackedScene]:
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is no recipe, a CSV with the columns {','.join(texts)},weight: {error}.") from error
     for scene in scenes:
+        if any("\0" in file for file in scene.files):
+            raise DataError(f"{path}: scene {scene.name!r} names a file with a null character.")
         for word, value, known in (
             ("kind", scene.kind, ("pair", "reduced", "ms", "sharp", "reduced-sharp")),
             ("split", scene.split, ("train", "valid", "skip")),
