@@ -33,12 +33,13 @@ class NoiseSchedule:
     @staticmethod
     def cosine(timesteps: int = TIMESTEPS, s: float = 0.008) -> NoiseSchedule:
         """alpha_bar_t = f((t + 1) / T) / f(0), f(u) = cos^2((u + s) / (1 + s) * pi / 2)."""
-        u = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
+        # On the CPU, also where a network is built without numbers: there torch imports a second of compilers.
+        u = torch.arange(1, timesteps + 1, dtype=torch.float64, device="cpu") / timesteps
 
         def f(v: Tensor) -> Tensor:
             return torch.cos((v + s) / (1 + s) * math.pi / 2) ** 2
 
-        ratio = f(u) / f(torch.cat([torch.zeros(1, dtype=torch.float64), u[:-1]]))
+        ratio = f(u) / f(torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), u[:-1]]))
         return NoiseSchedule(torch.cumprod(ratio.clamp_min(1 - 0.999), 0))
 
     def __len__(self) -> int:

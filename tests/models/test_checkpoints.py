@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -200,3 +202,12 @@ def test_find_by_name_or_path(saved):
         assert load_model(path)[1].name == name
     with pytest.raises(CheckpointError, match=r"no model 'gneric'.*bundled: .*generic"):
         find_checkpoint("gneric")
+
+
+def test_loading_imports_no_compiler():
+    """Sharpening a small scene would start a second later."""
+    code = (
+        "import sys; from uknowpan.models.checkpoints import find_checkpoint, load_model; "
+        "load_model(find_checkpoint('generic')); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
