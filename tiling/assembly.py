@@ -8,19 +8,16 @@ from itertools import combinations
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
+from affine import Affine
 from rasterio.io import DatasetReader
 
 from uknowpan.tiling.errors import IncompatiblePair
 from uknowpan.tiling.raster import Assembly, RasterLike, has_mask, open_raster, parse_band_spec, usable_nodata
+from uknowpan.tiling.vrt import mask_of, source, type_name, virtual
 from uknowpan.tiling.window import same_crs
 
 _TOLERANCE = 0.01
 """Pixels by which a tile may lie off the grid of the first one, at any corner."""
-
-_GDAL_TYPES = {
-    **{"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32"},
-    **{"uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64"},
-}
 
 Part = tuple[str, int]
 """(file, band from 1)"""
@@ -69,14 +66,16 @@ def assembled(
         width = max(tile.col + tile.width for tile in placed) - left
         first = placed[0].bands
         values = [_nodata([tile.bands[i] for tile in placed], nodata) for i in range(len(first))]
-        lines = [f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}">', *_place(first[0][1], top, left)]
+        data = first[0][1]
+        lines = [*_metadata(data.tags()), *_metadata(data.tags(ns="RPC"), "RPC")]
         for i, value in enumerate(values):
             lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits)
         masked = any(has_mask(data) for data in opened.values())
         if masked or (len(tiles) > 1 and None in values):  # between tiles there is nothing
             sources = [_source(tile, (top, left), tile.bands[0][0], f"mask,{tile.bands[0][2]}") for tile in placed]
-            lines += ['<MaskBand><VRTRasterBand dataType="Byte">', *sources, "</VRTRasterBand></MaskBand>"]
-        return Assembly(name, "\n".join([*lines, "</VRTDataset>"]), (*paths, *beside))
+            lines.append(mask_of("".join(sources)))
+        place = data.transform if data.transform.is_identity else data.transform * Affine.translation(left, top)
+        return Assembly(name, virtual(width, height, data.crs, place, "\n".join(lines)), (*paths, *beside))
 
 
 def joined(specs: Sequence[RasterLike], nodata: float | None) -> list[RasterLike]:
@@ -141,19 +140,6 @@ def _nodata(bands: Sequence[tuple[str, DatasetReader, int]], wanted: float | Non
     return declared[0]
 
 
-def _place(data: DatasetReader, top: int, left: int) -> list[str]:
-    """Lines for CRS, geotransform, RPCs and tags."""
-    lines = []
-    if data.crs:
-        lines.append(f"<SRS>{escape(data.crs.to_wkt())}</SRS>")
-    if not data.transform.is_identity:
-        transform = data.transform * data.transform.translation(left, top)
-        lines.append(f"<GeoTransform>{', '.join(repr(value) for value in transform.to_gdal())}</GeoTransform>")
-    lines += _metadata(data.tags())
-    lines += _metadata(data.tags(ns="RPC"), "RPC")
-    return lines
-
-
 def _metadata(tags: dict[str, str], domain: str = "") -> list[str]:
     if not tags:
         return []
@@ -178,7 +164,7 @@ def _band(
     structure = {"NBITS": str(bits)} if bits else {}
     structure |= {k: v for k, v in data.tags(band, ns="IMAGE_STRUCTURE").items() if k == "NBITS"}
     return [
-        f'<VRTRasterBand dataType="{_GDAL_TYPES.get(kind.name, "CFloat64")}" band="{index + 1}"'
+        f'<VRTRasterBand dataType="{type_name(kind.name)}" band="{index + 1}"'
         f' blockXSize="{width}" blockYSize="{height}">',
         *([f"<Description>{escape(described)}</Description>"] if described else []),
         *_metadata(data.tags(band)),
@@ -194,9 +180,4 @@ def _band(
 
 
 def _source(tile: _Tile, corner: tuple[int, int], path: str, band: int | str) -> str:
-    size = f'xSize="{tile.width}" ySize="{tile.height}"'
-    return (
-        f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename><SourceBand>{band}'
-        f'</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
-        f'<DstRect xOff="{tile.col - corner[1]}" yOff="{tile.row - corner[0]}" {size}/></SimpleSource>'
-    )
+    return source(path, band, (0, 0, tile.width, tile.height), tile.col - corner[1], tile.row - corner[0])

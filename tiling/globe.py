@@ -2,14 +2,13 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
-from xml.sax.saxutils import escape
 
-import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
 from uknowpan.tiling.raster import GDAL_ERRORS, Raster, open_raster, openable
+from uknowpan.tiling.vrt import mask_of, source, type_name, virtual
 from uknowpan.tiling.window import Grid, same_crs
 
 Bounds = tuple[float, float, float, float]
@@ -52,27 +51,17 @@ def cut_opposite(closing: ExitStack, pan: Grid, ms: Raster) -> Raster:
 def _turned(path: str, ms: Raster, first: int, turn: int) -> str:
     """A VRT of `turn` columns from column `first` on, counted around the globe; bands keep their numbers."""
     data, split = ms.dataset, first % turn
+    height = data.height
 
     def sources(band: int | str) -> str:
-        return "".join(
-            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(path)}</SourceFilename>'
-            f'<SourceBand>{band}</SourceBand><SrcRect xOff="{start}" yOff="0" xSize="{size}" ySize="{data.height}"/>'
-            f'<DstRect xOff="{to}" yOff="0" xSize="{size}" ySize="{data.height}"/></SimpleSource>'
-            for start, to, size in ((split, 0, turn - split), (0, turn - split, split))
-            if size
-        )
+        parts = ((split, turn - split, 0), (0, split, turn - split))
+        return "".join(source(path, band, (start, 0, size, height), to, 0) for start, size, to in parts if size)
 
     bands = ""
     for band, dtype in zip(data.indexes, data.dtypes, strict=True):
         used = band in ms.bands or band == ms.alpha
-        kind = np.dtype(dtype if used else "uint8")
-        name = {"u": "UInt", "i": "Int", "f": "Float"}[kind.kind] + str(8 * kind.itemsize)
-        name = "Byte" if name == "UInt8" else name
-        bands += f'<VRTRasterBand dataType="{name}" band="{band}">{sources(band) if used else ""}</VRTRasterBand>'
+        kind = type_name(dtype if used else "uint8")
+        bands += f'<VRTRasterBand dataType="{kind}" band="{band}">{sources(band) if used else ""}</VRTRasterBand>'
     if ms.mask:
-        bands += f'<MaskBand><VRTRasterBand dataType="Byte">{sources(f"mask,{ms.bands[0]}")}</VRTRasterBand></MaskBand>'
-    place = ", ".join(repr(v) for v in (data.transform * Affine.translation(first, 0)).to_gdal())
-    return (
-        f'<VRTDataset rasterXSize="{turn}" rasterYSize="{data.height}"><SRS>{escape(data.crs.to_wkt())}</SRS>'
-        f"<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
-    )
+        bands += mask_of(sources(f"mask,{ms.bands[0]}"))
+    return virtual(turn, height, data.crs, data.transform * Affine.translation(first, 0), bands)

@@ -25,6 +25,7 @@ from rasterio.windows import Window as GdalWindow
 
 from uknowpan.tiling.errors import IncompatiblePair, InputUnreadable
 from uknowpan.tiling.fill import AnyArray, BoolArray, FloatArray, reflected_indices
+from uknowpan.tiling.vrt import virtual
 from uknowpan.tiling.window import Box, Grid, Window
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, UnicodeDecodeError)
@@ -461,9 +462,4 @@ def _marked(raster: Raster, path: str) -> DatasetReader:
         + "</VRTRasterBand>"
         for number, (band, nodata) in enumerate(zip(raster.bands, raster.nodata, strict=True), 1)
     )
-    place = ", ".join(repr(v) for v in dataset.transform.to_gdal())
-    srs = f"<SRS>{escape(dataset.crs.to_wkt())}</SRS>" if dataset.crs else ""
-    return open_raster(
-        f'<VRTDataset rasterXSize="{dataset.width}" rasterYSize="{dataset.height}">'
-        f"{srs}<GeoTransform>{place}</GeoTransform>{bands}</VRTDataset>"
-    )
+    return open_raster(virtual(dataset.width, dataset.height, dataset.crs, dataset.transform, bands))

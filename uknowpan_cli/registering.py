@@ -15,11 +15,11 @@ from affine import Affine
 
 from uknowpan.durable import Scratch
 from uknowpan.files import check_outputs
-from uknowpan.models.blur import Psf
+from uknowpan.models.blur import Psf, gain_to_sigma
 from uknowpan.models.registration import LEAST_SHIFT, register_samples
 from uknowpan.models.registration.field import Registration
 from uknowpan.models.registration.moved import moved_window
-from uknowpan.models.registration.samples import Sample, gain_to_sigma, margin_of, starts
+from uknowpan.models.registration.samples import Sample, margin_of, starts
 from uknowpan.tiling import ScenePair, TileArrays
 from uknowpan.tiling.window import Window
 
@@ -133,7 +133,7 @@ def report(measured: Registration, field: Registration | None, mode: str) -> Non
 
 
 def outcome(measured: Registration, field: Registration | None, mode: str) -> tuple[int, str]:
-    """What was measured and taken out, as the level and the sentence of a log."""
+    """The displacement that was measured and taken out, as the level and the sentence of a log."""
     if measured.model == "none":
         return logging.INFO, "PAN and MS resemble each other too little to measure how they lie on each other"
     lies = f"{in_words(measured)} off the PAN"

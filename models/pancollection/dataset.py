@@ -104,7 +104,7 @@ class PanCollectionDataset(Dataset[PatchBatch]):
 
 
 class PatchSampler:
-    """Which samples a step takes: a function of (seed, step) alone, so that resuming is exact.
+    """The samples that a step takes: a function of (seed, step) alone, so that resuming is exact.
 
     The samples of all epochs, each epoch shuffled by (seed, epoch), form one endless row. Step s
     takes the s-th `batch_size * world` of them. No sample is dropped: a batch may span epochs.

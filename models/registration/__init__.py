@@ -17,12 +17,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.registration.consensus import consensus, refit
 from uknowpan.models.registration.field import Array, Registration
 from uknowpan.models.registration.samples import (
     Bools,
     Sample,
-    gain_to_sigma,
     margin_of,
     pixels_of,
     whole_sample,

@@ -1,4 +1,4 @@
-"""What windows of a scene show: details of the MS bands, and of the PAN blurred as the MS is."""
+"""Windows of a scene: details of the MS bands, and of the PAN blurred as the MS is."""
 
 from __future__ import annotations
 
@@ -39,11 +39,6 @@ class Sample:
     """MS pixels of the part at which windows begin, context included."""
     size: int | None = None
     """MS pixels along a window's side, at most; None: the part is one window."""
-
-
-def gain_to_sigma(gain: float, ratio: int) -> float:
-    """Gaussian sigma, PAN pixels, whose transfer at the MS Nyquist frequency is `gain`."""
-    return ratio * math.sqrt(-2.0 * math.log(gain)) / math.pi
 
 
 def margin_of(ratio: int, sigma: float, max_shift: int) -> int:

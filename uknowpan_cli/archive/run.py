@@ -83,7 +83,7 @@ class SceneOutcome:
     """Largest resident memory of the process during the scene, 1e6 bytes; not on Linux: since the process began."""
     device: str = ""
     attempts: int = 1
-    """Which attempt it was, from 1."""
+    """Number of the attempt, from 1."""
     finished: str = ""
     """UTC, ISO 8601"""
     version: str = __version__

@@ -24,9 +24,9 @@ class Reader:
 
 
 READERS = tuple(Reader(vendor.find, vendor.read) for vendor in (landsat, airbus, maxar, stac))
-"""Of vendors, whose own metadata go before a STAC item beside them. What none of them knows may still be a folder
-with one PAN and one MS."""
+"""Readers in the order that they are asked: the metadata of a vendor go before a STAC item beside them."""
 FOLDER = Reader(folder.find, folder.read)
+"""The last one: a folder with one PAN and one MS."""
 
 
 def understood(product: str | os.PathLike[str]) -> Delivery:

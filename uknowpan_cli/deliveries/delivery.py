@@ -1,4 +1,4 @@
-"""A delivery: which files of a product are the PAN, and which are the bands of the MS."""
+"""A delivery: the files of a product that are the PAN, and those that are bands of the MS."""
 
 import os
 import re
@@ -77,7 +77,7 @@ class Delivery:
         return {name: published[name] for name in wanted if name in published}
 
     def line(self, numbers: Sequence[int] | None = None) -> str:
-        """What was understood, in one line."""
+        """The product as it was understood, in one line."""
         names = ", ".join(self.ms[number - 1].name or f"band {number}" for number in self.chosen(numbers))
         pan, ms = (
             Path(tiles[0][0]).name + (f" in {len(tiles)} tiles" if tiles[1:] else "")

@@ -22,7 +22,7 @@ _TILE = re.compile(r"(?i)r\d+_?c\d+")
 
 @dataclass(frozen=True)
 class Header:
-    """What a file declares."""
+    """The declarations of a raster file."""
 
     path: Path
     bands: tuple[int, ...]

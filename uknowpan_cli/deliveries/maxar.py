@@ -78,7 +78,7 @@ def _value(text: str, key: str) -> str:
 
 
 def _tiles(metadata: Path, text: str) -> list[str]:
-    """What GDAL opens as the image: the TIL, or else the files with the name of the metadata.
+    """The files that GDAL opens as the image: the TIL, or else the files with the name of the metadata.
 
     GDAL places a TIL by the corner in the metadata, so that without one the tiles' own places count.
     """

@@ -130,7 +130,7 @@ def _bands(key: str, asset: dict[str, Any]) -> list[str]:
 
 
 def _href(asset: dict[str, Any], source: str) -> str:
-    """What GDAL opens."""
+    """The path of an asset as GDAL opens it."""
     href = str(asset["href"])
     if re.match(r"https?://", source):
         href = urljoin(source, href)
