@@ -12,31 +12,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_json: list[logging.StreamHandler[Any]] = []
+"""Handler of the JSON lines, where --log-json asked for them."""
+
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        level = record.levelname.lower()
-        return json.dumps({"time": self.formatTime(record), "level": level, "message": record.getMessage()})
+        level, facts = record.levelname.lower(), getattr(record, "facts", {})
+        return to_json({"time": self.formatTime(record), "level": level, "message": record.getMessage(), **facts})
 
 
 def set_up_logging(verbosity: int, log_json: Path | None = None) -> None:
     """Messages to stderr: errors only at -1 (-q), warnings at 0, infos at 1 (-v), all at 2 (-vv).
 
-    A file `log_json` gets all of them at any verbosity.
+    A file `log_json` gets all of them at any verbosity, and progress; "-" is stderr, which then has nothing else.
     """
     logger = logging.getLogger("uknowpan")
     logger.handlers.clear()
+    _json.clear()
     levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
     logger.setLevel(logging.DEBUG if log_json else levels.get(verbosity, logging.DEBUG))
     plain = logging.StreamHandler(sys.stderr)
     plain.setLevel(levels.get(verbosity, logging.DEBUG))
     plain.setFormatter(logging.Formatter("uknowpan: %(levelname)s: %(message)s"))
-    logger.addHandler(plain)
     if log_json:
-        lines = logging.FileHandler(log_json)
+        lines = logging.StreamHandler(sys.stderr) if str(log_json) == "-" else logging.FileHandler(log_json)
         lines.setFormatter(_JsonLines())
-        logger.addHandler(lines)
+        _json.append(lines)
+    logger.handlers = [*([] if _json_on_stderr() else [plain]), *_json]
     logger.propagate = False
+
+
+def _json_on_stderr() -> bool:
+    return any(handler.stream is sys.stderr for handler in _json)
+
+
+def note(message: str, level: int = logging.DEBUG, **facts: object) -> None:
+    """An entry of the JSON lines alone; facts are keys beside time, level and message."""
+    for handler in _json:
+        name = logging.getLevelName(level)
+        handler.handle(logging.makeLogRecord({"msg": message, "levelno": level, "levelname": name, "facts": facts}))
 
 
 class _Collector(logging.Handler):
@@ -67,6 +82,8 @@ def to_json(value: object) -> str:
             return {key: plain(entry) for key, entry in x.items()}
         if isinstance(x, list | tuple):
             return [plain(entry) for entry in x]
+        if isinstance(x, os.PathLike):
+            return os.fspath(x)
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
     return json.dumps(plain(value), allow_nan=False)
@@ -76,9 +93,12 @@ class Progress:
     """A callable (done, total) that shows how far a stage of a run is."""
 
     def __init__(self, label: str, unit: str, show: Callable[[str, int, int, str], None]):
-        self._label, self._unit, self._show = label, unit, show
+        self._label, self._unit, self._show, self._noted = label, unit, show, -math.inf
 
     def __call__(self, done: int, total: int) -> None:
+        if (now := time.monotonic()) - self._noted >= 0.3 or done == total:
+            self._noted = now
+            note("progress", stage=self._label, done=done, total=total)
         factor = 1e6 if self._unit == "Mpx" else 1
         self._show(self._label, done, total, f"{done / factor:.4g}/{total / factor:.4g} {self._unit}")
 
@@ -89,8 +109,8 @@ class Progress:
 
 @contextmanager
 def progress(label: str, quiet: bool, unit: str = "tiles") -> Iterator[Progress]:
-    """A bar on a terminal, a line every few seconds elsewhere."""
-    if quiet:
+    """A bar on a terminal, a line every few seconds elsewhere; JSON lines have it in any case."""
+    if quiet or _json_on_stderr():
         yield Progress(label, unit, lambda *state: None)
     elif sys.stderr.isatty():
         from rich.console import Console
@@ -139,8 +159,11 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
-def say(line: str) -> None:
+def say(line: str, level: int = logging.INFO, **facts: object) -> None:
     """A line on stderr; where it takes none, as on a full disk, later ones go nowhere."""
+    note(line, level, **facts)
+    if _json_on_stderr():
+        return
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

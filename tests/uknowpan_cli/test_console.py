@@ -39,9 +39,26 @@ def test_log_json(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None
     sharpen(pair, "--log-json", log, "-q")
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(e["level"] == "info" and "4.5000" in e["message"] for e in entries)
-    assert all(set(e) == {"time", "level", "message"} for e in entries)
+    assert all(list(e)[:3] == ["time", "level", "message"] for e in entries)
+    assert entries[0]["options"]["log_json"] == str(log)
+    assert {e["stage"] for e in entries if e["message"] == "progress"} == {"survey", "sharpen"}
+    (report,) = [e["report"] for e in entries if e["message"] == "report"]
+    assert (report["width"], report["height"]) == (90, 108)
     sharpen(pair, "--log-json", log, "-q", code=4)
-    assert "exists and is kept" in json.loads(log.read_text().splitlines()[-1])["message"]
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert "exists and is kept" in last["message"]
+    assert last["exit_code"] == 4
+
+
+def test_json_lines_on_stderr(sharpen: Sharpen, make_pair: MakePair) -> None:
+    """Another program reads progress and the error from stderr, which has nothing but JSON lines."""
+    pair = make_pair()
+    for code in (0, 4):
+        entries = [json.loads(line) for line in sharpen(pair, "--log-json", "-", code=code).stderr.splitlines()]
+        assert entries[-1]["level"] == ("error" if code else "info")
+        shares = [e["done"] / e["total"] for e in entries if e.get("stage") == "sharpen"]
+        assert shares == ([] if code else sorted(shares))
+        assert code or shares[-1] == 1
 
 
 def test_reader_that_goes_away(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:

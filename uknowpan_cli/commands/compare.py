@@ -28,6 +28,7 @@ def compare(
     output: Annotated[Path, opt.option("--output --out -o", RESULT, "The page.", "FILE")] = Path("compare.html"),
     png: Annotated[Path | None, opt.option("--png", RESULT, "Also a sheet of pictures.", "FILE")] = None,
     as_json: opt.JsonOption = False,
+    log_json: opt.LogJsonOption = None,
     quiet: opt.QuietOption = False,
     verbose: opt.VerboseOption = 0,
 ) -> None:

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from uknowpan import errors
-from uknowpan.console import say, set_up_logging
+from uknowpan import __version__, errors
+from uknowpan.console import note, say, set_up_logging
 from uknowpan.options import RUN, SharpenOptions, declared
 
 
@@ -38,7 +38,8 @@ BidxOption = Annotated[str | None, typed("bidx")]
 NodataOption = Annotated[float | None, typed("nodata")]
 OverwriteOption = Annotated[bool, typed("overwrite")]
 JsonOption = Annotated[bool, option("--json", RUN, "Print the result as JSON.")]
-LogJsonOption = Annotated[Path | None, option("--log-json", RUN, "Write messages as JSON lines.", "FILE")]
+_JSON_LINES = "Write messages and progress as JSON lines; -: to stderr, instead of text."
+LogJsonOption = Annotated[Path | None, option("--log-json", RUN, _JSON_LINES, "FILE|-")]
 QuietOption = Annotated[bool, option("--quiet -q", RUN, "No progress, errors only.")]
 _STEPS = "-v: steps of the run; -vv: tracebacks."
 VerboseOption = Annotated[
@@ -79,6 +80,7 @@ def shares(
             given = {name: values.pop(name) for name in names}
             verbosity = -1 if values.get("quiet") else values["verbose"]
             with guarded(verbosity, values.pop("log_json", None)):
+                note("begins", version=__version__, command=values["ctx"].command.name, options=values["ctx"].params)
                 if given.get("method") and not is_typed(values["ctx"], "model"):
                     given["model"] = None  # the environment's model is no choice
                 command(options=kind(**given), **values)
@@ -123,8 +125,7 @@ def guarded(verbosity: int = 0, log_json: Path | None = None) -> Iterator[None]:
         if verbosity >= 2 and not isinstance(error, errors.UsageError):
             traceback.print_exc(file=sys.stderr)
         message, code = errors.sentence(error), errors.exit_code(error)
-        logging.getLogger("uknowpan").debug("exit %d: %s", code, message)
-        say(f"uknowpan: error: {message}")
+        say(f"uknowpan: error: {message}", logging.ERROR, exit_code=code)
         raise typer.Exit(code) from error
     finally:
         sys.unraisablehook = unraisable

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from uknowpan.commands import shared as opt
-from uknowpan.console import progress, run_began, say, to_json
+from uknowpan.console import note, progress, run_began, say, to_json
 from uknowpan.options import RESULT, RUN, SharpenOptions
 
 
@@ -61,6 +61,7 @@ def sharpen(
             typer.echo(to_json(asdict(forecast)) if as_json else forecast.text())
             return
         report = sharpen_scene(scene, shown.stage("sharpen", "Mpx"))
+    note("report", report=asdict(report))
     if not quiet:
         if not ms:
             say(report.notes[0])
