@@ -189,8 +189,8 @@ def _starts(none: Registration, votes: Votes) -> list[Array]:
 
 
 def _folds(none: Registration, votes: Votes) -> Array:
-    """Four parts of the scene, in blocks of a quarter of its longer side."""
-    block = none.unit / 2
+    """Four parts of the scene, in square blocks: sixteen of them cover it, so that a strip has several along itself."""
+    block = math.sqrt(none.span[0] * none.span[1]) / 4
     folds: Array = 2 * (np.floor(votes.row / block) % 2) + np.floor(votes.col / block) % 2
     return folds
 
