@@ -89,5 +89,12 @@ def find_sensor(name: str) -> Sensor:
     raise ValueError(f"no sensor is called {name!r}; known are {', '.join(SENSORS)}")
 
 
+def sensor_in_name(stem: str) -> Sensor | None:
+    """The sensor that a part of a file's name stands for, as wv3 in `test_wv3_multiExm1`; None without one."""
+    parts = re.split(r"[^a-z0-9]+", stem.lower())
+    names = {_plain(name): sensor for sensor in SENSORS.values() for name in (sensor.name, *sensor.aliases)}
+    return next((names[part] for part in parts if part in names and part != "generic"), None)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()

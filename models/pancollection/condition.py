@@ -62,7 +62,7 @@ def image_sharpener(
     Args:
         sharpener: from `uknowpan.models.denoising.load_network`.
         file: where the images come from.
-        scale: full scale in DN, even if the file declares another.
+        scale: full scale in DN.
 
     Returns:
         Function (images) -> results in the same units, not clipped.
@@ -75,9 +75,7 @@ def image_sharpener(
     alone = header.height * header.width >= OWN_SCENE * header.ratio**2
     scenes: tuple[SceneStatistics, ...] = ()
     if sharpener.needs_statistics and not alone:
-        dataset = PanCollectionDataset([file], max_value=scale)
-        dataset.scales = [scale]
-        scenes = scenes_of(dataset)
+        scenes = scenes_of(PanCollectionDataset([file], max_value=scale))
 
     def sharpen(batch: PatchBatch) -> Sharpened:
         batch = batch.to(torch.float32)

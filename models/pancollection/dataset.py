@@ -38,14 +38,14 @@ class PanCollectionDataset(Dataset[PatchBatch]):
 
     Args:
         files: alike in bands, ratio, patch size, registration and whether there is a truth.
-        max_value: full scale in DN for files that declare none; 2047 for 11 bits.
+        max_value: full scale in DN for files that declare none, also in place of that of the sensor in their name.
 
     Attributes:
         sources: (N,) int64, from 0: samples of one number were cut from the same scene, or lie in
             the same file where the file does not declare scenes.
 
     Raises:
-        DataError: files that differ, or a full scale that is missing or none.
+        DataError: files that differ, or a full scale that is missing, none, or contradicted by a file.
     """
 
     def __init__(self, files: Sequence[PanCollectionFile], *, max_value: float | None = None):
@@ -54,7 +54,8 @@ class PanCollectionDataset(Dataset[PatchBatch]):
         self.files = list(files)
         self.scales: list[float] = []
         for file in files:
-            scale = file.header.max_value or max_value
+            header = file.header
+            scale = max_value if header.by_name and max_value else header.max_value or max_value
             if scale is None:
                 raise DataError(
                     f"{file.path} does not declare its full scale; give the maximal value: 2047 for "
@@ -62,11 +63,17 @@ class PanCollectionDataset(Dataset[PatchBatch]):
                 )
             if not is_full_scale(scale):
                 raise DataError(f"{scale:g} is no full scale to divide {file.path} by.")
+            file.check_scale(scale)
             self.scales.append(scale)
             for name in ("bands", "ratio", "height", "width", "has_gt", "registration"):
                 first, here = getattr(files[0].header, name), getattr(file.header, name)
                 if first != here:
                     raise DataError(f"{files[0].path} and {file.path} cannot be mixed: {name} is {first} and {here}.")
+        if max_value is not None and max_value not in self.scales:
+            raise DataError(
+                f"{files[0].path} declares a full scale of {self.scales[0]:g}, not {max_value:g}; "
+                "leave --max-value out."
+            )
         self.starts = np.cumsum([0, *map(len, files)])
         numbers = [np.stack([np.full(len(f), i), f.sources], 1) for i, f in enumerate(files)]
         self.sources = np.unique(np.concatenate(numbers), axis=0, return_inverse=True)[1].ravel()

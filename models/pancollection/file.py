@@ -1,6 +1,6 @@
-"""PanCollection's HDF5 files: layout, checks and random access to samples.
+"""PanCollection's files: layout, checks and random access to samples.
 
-A file holds ``ms`` (N, C, h, w), ``pan`` (N, 1, H, W), ``lms`` (N, C, H, W) and, at reduced
+A file, HDF5 or MATLAB's, holds ``ms`` (N, C, h, w), ``pan`` (N, 1, H, W), ``lms`` (N, C, H, W) and, at reduced
 resolution, the truth ``gt`` (N, C, H, W), all in digital numbers (DN), with H = ratio * h.
 Samples are read one by one: a file may be larger than memory.
 """
@@ -8,7 +8,7 @@ Samples are read one by one: a file may be larger than memory.
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,8 @@ import torch
 
 from uknowpan.models.checkpoints import Card
 from uknowpan.models.errors import DataError, ModelMismatch
+from uknowpan.models.metrics.sensors import sensor_in_name
+from uknowpan.models.pancollection.layout import MatlabFile, Stack, arranged, is_old_matlab, named
 from uknowpan.models.training.bounds import is_full_scale
 from uknowpan.models.types import PatchBatch
 
@@ -28,6 +30,8 @@ PROBES = 8
 REGISTRATIONS = ("area", "pancollection")
 DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError)
 """Errors that h5py raises where a file is damaged."""
+ABOVE = 1.05
+"""Share of full scale that filtered images may reach: interpolation overshoots."""
 CHUNK_CACHE = 4 * 2**20
 """Bytes of HDF5 chunks kept per dataset and process; samples are drawn at random, so few help."""
 
@@ -46,6 +50,8 @@ class PanCollectionHeader:
     max_value: float | None
     """Full scale in DN; None where the file declares none."""
     sensor: str | None
+    by_name: bool
+    """Sensor and full scale are not declared, but those of the sensor that the file's name holds, as in `_wv3_`."""
     registration: str
     """"pancollection" or "area", see `protocol.registration_of`."""
 
@@ -96,8 +102,12 @@ class HDF5Reader:
 
     def _file(self) -> Any:
         if self._handle is None or self._owner != os.getpid():
-            self._handle, self._owner = _opened(self.path), os.getpid()
+            self._handle, self._owner = self._open(), os.getpid()
         return self._handle
+
+    def _open(self) -> Any:
+        """The file as a mapping of names to arrays that are read by the number of a sample."""
+        return _opened(self.path)
 
     def _samples(self, names: Iterable[str], indices: Sequence[int], count: int, remedy: str) -> dict[str, np.ndarray]:
         """The samples `indices` of several datasets (N, C, H, W) of `count` samples.
@@ -146,6 +156,7 @@ class PanCollectionFile(HDF5Reader):
         header: shape and attributes.
         sources: (N,) int64, the number of the scene that each sample was cut from; 0 where the
             file does not declare it.
+        largest: DN of PAN, MS and truth in the probes.
 
     Raises:
         DataError: the file is no HDF5, truncated, or of another layout.
@@ -153,15 +164,35 @@ class PanCollectionFile(HDF5Reader):
 
     def __init__(self, path: str | Path, *, needs_gt: bool = False):
         super().__init__(path)
-        with _opened(self.path) as file, damage_explained(self.path):
+        with closing(_opened(self.path)) as file, damage_explained(self.path):
             self.header = _header(self.path, file, needs_gt)
             self.sources = _sources(file, self.header.count)
-        for probe in np.unique(np.linspace(0, self.header.count - 1, PROBES).astype(int)):
-            self.read([int(probe)])
+        probes = [self.read([int(i)]) for i in np.unique(np.linspace(0, self.header.count - 1, PROBES).astype(int))]
+        images = [image for probe in probes for image in (probe.pan, probe.ms, probe.gt) if image is not None]
+        self.largest = max(float(image.max()) for image in images)
         self.close()  # before worker processes are forked
+
+    def _open(self) -> Any:
+        return _Images(self.path)
 
     def __len__(self) -> int:
         return self.header.count
+
+    def check_scale(self, scale: float) -> None:
+        """Refuse a full scale in DN that the file does not declare and the probes contradict: a DataError."""
+        if scale == self.header.max_value and not self.header.by_name:
+            return
+        origin = " that its name stands for" if self.header.by_name and scale == self.header.max_value else ""
+        if self.largest > ABOVE * scale:
+            raise DataError(
+                f"{self.path} holds values up to {self.largest:g}, above the full scale of {scale:g}{origin}; "
+                "give the right one with --max-value: 2047 for WV2, WV3 and QB, 1023 for GF2."
+            )
+        if self.largest <= 1 and origin:
+            raise DataError(
+                f"{self.path} holds values up to {self.largest:g} only, not digital numbers of the full scale of "
+                f"{scale:g}{origin}; give --max-value 1 if it was divided already."
+            )
 
     def read(self, indices: Sequence[int], dtype: torch.dtype = torch.float32) -> PatchBatch:
         """Samples in DN, in the order of `indices`.
@@ -173,6 +204,27 @@ class PanCollectionFile(HDF5Reader):
         names = IMAGES if self.header.has_gt else KEYS
         stacks = self._samples(names, indices, len(self), "leave such samples out")
         return PatchBatch(**{name: torch.from_numpy(_native(v)).to(dtype) for name, v in stacks.items()})
+
+
+class _Images(dict[str, Stack]):
+    """The open images of a file by name."""
+
+    def __init__(self, path: str):
+        self._opened = _opened(path)
+        super().__init__(_stacks(path, named(self._opened)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+
+
+def _stacks(path: str, arrays: dict[str, Any]) -> dict[str, Stack]:
+    """The images among the arrays as stacks."""
+    images = {name: arrays[name] for name in IMAGES if name in arrays}
+    try:
+        return arranged(images, _check_shapes)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
 
 
 def _native(values: np.ndarray) -> np.ndarray:
@@ -202,6 +254,8 @@ def damage_explained(path: str | Path) -> Iterator[None]:
 def _opened(path: str) -> Any:
     import h5py
 
+    if is_old_matlab(path):
+        return MatlabFile(path)
     try:
         # Locks fail on many network file systems, and nothing is written here.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, locking="best-effort")
@@ -227,24 +281,20 @@ def check_stored(path: str | Path, data: Any) -> None:
 
 def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
     """The header, from shapes and attributes alone; DataError where they do not fit the layout."""
-    import h5py
-
-    has_gt = "gt" in file
+    arrays = named(file)
+    has_gt = "gt" in arrays
     names = IMAGES if has_gt or needs_gt else KEYS
-    missing = [n for n in names if not isinstance(file.get(n), h5py.Dataset)]
+    missing = [n for n in names if n not in arrays]
     if missing:
         full = missing == ["gt"] and not has_gt
         why = " (a full-resolution file has no truth to learn from)" if full else ""
         raise DataError(f"{path} lacks {' and '.join(missing)}{why}; it holds {', '.join(file) or 'nothing'}.")
     for name in names:
-        check_stored(path, file[name])
-    shapes = {name: file[name].shape for name in names}
-    for name, shape in shapes.items():
-        if len(shape) != 4:
-            raise DataError(f"{path}: {name} has {len(shape)} axes {shape}, not the 4 of (N, C, H, W).")
-        if file[name].dtype.kind not in "fiu":
-            raise DataError(f"{path}: {name} holds {file[name].dtype}, not real numbers.")
-    _check_shapes(path, shapes)
+        if not isinstance(arrays[name], np.ndarray):
+            check_stored(path, arrays[name])
+        if arrays[name].dtype.kind not in "fiu":
+            raise DataError(f"{path}: {name} holds {arrays[name].dtype}, not real numbers.")
+    shapes = {name: stack.shape for name, stack in _stacks(path, arrays).items()}
     count, bands, height, width = shapes["lms"]
     max_value = _number(file.attrs.get("max_value"))
     if max_value is not None and not is_full_scale(max_value):
@@ -253,6 +303,10 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
     if registration not in REGISTRATIONS:
         raise DataError(f"{path}: its registration is {registration!r}, not {' or '.join(REGISTRATIONS)}.")
     sensor = file.attrs.get("sensor")
+    by_name = sensor is None and max_value is None and (guess := sensor_in_name(Path(path).stem)) is not None
+    if by_name:
+        assert guess is not None
+        sensor, max_value = guess.name, guess.max_value
     return PanCollectionHeader(
         count=count,
         bands=bands,
@@ -262,6 +316,7 @@ def _header(path: str, file: Any, needs_gt: bool) -> PanCollectionHeader:
         has_gt=has_gt,
         max_value=max_value,
         sensor=None if sensor is None else _text(sensor),
+        by_name=by_name,
         registration=registration,
     )
 
@@ -278,26 +333,27 @@ def _sources(file: Any, count: int) -> np.ndarray:
     return sources
 
 
-def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse shapes (N, C, H, W) that do not fit each other, in a text without the file's name and full stop."""
     counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise DataError(f"{path} holds different numbers of samples: {listed}.")
+        raise DataError(f"it holds different numbers of samples: {listed}")
     pan, ms, lms = (shapes[name] for name in KEYS)
     if min(min(shape) for shape in shapes.values()) == 0:
-        raise DataError(f"{path} is empty: ms is {ms}, pan is {pan}.")
+        raise DataError(f"it is empty: ms is {ms}, pan is {pan}")
     if pan[1] != 1:
-        raise DataError(f"{path}: pan {pan} has {pan[1]} bands, not 1; the axes must be (N, C, H, W).")
+        raise DataError(f"pan {pan} has {pan[1]} bands, not 1; the axes must be (N, C, H, W)")
     for name, shape in shapes.items():
         if name != "pan" and shape[1] != lms[1]:
-            raise DataError(f"{path}: {name} has {shape[1]} bands, lms has {lms[1]}.")
+            raise DataError(f"{name} has {shape[1]} bands, lms has {lms[1]}")
         if name != "ms" and shape[2:] != pan[2:]:
-            raise DataError(f"{path}: {name} is {_by(shape)} pixels, pan is {_by(pan)}.")
+            raise DataError(f"{name} is {_by(shape)} pixels, pan is {_by(pan)}")
     (height, width), (h, w) = pan[2:], ms[2:]
     if height % h or width % w or height // h != width // w or height // h < 2:
         raise DataError(
-            f"{path}: pan is {_by(pan)} pixels, ms is {_by(ms)}, and their "
-            "ratio is no whole number from 2 on, the same for rows and columns."
+            f"pan is {_by(pan)} pixels, ms is {_by(ms)}, and their "
+            "ratio is no whole number from 2 on, the same for rows and columns"
         )
 
 

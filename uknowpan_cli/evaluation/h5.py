@@ -18,6 +18,7 @@ from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.pictures import evaluation_sheet
 from uknowpan.evaluation.report import TRUTH, Report, known_exp
 from uknowpan.evaluation.reprojection import SecondJudge, ways_of_image
+from uknowpan.evaluation.saving import save_images, saved_path
 from uknowpan.loading import choose_device, memory_watched
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, read_card
 from uknowpan.models.denoising import NetworkSharpener, load_network
@@ -66,11 +67,19 @@ def measure_file(target: str, options: EvaluateOptions, *, quiet: bool = False) 
             "take --device cpu, or a smaller model."
         )
         judges: dict[str, list[SecondJudge]] = {}
+        if options.save is not None:
+            for name in fuses:
+                for number in range(min(options.limit or len(file), len(file))):
+                    path = saved_path(options.save, name, number, options.save_as)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    check_output(str(path), [], options.overwrite)
         with _shown(quiet, sensor, sigmas, scale, folder) as shown, memory_watched(remedy):
 
             def on_image(scored: Scored) -> None:
                 if options.reprojection:
                     _judge(scored, sensor, judges)
+                if options.save is not None:
+                    save_images(options.save, scored, options.save_as)
                 shown(scored)
 
             results = evaluate_file(
@@ -124,10 +133,13 @@ def _scale(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[Ca
     """Full scale in DN.
 
     Raises:
-        InputError: neither options, nor the file, nor a model declare one.
+        InputError: neither options, nor the file, nor a model declare one, or they contradict each other.
     """
-    declared = options.known_sensor.max_value if options.known_sensor else None
-    candidates: list[float | None] = [options.max_value or file.header.max_value, declared]
+    header, known = file.header, options.known_sensor
+    own = None if header.by_name else header.max_value
+    if own is not None and options.max_value not in (None, own):
+        raise InputError(f"{file.path} declares a full scale of {own:g}, not {options.max_value:g}; leave it out.")
+    candidates: list[float | None] = [options.max_value or own, known.max_value if known else None, header.max_value]
     for name in (file.header.sensor, *(card.sensor for card in cards)):
         with suppress(ValueError):  # a sensor without an entry
             candidates.append(None if name is None else find_sensor(name).max_value)
@@ -135,6 +147,7 @@ def _scale(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[Ca
     candidates += trained if len(trained) == 1 else ()
     for value in candidates:
         if value is not None:
+            file.check_scale(value)
             return value
     raise InputError(
         f"{file.path} does not declare its full scale, nor does a model; give --sensor, or "
@@ -155,7 +168,7 @@ def _sensor(options: EvaluateOptions, file: PanCollectionFile, cards: Sequence[C
     try:
         if options.known_sensor is not None:
             sensor, code = options.known_sensor, UsageError
-        elif file.header.sensor is not None and (gains := _stored_gains(file)):
+        elif file.header.sensor and not file.header.by_name and (gains := _stored_gains(file)):
             names = tuple(f"band {b + 1}" for b in range(bands))
             return replace(find_sensor(name or ""), bands=names, mtf_ms=gains)
         elif name is not None:
@@ -280,6 +293,8 @@ def _report(
         "mean ± standard deviation (N - 1); models clipped to full scale, EXP and classical methods as they are"
     )
     notes = []
+    if header.by_name:
+        notes.append(f"By its name the file is of {header.sensor}; --sensor and --max-value override that.")
     if not header.has_gt and size != (header.height, header.width):
         notes.append(
             f"Only {size[0]} x {size[1]} of {header.height} x {header.width} pixels are scored: "

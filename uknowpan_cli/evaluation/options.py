@@ -114,6 +114,12 @@ class EvaluateOptions:
     pictures: Annotated[
         Path | None, Option("--pictures", RESULT, "h5: also draw every image into a folder.", "DIR")
     ] = None
+    save: Annotated[
+        Path | None, Option("--save", RESULT, "h5: also write the sharp images, to DIR/METHOD/output_mulExm_N.", "DIR")
+    ] = None
+    save_as: Annotated[
+        Literal["mat", "h5", "tif"], Option("--save-as", RESULT, "Form of --save; the DLPan-Toolbox reads mat.")
+    ] = "mat"
     num_threads: Annotated[int | None, shared("num_threads")] = None
     overwrite: Annotated[bool, shared("overwrite")] = False
 
@@ -174,7 +180,19 @@ class EvaluateOptions:
 
 
 OUTPUTS = (".json", ".csv", ".tex")
-ONLY_FILE = ("model", "method", "baselines", "limit", "steps", "seed", "softness", "pictures", "device")
+ONLY_FILE = (
+    "model",
+    "method",
+    "baselines",
+    "limit",
+    "steps",
+    "seed",
+    "softness",
+    "pictures",
+    "save",
+    "save_as",
+    "device",
+)
 ONLY_PAIR = ("pan_bidx", "bidx", "registration", "reprojection")
 ONLY_RASTER = ("reference", "pan", "ms", "ratio", "nodata", "pan_bidx", "bidx", "registration")
 WITH_SHARP = (
@@ -186,7 +204,7 @@ WITH_SHARP = (
 
 def is_test_file(target: str) -> bool:
     """Whether a name is that of a file of images in PanCollection's layout."""
-    return Path(target).suffix.lower() in (".h5", ".hdf5", ".he5")
+    return Path(target).suffix.lower() in (".h5", ".hdf5", ".he5", ".mat")
 
 
 def _flag(name: str) -> str:

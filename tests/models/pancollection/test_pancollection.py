@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from uknowpan.models.errors import DataError
 from uknowpan.models.metrics.sensors import find_sensor
@@ -100,11 +101,11 @@ BAD = {
     "missing": (lambda a: {k: a[k] for k in ("ms", "pan")}, "lacks lms; it holds ms, pan"),
     "empty": (lambda a: {}, "lacks pan and ms and lms; it holds nothing"),
     "counts": (lambda a: a | {"ms": a["ms"][:4]}, "samples: 6 of pan, 4 of ms, 6 of lms"),
-    "rank": (lambda a: a | {"pan": a["pan"][:, 0]}, r"pan has 3 axes \(6, 16, 16\)"),
+    "rank": (lambda a: a | {"ms": a["ms"][:, 0]}, r"ms has 3 axes \(6, 4, 4\)"),
     "no sample": (lambda a: {k: v[:0] for k, v in a.items()}, r"is empty: ms is \(0, 4, 4, 4\)"),
     "axes": (
-        lambda a: {k: np.moveaxis(v, 1, -1) for k, v in a.items()},
-        r"pan \(6, 16, 16, 1\) has 16 bands, not 1; the axes must be \(N, C, H, W\)",
+        lambda a: {k: np.moveaxis(v, 0, 2) for k, v in a.items()},
+        "different numbers of samples: 1 of pan, 4 of ms",
     ),
     "bands": (lambda a: a | {"ms": a["ms"][:, :3]}, "ms has 3 bands, lms has 4"),
     "sizes": (lambda a: a | {"gt": a["gt"][..., :12]}, "gt is 16 x 12 pixels, pan is 16 x 16"),
@@ -229,6 +230,54 @@ def test_flips_turn_all_images_of_a_sample_alike(tmp_path):
         axes = [-2] * draw.flip_rows + [-1] * draw.flip_columns
         for name in ("pan", "ms", "lms", "gt"):
             assert torch.equal(getattr(batch, name)[i].flip(axes), getattr(other, name)[i])
+
+
+def matlab_order(values):
+    """MATLAB's (H, W, C, N), without the last axis where there is one image, and PAN without bands."""
+    turned = values.transpose(2, 3, 1, 0)
+    turned = turned[..., 0, :] if turned.shape[2] == 1 else turned
+    return turned[..., 0] if turned.shape[-1] == 1 else turned
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("form", ["nhwc", "matlab 5", "matlab 7.3", "toolbox", "big-endian"])
+def test_other_layouts_are_the_same_images(tmp_path, form, count):
+    """Input of the field: sets from MATLAB and from TensorFlow, with other orders of axes and bytes."""
+    wanted = arrays(count)
+    path = tmp_path / ("test_gf2.h5" if form in ("nhwc", "big-endian") else "test_gf2.mat")
+    if form in ("matlab 5", "toolbox"):
+        names = {"pan": "I_PAN", "ms": "I_MS_LR", "lms": "I_MS", "gt": "I_GT"} if form == "toolbox" else {}
+        savemat(path, {names.get(k, k): matlab_order(v) for k, v in wanted.items()})
+    else:
+        with h5py.File(path, "w", userblock_size=512 if form == "matlab 7.3" else 0) as file:
+            for name, values in wanted.items():
+                if form == "nhwc":
+                    values = values.transpose(0, 2, 3, 1)
+                elif form == "matlab 7.3":
+                    values = matlab_order(values).transpose()
+                file[name] = values.astype(">f4") if form == "big-endian" else values
+                if form == "matlab 7.3":
+                    file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    with PanCollectionFile(path) as file:
+        batch = file.read(range(count), torch.float64)
+        assert (file.header.sensor, file.header.max_value, file.header.by_name) == ("GF2", 1023, True)
+    for name, values in wanted.items():
+        assert np.array_equal(getattr(batch, name).numpy(), values), name
+
+
+def test_a_damaged_matlab_file_is_named(tmp_path):
+    path = tmp_path / "a.mat"
+    path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(400))
+    with pytest.raises(DataError, match=r"is no MATLAB file that can be read|lacks"):
+        PanCollectionFile(path)
+
+
+def test_a_full_scale_that_the_file_contradicts_is_refused(tmp_path):
+    with pytest.raises(DataError, match="values up to 2046, above the full scale of 1023 that its name stands for"):
+        PanCollectionDataset([PanCollectionFile(write(tmp_path / "train_gf2.h5", arrays()))])
+    declared = PanCollectionFile(write(tmp_path / "b.h5", arrays(), max_value=2047.0))
+    with pytest.raises(DataError, match="declares a full scale of 2047, not 1023"):
+        PanCollectionDataset([declared], max_value=1023)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,6 +12,7 @@ import rasterio
 import torch
 from rasters import write_raster
 from running import Run, spawn, write_tiny_model
+from scipy.io import loadmat
 from testfiles import draw_truth, write_images
 
 from uknowpan.evaluation import h5 as evaluate_h5
@@ -125,8 +126,8 @@ def test_full_resolution_in_words(uknowpan: Run, full, tiny_model) -> None:
 
 
 def test_incomplete_tiles_and_few_digital_numbers_are_noted(uknowpan: Run, tmp_path, tiny_model) -> None:
-    path = write_images(tmp_path / "t.h5", size=80, gt=False, count=1, **KNOWN)
-    outcome = uknowpan("evaluate", path, "-m", tiny_model, "--max-value", 1)
+    path = write_images(tmp_path / "t.h5", size=80, gt=False, count=1, max_value=1.0, sensor="generic")
+    outcome = uknowpan("evaluate", path, "-m", tiny_model)
     assert "Only 64 x 64 of 80 x 80 pixels are scored" in outcome.stdout
     assert "full scale is only 1" in outcome.stdout
     assert "±" not in outcome.stdout.split("\n", 2)[2]  # one image has no deviation
@@ -183,12 +184,39 @@ def test_full_scale_and_sensor_from_options_file_and_card(as_json, tmp_path) -> 
     assert found(plain) == (2047, "IKONOS")  # of the sensor
     assert found(said) == (3000, "QB")
     assert found(said, "--sensor", "GF2") == (3000, "GF2")
-    assert found(plain, "--sensor", "GF2") == (1023, "GF2")
+    assert found(plain, "--sensor", "GF2", "--max-value", 2047) == (2047, "GF2")
     assert found(plain, "--bit-depth", 12) == (4095, "IKONOS")
-    assert found(said, "--max-value", 999) == (999, "QB")
     trained = write_tiny_model(tmp_path / "n.safetensors", max_value=1500.0)
     about = as_json(plain, "--model", trained, "--sensor", "generic")
     assert about["max_value"] == 1500
+
+
+def test_a_file_name_stands_for_its_sensor(uknowpan: Run, as_json, tmp_path, tiny_model) -> None:
+    """Input of the field: PanCollection's files declare neither sensor nor full scale."""
+    path = write_images(tmp_path / "test_qb_multiExm1.h5", count=1, gt=False)
+    run = ("--model", tiny_model)
+    about = as_json(path, *run)
+    assert (about["max_value"], about["sensor"]) == (2047, "QB")
+    assert about["notes"][0].startswith("By its name the file is of QB")
+    assert as_json(path, *run, "--max-value", 4095)["max_value"] == 4095
+    wrong = write_images(tmp_path / "test_gf2_multiExm1.h5", count=1, gt=False)
+    uknowpan("evaluate", wrong, *run).fails(3, "above the full scale of 1023 that its name stands for")
+    declared = write_images(tmp_path / "d.h5", count=1, gt=False, max_value=3000.0, sensor="QB")
+    uknowpan("evaluate", declared, *run, "--max-value", 999).fails(3, "declares a full scale of 3000, not 999")
+
+
+def test_sharp_images_for_the_toolbox(uknowpan: Run, reduced, tmp_path) -> None:
+    run = ["evaluate", reduced, "--cut", 0, "--method", "brovey", "--limit", 1, "--save", tmp_path / "out"]
+    assert uknowpan(*run).code == 0
+    image = loadmat(tmp_path / "out" / "Brovey" / "output_mulExm_0.mat")["sr"]
+    assert image.shape == (64, 64, 4) and image.dtype == "f8"
+    for form in ("h5", "tif"):
+        assert uknowpan(*run, "--save-as", form).code == 0
+    with h5py.File(tmp_path / "out" / "Brovey" / "output_mulExm_0.h5") as file:
+        assert np.array_equal(file["sr"][:], image.transpose(2, 0, 1).astype("f4"))
+    with rasterio.open(tmp_path / "out" / "Brovey" / "output_mulExm_0.tif") as file:
+        assert np.array_equal(file.read(), image.transpose(2, 0, 1).astype("f4"))
+    uknowpan(*run).fails(4, "exists")
 
 
 def test_gains_that_a_file_was_simulated_with(as_json, tmp_path, tiny_model) -> None:
