@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import rasterio
+from scipy.ndimage import uniform_filter
 
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_without
@@ -82,10 +83,11 @@ class Comparison:
 
 
 def choose_window(pair: ScenePair, side: int = SIDE) -> Window:
-    """The window of the output grid with the most structure on clear ground.
+    """The window of the output grid with the most fine detail.
 
-    The score of a window is the median, over blocks of `BLOCK` PAN pixels, of the PAN's standard deviation over its
-    mean: buildings and fields win, clouds and water lose, and one bright roof does not decide.
+    The score of a window is the median, over blocks of `BLOCK` PAN pixels, of the standard deviation of the PAN less
+    its mean of 3 x 3 pixels, over the block's mean. Buildings and fields win; clouds are bright and rough but soft,
+    and one bright roof does not decide.
     """
     height, width = (min(side, n) // STEP * STEP or n for n in pair.grid.shape)
     best, chosen = -1.0, Window(0, 0, height, width)
@@ -93,9 +95,13 @@ def choose_window(pair: ScenePair, side: int = SIDE) -> Window:
     for sample in sample_windows(pair, CANDIDATES, size):
         tile = pair.read_frame(*sample)
         rows, cols = (n // BLOCK * BLOCK for n in tile.pan.shape[1:])
-        blocks = tile.pan[0, :rows, :cols].reshape(rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
-        contrast = blocks.std((1, 3)) / np.maximum(np.abs(blocks.mean((1, 3))), 1e-12)
-        score = float(np.median(contrast)) * float(tile.valid.mean())
+        pan = tile.pan[0]
+        whole, fine = (
+            x[:rows, :cols].reshape(rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
+            for x in (pan, pan - uniform_filter(pan, 3))
+        )
+        detail = fine.std((1, 3)) / np.maximum(np.abs(whole.mean((1, 3))), 1e-12)
+        score = float(np.median(detail)) * float(tile.valid.mean())
         if score > best:
             start = (sample.row * pair.ratio - pair.offset[0], sample.col * pair.ratio - pair.offset[1])
             row, col = (

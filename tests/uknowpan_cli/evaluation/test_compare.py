@@ -11,6 +11,7 @@ import pytest
 from affine import Affine
 from rasters import write_raster
 from running import Run
+from scipy.ndimage import gaussian_filter
 
 from uknowpan.datasets.synthetic import load_demo_scene, write_scene
 from uknowpan.evaluation.comparing import choose_window
@@ -64,13 +65,13 @@ def test_inputs_and_outputs_are_checked(scene: list[str], uknowpan: Run, tmp_pat
     assert there.read_text() == "kept" and not (tmp_path / "d.html").exists()
 
 
-def test_the_window_shows_structure(tmp_path: Path) -> None:
-    """Flat ground everywhere but in one place: the window holds that place."""
+def test_the_window_shows_fine_detail(tmp_path: Path) -> None:
+    """Soft clouds of more contrast than the ground: the window, once full of them, holds the ground."""
     rng = np.random.default_rng(0)
-    pan = np.full((1, 1024, 1024), 500.0, np.float32) + rng.normal(size=(1, 1024, 1024)).astype(np.float32)
-    pan[:, 640:896, 128:384] += 200 * rng.random((1, 256, 256), np.float32)
-    write_raster(tmp_path / "pan.tif", pan, Affine(1, 0, 0, 0, -1, 0))
-    ms = pan.reshape(1, 256, 4, 256, 4).mean((2, 4))
+    pan = 500 + 100 * gaussian_filter(rng.normal(size=(1024, 1024)), 6) / 0.047 + rng.normal(size=(1024, 1024))
+    pan[640:896, 128:384] = 500 + 50 * rng.random((256, 256))
+    write_raster(tmp_path / "pan.tif", pan[None].astype(np.float32), Affine(1, 0, 0, 0, -1, 0))
+    ms = pan.reshape(1, 256, 4, 256, 4).mean((2, 4)).astype(np.float32)
     write_raster(tmp_path / "ms.tif", ms, Affine(4, 0, 0, 0, -4, 0))
     with open_pair(str(tmp_path / "pan.tif"), str(tmp_path / "ms.tif")) as pair:
         row, col, height, width = choose_window(pair, 256)
