@@ -46,7 +46,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         sharpener=_UKNOW + "sharpeners:PriorSharpener",
         stage="prior",
         trainer=_UKNOW + "stages:PriorStage",
-        presets={"lite": _UKNOW + "presets:prior_lite", "paper": _UKNOW + "presets:prior_paper"},
+        presets={
+            "lite": _UKNOW + "presets:prior_lite",
+            "paper": _UKNOW + "presets:prior_paper",
+            "release": _UKNOW + "presets:prior_release",
+        },
         unfit_for_scenes="the prior of a teacher (prior); train the teacher and its student with `uknowpan "
         "train` and sharpen with the student",
     ),
@@ -56,7 +60,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         sharpener=_UKNOW + "sharpeners:TeacherSharpener",
         stage="fsa-t",
         trainer=_UKNOW + "stages:TeacherStage",
-        presets={"lite": _UKNOW + "presets:teacher_lite", "paper": _UKNOW + "presets:teacher_paper"},
+        presets={
+            "lite": _UKNOW + "presets:teacher_lite",
+            "paper": _UKNOW + "presets:teacher_paper",
+            "release": _UKNOW + "presets:teacher_release",
+        },
         unfit_for_scenes="a teacher (fsa-t); distil a student with `uknowpan train --stage fsa-s --teacher` "
         "and sharpen with that",
     ),
@@ -81,7 +89,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         sharpener=_MODELS + "denoising:UNetSharpener",
         stage="fsa-s",
         trainer=_UKNOW + "stages:StudentStage",
-        presets={"paper": _UKNOW + "presets:student_paper"},
+        presets={
+            "paper": _UKNOW + "presets:student_paper",
+            "release": _UKNOW + "presets:student_release",
+        },
     ),
     "pan-crafter": Architecture(
         network=_PAN_CRAFTER + "network:PanCrafter",
@@ -89,7 +100,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         sharpener=_MODELS + "denoising:OnePassSharpener",
         stage="pan-crafter",
         trainer=_PAN_CRAFTER + "stage:PanCrafterStage",
-        presets={"lite": _PAN_CRAFTER + "presets:lite", "paper": _PAN_CRAFTER + "presets:paper"},
+        presets={
+            "lite": _PAN_CRAFTER + "presets:lite",
+            "paper": _PAN_CRAFTER + "presets:paper",
+            "release": _PAN_CRAFTER + "presets:release",
+        },
         option="--model",
     ),
     "ssdiff": Architecture(
@@ -98,7 +113,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         sharpener=_MODELS + "denoising:UNetSharpener",
         stage="ssdiff",
         trainer=_SSDIFF + "stage:SSDiffStage",
-        presets={"lite": _SSDIFF + "presets:lite", "paper": _SSDIFF + "presets:paper"},
+        presets={
+            "lite": _SSDIFF + "presets:lite",
+            "paper": _SSDIFF + "presets:paper",
+            "release": _SSDIFF + "presets:release",
+        },
         option="--model",
     ),
 }

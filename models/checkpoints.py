@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "generic"
 FORMAT = "uknowpan-1"
+RELEASED_SAMPLING = ("strided_timesteps", "respaced_time_index", "clamped_hrms")
+"""Options of a diffusion stage that bring back a release's sampler, in sharpening as in validation."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Card:
     """Full scale of the training data in DN, where all of it had one."""
     self_conditioning: bool = False
     """Whether sampling feeds each step the prediction of the step before."""
+    sampling: list[str] = field(default_factory=list)
+    """Ways of a release's sampler, see `RELEASED_SAMPLING`; empty: ours."""
     steps: int = 1
     """Network evaluations taken by default."""
     sigma_scale: float = 1.0
@@ -68,7 +72,7 @@ class Card:
         """
         for name, kind in (("name", str), ("architecture", str), ("stage", str), ("sensor", str), ("limits", str),
                            ("training", dict), ("scores", dict), ("ratios", list),
-                           ("residual_std", list), ("self_conditioning", bool)):  # fmt: skip
+                           ("residual_std", list), ("sampling", list), ("self_conditioning", bool)):  # fmt: skip
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be of type {kind.__name__}, not {getattr(self, name)!r}")
         whole = {"steps": self.steps, "bands": self.bands, **{f"ratio {i}": r for i, r in enumerate(self.ratios)}}
@@ -84,6 +88,8 @@ class Card:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.steps > self.timesteps:
             raise ValueError(f"steps must be at most its {self.timesteps} timesteps, not {self.steps}")
+        if unknown := [way for way in self.sampling if way not in RELEASED_SAMPLING]:
+            raise ValueError(f"sampling {unknown[0]!r} is unknown")
         if self.registration not in ("area", "pancollection"):
             raise ValueError(f"registration {self.registration!r} is unknown")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
-from uknowpan.models.diffusion import NoiseSchedule, ddim_sample, position_noise
+from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition, takes_softness
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
@@ -65,7 +65,8 @@ class NetworkSharpener:
         self.multiple = int(self.model.pixel_multiple)
         self.bands: int | None = getattr(getattr(model, "config", None), "bands", card.bands)
         self.schedule = NoiseSchedule.cosine(card.timesteps)
-        self.timesteps = self.schedule.respace(self.steps)
+        strided = "strided_timesteps" in card.sampling
+        self.timesteps = self.schedule.strided(self.steps) if strided else self.schedule.respace(self.steps)
         if self.needs_residual_std and len(card.residual_std) != self.bands:
             raise CheckpointError(
                 f"the card of model {card.name} has residual_std of {len(card.residual_std)} "
@@ -108,14 +109,25 @@ class NetworkSharpener:
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         """Denoise windows that reach `halo` PAN pixels beyond their cores."""
         with self._precision():
-            return ddim_sample(
-                self.model,
-                self._noise(condition, origins, halo),
-                self.timesteps,
-                self.schedule,
-                condition,
-                self_conditioning=self.card.self_conditioning,
-            )
+            return self._ddim(self.model, condition, self._noise(condition, origins, halo))
+
+    def _ddim(self, denoiser: Denoiser, condition: Condition, noise: Tensor | None) -> Denoised:
+        """DDIM as the card declares it."""
+        return ddim_sample(
+            denoiser,
+            noise,
+            self.timesteps,
+            self.schedule,
+            condition,
+            respaced_time_index="respaced_time_index" in self.card.sampling,
+            self_conditioning=self.card.self_conditioning,
+            clamped_unit=self._residual_unit if "clamped_hrms" in self.card.sampling else None,
+        )
+
+    @property
+    def _residual_unit(self) -> Tensor:
+        """(1, C, 1, 1) the unit of x0."""
+        return torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
 
     def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor | None:
         bands, height, width = condition.lms.shape[1:]
@@ -248,10 +260,6 @@ class UNetSharpener(NetworkSharpener):
     def margin(self, statistics: SceneStatistics) -> int:
         halo = self._network_halo(statistics.ratio) // statistics.ratio
         return halo + UPSAMPLE_REACH + displacement_reach(statistics)
-
-    @property
-    def _residual_unit(self) -> Tensor:
-        return torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
 
     @torch.inference_mode()
     def sharpen(self, pan: Pixels, ms: Pixels, statistics: SceneStatistics, origins: Origins) -> Sharpened:

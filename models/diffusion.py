@@ -55,6 +55,19 @@ class NoiseSchedule:
             raise ValueError(f"steps must be 1 to {len(self)}, not {steps}")
         return [(len(self) - 1) * (steps - i) // steps for i in range(steps)]
 
+    def strided(self, steps: int) -> list[int]:
+        """`steps` timesteps as the releases choose them: the multiples of the smallest stride that gives so many.
+
+        25 of 500 are 480, 460 .. 0; sampling never begins at the last timestep.
+
+        Raises:
+            ValueError: no stride gives that number.
+        """
+        for stride in range(1, len(self) + 1):
+            if len(chosen := range(0, len(self), stride)) == steps:
+                return list(chosen)[::-1]
+        raise ValueError(f"no stride takes {steps} of {len(self)} timesteps")
+
     def signal(self, t: Tensor) -> Tensor:
         """sqrt(alpha_bar_t), shaped to multiply (B, C, H, W)."""
         return self._on(t.device)[t].sqrt().float().view(-1, 1, 1, 1)
@@ -91,6 +104,7 @@ def ddim_sample(
     *,
     respaced_time_index: bool = False,
     self_conditioning: bool = False,
+    clamped_unit: Tensor | None = None,
 ) -> Denoised:
     """DDIM with eta = 0 (Song et al. 2021, equation 12).
 
@@ -104,6 +118,8 @@ def ddim_sample(
             release does by mistake (METHODS B1); only to reproduce its numbers.
         self_conditioning: hand each step the x0 of the one before in the condition's `self_cond`
             (Chen et al. 2023). The release trains for it and never does it (METHODS B2).
+        clamped_unit: unit of x0; clamps lms + x0 to [0, 1] at each step and goes on from that instead of the
+            residual, as SSDiff's release does (METHODS S3); None: no clamping.
 
     Returns:
         The network's output at the last step.
@@ -117,12 +133,16 @@ def ddim_sample(
         result = denoise(None if from_zeros and step == len(schedule) - 1 else x_t, fed, condition)
         if self_conditioning:
             condition = replace(condition, self_cond=result.x0)
+        if clamped_unit is not None:
+            result = replace(result, x0=(condition.lms + clamped_unit * result.x0).clamp(0, 1) / clamped_unit)
         if x_t is not None and i + 1 < len(timesteps):
             noise = (x_t - schedule.signal(t) * result.x0) / schedule.noise(t)
             after = torch.full_like(t, timesteps[i + 1])
             x_t = add_noise(schedule, result.x0, after, noise)
     if result is None:
         raise ValueError("no timesteps to sample at")
+    if clamped_unit is not None:
+        result = replace(result, x0=result.x0 - condition.lms / clamped_unit)
     return result
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
+from uknowpan.models.checkpoints import RELEASED_SAMPLING
 from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import DataError, ModelMismatch
 from uknowpan.models.metrics.indices import ergas, psnr, q2n, sam
@@ -41,6 +42,9 @@ class DiffusionOptions:
     self_conditioning: bool = True
     """Sampling hands each step the prediction of the one before, as training does for half of the
     batches. The release trains for it and never does it (B2). Networks with a slot for it only."""
+    strided_timesteps: bool = False
+    """Simulate the release, which samples at 480, 460 .. 0 of 500 timesteps and never at the last one, see
+    `NoiseSchedule.strided`."""
     respaced_time_index: bool = False
     """Simulate the release, which gives the network the number of the sampling step instead of its timestep (B1)."""
     raw_residual: bool = False
@@ -249,6 +253,7 @@ class DiffusionStage(ResidualStage):
                 f"{options.steps} sampling steps do not fit {len(self.schedule)} timesteps; choose "
                 f"steps from 1 to {len(self.schedule)}"
             )
+        self.timesteps = (self.schedule.strided if options.strided_timesteps else self.schedule.respace)(options.steps)
 
     def view(self, patches: PatchBatch) -> tuple[Condition, Tensor]:
         """The condition of training patches, and the scale (B or 1, C, 1, 1): x0 = (gt - condition.lms) / scale."""
@@ -294,13 +299,19 @@ class DiffusionStage(ResidualStage):
         return ddim_sample(
             model,
             noise,
-            self.schedule.respace(self.options.steps),
+            self.timesteps,
             self.schedule,
             condition,
             respaced_time_index=self.options.respaced_time_index,
             self_conditioning=self.options.self_conditioning,
+            clamped_unit=self.scale(noise) if getattr(self.options, "clamped_hrms", False) else None,
         )
 
     def card_fields(self) -> dict[str, Any]:
         options = self.options
-        return {**super().card_fields(), "steps": options.steps, "self_conditioning": options.self_conditioning}
+        return {
+            **super().card_fields(),
+            "sampling": [way for way in RELEASED_SAMPLING if getattr(options, way, False)],
+            "steps": options.steps,
+            "self_conditioning": options.self_conditioning,
+        }

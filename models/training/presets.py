@@ -1,4 +1,5 @@
-"""Settings to begin with: the published ones (`paper`) and small ones for two CPU cores (`lite`).
+"""Settings to begin with: the published ones with corrections (`paper`) and without (`release`), and small ones for
+two CPU cores (`lite`).
 
 The presets of a network live beside it; `uknowpan.models.architectures` names them.
 """
@@ -9,7 +10,7 @@ from typing import Any
 from uknowpan.models.architectures import ARCHITECTURES, resolve
 from uknowpan.models.training.loop import TrainConfig
 
-PRESETS = ("lite", "paper")
+PRESETS = ("lite", "paper", "release")
 """Presets of PanCollection files; a scenes file has others."""
 
 
@@ -44,7 +45,7 @@ def preset(name: str, stage: str, bands: int) -> Settings:
     """The settings of a preset for one stage.
 
     Args:
-        name: "lite" or "paper".
+        name: one of `PRESETS`.
         stage: a stage of `uknowpan.models.architectures`.
         bands: C, the bands of the training files.
 

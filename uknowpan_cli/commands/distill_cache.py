@@ -19,7 +19,10 @@ def distill_cache(
     teacher: Annotated[str, opt.option("--teacher", MODEL, "Checkpoint of a trained teacher (fsa-t).", "FILE")],
     data: Annotated[Path, opt.option("--data", INPUT, "Training file in PanCollection's layout.", "FILE")],
     output: Annotated[Path, opt.option("--output -o --out", RESULT, "The cache to write, an h5 file.", "FILE")],
-    steps: Annotated[int, opt.option("--steps", MODEL, "Network evaluations per answer.", "N", 1, TIMESTEPS)] = 1,
+    steps: Annotated[
+        int | None,
+        opt.option("--steps", MODEL, "Network evaluations per answer; default: as it declares.", "N", 1, TIMESTEPS),
+    ] = None,
     seed: Annotated[
         int, opt.option("--seed", MODEL, "Seed of the noise that answers start from.", "N", 0, 2**63 - 1)
     ] = 0,
@@ -84,6 +87,6 @@ def distill_cache(
         result = {
             **{"path": str(output), "samples": count, "bytes": output.stat().st_size},
             **{"teacher": frozen.card.name, "teacher_sha256": frozen.digest},
-            **{"steps": steps, "seed": seed, "scale": scale},
+            **{"steps": frozen.steps, "seed": seed, "scale": scale},
         }
         typer.echo(json.dumps(result) if as_json else str(output))

@@ -75,11 +75,24 @@ class TrainOptions:
         ),
     ] = ()
     teacher_steps: Annotated[
-        int, Option("--teacher-steps", TEACHER, "Evaluations of --teacher per answer.", "N", 1, TIMESTEPS)
-    ] = 1
+        int | None,
+        Option(
+            "--teacher-steps",
+            TEACHER,
+            "Evaluations of --teacher per answer; default: as it declares.",
+            "N",
+            1,
+            TIMESTEPS,
+        ),
+    ] = None
     preset: Annotated[
-        Literal["lite", "paper", "streams"] | None,
-        Option("--preset", TRAINING, "Settings to begin with: lite (default), paper, or streams (scenes)."),
+        Literal["lite", "paper", "release", "streams"] | None,
+        Option(
+            "--preset",
+            TRAINING,
+            "Settings to begin with: lite (default), paper (published, corrected), release (as the published code), "
+            "or streams (scenes).",
+        ),
     ] = None
     config: Annotated[
         Path | None,

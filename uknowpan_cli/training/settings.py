@@ -19,7 +19,7 @@ LARGEST = 2**31 - 1
 """Largest whole number: seeds are multiplied, sizes go to C."""
 
 
-PRESETS = ("lite", "paper", "streams")
+PRESETS = ("lite", "paper", "release", "streams")
 
 
 def read_config(path: Path | None) -> dict[str, Any]:

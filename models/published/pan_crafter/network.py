@@ -70,6 +70,10 @@ class PanCrafterConfig:
     """Simulate the release, which never calls the initialisation that makes the nine copies of keys
     and values the nine neighbours; they begin as random 3 x 3 filters (P3)."""
 
+    bicubic_base: bool = False
+    """Simulate the release, which adds half of its answer (images run from -1 to 1) to the MS, enlarged by bicubic
+    interpolation with pixels nested in the PAN's. By default it is added to lms."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.ratio < 2:
@@ -302,7 +306,7 @@ class PanCrafter(nn.Module):
             x_t: ignored, nothing is diffused; present so that all denoisers are called alike.
             t: ignored.
             condition: lms (B, C, H, W) and pan (B, 1, H, W), both about [0, 1], H and W multiples
-                of `pixel_multiple` and of the ratio.
+                of `pixel_multiple` and of the ratio; with `bicubic_base` also ms.
             mode: (B,) int64, `MS_MODE` or `PAN_MODE` of each image; None: `MS_MODE` for all.
 
         Returns:
@@ -317,7 +321,8 @@ class PanCrafter(nn.Module):
         if mode is None:
             mode = torch.full((len(lms),), MS_MODE, device=lms.device)
         token = F.silu(self.tokens[mode])
-        guides = self._guides(condition, mode)
+        base = self._base(condition)
+        guides = self._guides(condition.pan, base, mode)
         high = guides.pan - guides.low
         scales = [guides, *(guides.at(2**k) for k in range(1, len(config.widths)))]
         h = self.entry(torch.cat([guides.pan, guides.ms, guides.low, high], 1))
@@ -330,12 +335,24 @@ class PanCrafter(nn.Module):
         for k in reversed(range(len(self.decoder))):
             h = torch.cat([self.ups[k](h), skips[k]], 1)
             h = self.decoder[k](h, token, scales[k])
-        return Denoised(x0=self.head(h).to(lms.dtype))
+        x0 = self.head(h).to(lms.dtype)
+        if config.bicubic_base:
+            x0 = 0.5 * x0 + torch.where((mode == MS_MODE).view(-1, 1, 1, 1), base - lms, 0.0)
+        return Denoised(x0=x0)
 
-    def _guides(self, condition: Condition, mode: Tensor) -> Guides:
+    def _base(self, condition: Condition) -> Tensor:
+        """(B, C, H, W) the enlarged MS that the answer is added to."""
+        if not self.config.bicubic_base:
+            return condition.lms
+        if condition.ms is None:
+            raise ValueError("a network with bicubic_base needs the condition's ms")
+        with torch.autocast(condition.ms.device.type, enabled=False):
+            return F.interpolate(condition.ms, condition.lms.shape[-2:], mode="bicubic", align_corners=False)
+
+    def _guides(self, pan: Tensor, ms: Tensor, mode: Tensor) -> Guides:
         """The guides on the PAN grid, in float32: bfloat16 would lose PAN's faint details."""
-        with torch.autocast(condition.pan.device.type, enabled=False):
-            pan, ms = (2 * x - 1 for x in (condition.pan, condition.lms))
+        with torch.autocast(pan.device.type, enabled=False):
+            pan, ms = (2 * x - 1 for x in (pan, ms))
             low = low_pan(pan, self.config.ratio)
             wanted = torch.where((mode == MS_MODE).view(-1, 1, 1, 1), ms, low)
             return Guides(wanted, ms, low, pan)

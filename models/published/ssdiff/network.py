@@ -24,6 +24,8 @@ from uknowpan.models.published.uknow.blocks import TimeEmbedding, box_highpass
 from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.types import Condition, Denoised
 
+PATCHES = 16
+"""Patches of an image that the network takes at once."""
 STAGES = 5
 LEVELS = (0, 1, 2, 1, 0)
 """Levels of the five stages; level 0 has the full resolution."""
@@ -75,6 +77,10 @@ class SSDiffConfig:
     files its samples lie half a PAN pixel from where those of a delivered scene lie. By default
     lms, averaged over the pixels of one MS sample, takes its place: it lies on the PAN in both."""
 
+    patch: int = 0
+    """Simulate the release, which cuts images into squares of this many PAN pixels, the size that it trains at, and
+    sharpens each by itself. 0: the whole image at once."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
         for name in ("window", "frequency_window"):
@@ -96,7 +102,7 @@ class SSDiffConfig:
     @property
     def factor(self) -> int:
         """Heights and widths in PAN pixels must be multiples of this."""
-        return math.lcm(self.grid << max(LEVELS), self.ratio)
+        return math.lcm(self.grid << max(LEVELS), self.ratio, self.patch or 1)
 
 
 def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
@@ -357,6 +363,8 @@ class SSDiff(nn.Module):
         bands, grid = self.config.bands, self.config.grid
         others = {"lms": (condition.lms, bands), "pan": (condition.pan, 1)}
         check_images("network", bands, "x_t", x_t, others, self.pixel_multiple)
+        if self.config.patch and max(x_t.shape[-2:]) > self.config.patch:
+            return self._by_patches(x_t, t, condition)
         time = self.time(t)
         lms, pan = (self._amplified(v) for v in (condition.lms, condition.pan))
         noisy = self.config.noise_gain * x_t
@@ -380,6 +388,22 @@ class SSDiff(nn.Module):
         detail = F.pixel_shuffle(self.head(x), grid)
         coarse = F.pixel_shuffle(self.skip(self._ms(condition)), self.config.ratio)
         return Denoised(x0=(detail + coarse).float())
+
+    def _by_patches(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:
+        """`forward` of every patch by itself; `PATCHES` at once, to bound memory."""
+        rows, cols = (n // self.config.patch for n in x_t.shape[-2:])
+
+        def cut(image: Tensor) -> Tensor:
+            high, wide = image.shape[-2] // rows, image.shape[-1] // cols
+            return image.unflatten(-1, (cols, wide)).unflatten(-3, (rows, high)).movedim((2, 4), (1, 2)).flatten(0, 2)
+
+        noisy, times, parts = cut(x_t), t.repeat_interleave(rows * cols), condition.map_images(cut)
+        done = [
+            self(noisy[k : k + PATCHES], times[k : k + PATCHES], parts.map(lambda x, k=k: x[k : k + PATCHES])).x0  # type: ignore[misc]
+            for k in range(0, len(noisy), PATCHES)
+        ]
+        x0 = torch.cat(done).unflatten(0, (len(x_t), rows, cols)).movedim((1, 2), (2, 4))
+        return Denoised(x0=x0.flatten(2, 3).flatten(3, 4))
 
     def _amplified(self, image: Tensor) -> Tensor:
         """The image with its details brought to the size of x0."""

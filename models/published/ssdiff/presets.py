@@ -15,6 +15,25 @@ def paper(bands: int) -> Settings:
     return Settings(config, SSDiffConfig(bands), SSDiffOptions(steps=10))
 
 
+def release(bands: int) -> Settings:
+    """`paper` with what the release does otherwise (METHODS 3.1 to 3.3)."""
+    network = SSDiffConfig(
+        bands,
+        window=0,
+        frequency_window=0,
+        detail_gain=1.0,
+        noise_gain=1.0,
+        batch_norm=True,
+        group_norm=True,
+        measured_ms=True,
+        patch=64,
+    )
+    options = SSDiffOptions(
+        steps=10, strided_timesteps=True, respaced_time_index=True, raw_residual=True, clamped_hrms=True
+    )
+    return Settings(replace(paper(bands).train, amp=False), network, options)
+
+
 def lite(bands: int) -> Settings:
     """A network of about the cost of `FSAStudentLite`."""
     network = SSDiffConfig(bands, width=32, time_width=16, grid=2, window=8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from uknowpan.models.diffusion import Denoiser
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.published.ssdiff.network import SSDiff, SSDiffConfig
 from uknowpan.models.published.stages import DiffusionOptions, DiffusionStage
@@ -167,15 +166,3 @@ class SSDiffStage(DiffusionStage):
 
         output = self.denoise(denoiser, x0, condition, generator)
         return {"l1": (output.x0 - x0).abs().mean()}
-
-    def sample(self, model: Denoiser, noise: Tensor, condition: Condition) -> Denoised:
-        if not self.options.clamped_hrms:
-            return super().sample(model, noise, condition)
-        scale = self.scale(noise)
-
-        def clamped(x_t: Tensor | None, t: Tensor, condition: Condition) -> Denoised:
-            output = model(x_t, t, condition)
-            return replace(output, x0=(condition.lms + scale * output.x0).clamp(0, 1) / scale)
-
-        output = super().sample(clamped, noise, condition)
-        return replace(output, x0=output.x0 - condition.lms / scale)

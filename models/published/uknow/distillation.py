@@ -44,7 +44,7 @@ class FrozenTeacher(TeacherSharpener):
 
     Args:
         path: its checkpoint.
-        steps: network evaluations per answer.
+        steps: network evaluations per answer; None: as its card declares.
         seed: of the noise.
         device: where the network runs.
 
@@ -54,7 +54,7 @@ class FrozenTeacher(TeacherSharpener):
         ValueError: a number of steps that the schedule has not.
     """
 
-    def __init__(self, path: str | Path, *, steps: int = 1, seed: int = 0, device: str = "cpu"):
+    def __init__(self, path: str | Path, *, steps: int | None = None, seed: int = 0, device: str = "cpu"):
         model, card = load_model(path)
         if not isinstance(model, GuidedTeacher):
             raise ModelMismatch(

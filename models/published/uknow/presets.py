@@ -1,6 +1,8 @@
 """Presets of U-Know-DiffPAN's three stages (CVPR 2025 and its release, METHODS 1.0 to 1.5)."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.published.uknow.guided import GuidedTeacherConfig
@@ -14,7 +16,38 @@ from uknowpan.models.training.presets import PUBLISHED, SMALL, Settings
 def prior_paper(bands: int) -> Settings:
     """The release never reaches its milestones and averages no weights (B9)."""
     config = replace(PUBLISHED, iterations=300_000, weight_decay=0.0, milestones=(300_000,), ema=0.0, ema_start=0)
+    config = replace(config, clip=math.inf)
     return Settings(config, PriorConfig(bands), PriorOptions())
+
+
+RELEASED: dict[str, Any] = {
+    "steps": 25,
+    "strided_timesteps": True,
+    "respaced_time_index": True,
+    "raw_residual": True,
+    "self_conditioning": False,
+}
+"""Sampling and residual of the release (B1, B2, B4)."""
+
+
+def prior_release(bands: int) -> Settings:
+    """`prior_paper` with what the release does otherwise (B3)."""
+    network = PriorConfig(bands, highpass_pan=True, variance_floor=0.0)
+    return Settings(replace(prior_paper(bands).train, amp=False), network, PriorOptions())
+
+
+def teacher_release(bands: int) -> Settings:
+    """`teacher_paper` with what the release does otherwise (B0 to B4)."""
+    teacher = TeacherConfig(bands, highpass_pan=True, variance_floor=0.0, dead_prior=True)
+    network = GuidedTeacherConfig(teacher, prior_release(bands).network, raw_prior=True)
+    return Settings(replace(teacher_paper(bands).train, amp=False), network, TeacherOptions(**RELEASED))
+
+
+def student_release(bands: int) -> Settings:
+    """`student_paper` with what the release does otherwise; its test loads weights that are not averaged (B9)."""
+    config = replace(student_paper(bands).train, amp=False, ema=0.0, ema_start=0)
+    options = StudentOptions(**RELEASED, raw_uncertainty=True, flips=True)
+    return Settings(config, StudentConfig(bands=bands, highpass_pan=True), options)
 
 
 def prior_lite(bands: int) -> Settings:
@@ -25,7 +58,7 @@ def prior_lite(bands: int) -> Settings:
 def teacher_paper(bands: int) -> Settings:
     """The published teacher."""
     network = GuidedTeacherConfig(TeacherConfig(bands), PriorConfig(bands))
-    return Settings(replace(PUBLISHED, iterations=400_000), network, TeacherOptions(steps=25))
+    return Settings(replace(PUBLISHED, iterations=400_000, clip=0.003), network, TeacherOptions(steps=25))
 
 
 def teacher_lite(bands: int) -> Settings:

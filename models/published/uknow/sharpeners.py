@@ -3,7 +3,6 @@
 import torch
 
 from uknowpan.models.denoising import OnePassSharpener, UNetSharpener
-from uknowpan.models.diffusion import ddim_sample
 from uknowpan.models.geometry import Origins
 from uknowpan.models.sharpeners import Sharpened
 from uknowpan.models.statistics import SceneStatistics
@@ -17,9 +16,7 @@ class TeacherSharpener(UNetSharpener):
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         # In float32 always: the phases of its Fourier transforms jump at pi.
-        denoiser, noise = self.model.denoiser(condition), self._noise(condition, origins, halo)
-        carried = self.card.self_conditioning
-        return ddim_sample(denoiser, noise, self.timesteps, self.schedule, condition, self_conditioning=carried)
+        return self._ddim(self.model.denoiser(condition), condition, self._noise(condition, origins, halo))
 
 
 class PriorSharpener(OnePassSharpener):
