@@ -1,16 +1,13 @@
 """`uknowpan distill-cache`: the teacher's answers, kept in a file."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from uknowpan.commands import shared as opt
-from uknowpan.console import progress, stop_requests
-from uknowpan.errors import Interrupted, OutputExists
+from uknowpan.errors import OutputExists
 from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.options import INPUT, MODEL, RESULT, RUN, TILING, check_full_scale
 
@@ -48,13 +45,12 @@ def distill_cache(
     with opt.guarded(-1 if quiet else verbose):
         check_full_scale(max_value)
         from uknowpan.files import check_outputs
-        from uknowpan.loading import choose_device, memory_watched
+        from uknowpan.loading import choose_device
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
-        from uknowpan.models.pancollection.dataset import PanCollectionDataset
-        from uknowpan.models.pancollection.file import PanCollectionFile
-        from uknowpan.models.published.uknow.cache import bytes_per_sample, part_of, write_cache
+        from uknowpan.models.published.uknow.cache import part_of
         from uknowpan.models.published.uknow.distillation import FrozenTeacher
+        from uknowpan.training.caching import CacheRun, cache_answers
 
         check_outputs({"--output": str(output)}, [str(data), teacher], overwrite)
         part = part_of(output)
@@ -63,30 +59,6 @@ def distill_cache(
         chosen = choose_device(device)
         tune_cpu(num_threads)
         frozen = FrozenTeacher(find_checkpoint(teacher), steps=steps, seed=seed, device=chosen)
-        remedy = f"with {batch_size} samples at once; --resume goes on with a smaller --batch-size."
-        with PanCollectionFile(data) as file:
-            frozen.check_serves(file)
-            scale = PanCollectionDataset([file], max_value=max_value or frozen.card.max_value).scales[0]
-            count, each = len(file), bytes_per_sample(frozen, file.header, dtype)
-            if not quiet:
-                free = shutil.disk_usage(Path(os.path.realpath(output)).parent).free / 1e9
-                needed = f"{count} samples of {each / 1e3:.1f} kB make {count * each / 1e9:.3g} GB"
-                typer.echo(f"{needed}; {free:.3g} GB are free", err=True)
-            shows = progress("distill-cache", quiet, "samples")
-            with memory_watched(remedy), shows as shown, stop_requests() as stopping:
-                done = write_cache(
-                    *(frozen, file, scale, output),
-                    batch_size=batch_size,
-                    dtype=dtype,
-                    resume=resume,
-                    on_progress=shown,
-                    should_stop=lambda: bool(stopping),
-                )
-        if done < count:
-            raise Interrupted(f"stopped after {done} of {count} samples; --resume goes on from there")
-        result = {
-            **{"path": str(output), "samples": count, "bytes": output.stat().st_size},
-            **{"teacher": frozen.card.name, "teacher_sha256": frozen.digest},
-            **{"steps": frozen.steps, "seed": seed, "scale": scale},
-        }
+        run = CacheRun(output, max_value, batch_size, dtype, resume, quiet)
+        result = cache_answers(frozen, data, run)
         typer.echo(json.dumps(result) if as_json else str(output))

@@ -16,6 +16,7 @@ from uknowpan.commands.evaluate import evaluate
 from uknowpan.commands.info import info
 from uknowpan.commands.models import models_app
 from uknowpan.commands.pack import pack
+from uknowpan.commands.reproduce import reproduce
 from uknowpan.commands.sharpen import sharpen
 from uknowpan.commands.simulate import simulate
 from uknowpan.commands.train import train
@@ -55,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (sharpen, batch, info, compare, demo, train, pack, simulate, distill_cache, evaluate):
+for command in (sharpen, batch, info, compare, demo, train, pack, simulate, distill_cache, evaluate, reproduce):
     app.command(cls=Command)(command)
 app.add_typer(models_app, name="models")
 

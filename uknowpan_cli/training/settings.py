@@ -22,16 +22,21 @@ LARGEST = 2**31 - 1
 PRESETS = ("lite", "paper", "release", "streams")
 
 
-def read_config(path: Path | None) -> dict[str, Any]:
-    """The TOML as a dictionary; usage errors exit with 2."""
-    if path is None:
-        return {}
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML as a dictionary; one that cannot be read is a UsageError."""
     try:
-        settings = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except RecursionError as error:
         raise UsageError(f"--config {path} cannot be read: it is nested too deeply.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}.") from error
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The TOML of `train` as a dictionary; usage errors exit with 2."""
+    if path is None:
+        return {}
+    settings = read_toml(path)
     unknown = sorted(set(settings) - {*TABLES, "preset"})
     if unknown:
         tables = ", ".join(f"[{table}]" for table in TABLES)
