@@ -5,11 +5,12 @@ the multiple correlation of the two largest, on details (local mean removed), ar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import maximum_filter
 
 from uknowpan.models.resample import Array, Image, box_mean, crop, cubic, decimate, degrade, upsample
 
@@ -18,6 +19,10 @@ DETAIL_WINDOW = 5
 
 MAX_SHIFT_MS = 2.5
 """Largest PAN/MS shift looked for, in MS pixels."""
+
+OUTLIER, MOST_OUTLYING = 5.0, 2 / 3
+"""Robust standard deviations beyond which what the bands leave of the PAN is an outlier, and the share of its power
+from which on outliers are objects that moved: they are left out. Still scenes have 0.64 and less."""
 
 LEAST_CORRELATION = 0.3
 """Multiple correlation below which the blur cannot be measured."""
@@ -93,9 +98,11 @@ class _CoarseShift:
 class _Fit:
     """Multiple correlation of degraded PAN and MS bands as a function of (sigma, dy, dx)."""
 
-    def __init__(self, windows: Sequence[tuple[Array, Array]], ratio: int):
-        self.windows, self.ratio = windows, ratio
+    def __init__(self, windows: Sequence[tuple[Array, Array]], ratio: int, kept: Sequence[Array] | None = None):
+        self.windows, self.ratio, self.kept = windows, ratio, kept
         self.details = [_detail(ms[None])[0].reshape(len(ms), -1).astype(np.float64) for _, ms in windows]
+        if kept is not None:
+            self.details = [d * keep.ravel() for d, keep in zip(self.details, kept, strict=True)]
         gram = np.sum([d @ d.T for d in self.details], 0)
         self.scale = max(float(gram.diagonal().mean()), 1e-30)
         self.gram = gram / self.scale + 1e-6 * np.eye(len(gram))
@@ -103,13 +110,33 @@ class _Fit:
     def __call__(self, sigma: float, dy: float, dx: float) -> tuple[float, Array]:
         """(correlation, weights (C,))."""
         cross, power = np.zeros(len(self.gram)), 1e-30
-        for (pan, _), ms in zip(self.windows, self.details, strict=True):
-            low = _detail(degrade(pan[None], self.ratio, sigma, (dy, dx))).ravel().astype(np.float64)
+        for low, ms in zip(self._low(sigma, dy, dx), self.details, strict=True):
+            low = low.ravel()
             cross += ms @ low / self.scale
             power += float(low @ low) / self.scale
         weights = np.linalg.solve(self.gram, cross)
         explained = float(cross @ weights) / power
         return math.sqrt(min(max(explained, 0.0), 1.0)), weights
+
+    def _low(self, sigma: float, dy: float, dx: float) -> Iterator[Array]:
+        """(h, w) details of each sample's degraded PAN, 0 where they are left out."""
+        for number, (pan, _) in enumerate(self.windows):
+            low = _detail(degrade(pan[None], self.ratio, sigma, (dy, dx)))[0, 0].astype(np.float64)
+            yield low if self.kept is None else low * self.kept[number]
+
+    def still(self, sigma: float, dy: float, dx: float) -> list[Array] | None:
+        """(h, w) bool per sample: details that no moved object touches. None: no outliers, or nearly all are."""
+        weights = self(sigma, dy, dx)[1]
+        left = [
+            low - (weights @ ms).reshape(low.shape)
+            for low, ms in zip(self._low(sigma, dy, dx), self.details, strict=True)
+        ]
+        size = np.abs(np.concatenate([x.ravel() for x in left]))
+        limit = OUTLIER * 1.4826 * float(np.median(size))
+        if (size[size > limit] ** 2).sum() <= MOST_OUTLYING * (size**2).sum():
+            return None
+        kept = [maximum_filter(np.abs(x), DETAIL_WINDOW) <= limit for x in left]
+        return kept if 2 * sum(k.sum() for k in kept) > size.size else None
 
 
 def _parabola_peak(left: float, middle: float, right: float) -> float:
@@ -133,7 +160,15 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     usable = [w for w in in_arrays(windows) if min(w[1].shape[-2:]) >= 16]
     if not usable:
         return default_psf(ratio)
-    fit, coarse = _Fit(usable, ratio), _CoarseShift(usable, ratio)
+    fit = _Fit(usable, ratio)
+    psf = _fitted(fit, _CoarseShift(usable, ratio))
+    kept = fit.still(psf.sigma, *psf.shift) if psf.correlation > 0 else None
+    return psf if kept is None else _fitted(_Fit(usable, ratio, kept), lambda _: psf.shift)
+
+
+def _fitted(fit: _Fit, coarse: Callable[[Array], tuple[float, float]]) -> Psf:
+    """The best blur and shift; `coarse` gives a shift to begin with, for weights (C,) of the bands."""
+    ratio = fit.ratio
     sigma = gain_to_sigma(0.3, ratio)
     (best, weights), (dy, dx) = fit(sigma, 0.0, 0.0), (0.0, 0.0)
     # At a wrong place the regression's weights are chance: the plain sum of the bands is tried, too.
@@ -167,7 +202,7 @@ def estimate_psf(windows: Sequence[Window], ratio: int) -> Psf:
     limit = (MAX_SHIFT_MS + 0.5) * ratio
     # Few samples correlate by chance, more so with more bands; the factor 8 was measured on
     # unrelated images.
-    samples = sum(d.shape[1] for d in fit.details)
+    samples = sum(d.shape[1] for d in fit.details) if fit.kept is None else sum(k.sum() for k in fit.kept)
     chance = math.sqrt(8 * (len(fit.gram) + 2) / samples)
     if best < max(LEAST_CORRELATION, chance) or max(abs(point[1]), abs(point[2])) > limit:
         return default_psf(ratio)

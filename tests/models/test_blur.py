@@ -25,6 +25,19 @@ def test_blur_and_shift_are_recovered(ratio, ms_shift, share):
     assert_found(estimate_psf([(pair.pan, pair.ms)], ratio), share * ratio, shift)
 
 
+def test_moved_objects_do_not_blur() -> None:
+    """Twelve cars that moved by 6 PAN pixels: they raised the blur of the whole scene by a third."""
+    pair = make_pair(4, (64, 64), sigma=1.9, seed=5)
+    cars = torch.zeros(2, 1, 256, 256)
+    for k in range(12):
+        row, col = 20 + k // 4 * 90, 20 + k % 4 * 60
+        cars[0, 0, row : row + 3, col : col + 7] = 8
+        cars[1, 0, row : row + 3, col + 6 : col + 13] = 8
+    ms = pair.ms + degrade(cars[1:], 4, 1.9)[0] * pair.ms.std((1, 2), keepdim=True)
+    psf = estimate_psf([(pair.pan + cars[0] * pair.pan.std(), ms)], 4)
+    assert psf.sigma == pytest.approx(1.9, rel=0.03) and psf.shift == pytest.approx((0, 0), abs=0.05)
+
+
 def test_noise_is_survived():
     pair = make_pair(4, SIZE, sigma=1.8, shift=(1.5, -0.6), seed=4)
     noise = torch.randn(pair.ms.shape, generator=torch.Generator().manual_seed(0))
