@@ -7,6 +7,7 @@ Every run is a process of its own, and the operating system reports its time and
 Memory is given beyond that of a process that only imports torch, rasterio and numpy.
 Sizes are rows x columns of the PAN; the scene has 4 bands, uint16, ratio 4.
 With several devices or dtypes the outputs are compared in digital numbers.
+At the end uknowpan runs beside GDAL (weighted Brovey) and the Orfeo ToolBox (Bayes), where these are installed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import itertools
 import json
 import os
 import platform
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,17 +35,23 @@ from uknowpan.datasets.synthetic import make_scene
 TORCH_ONLY = "import torch, rasterio, numpy; torch.ones(8).sum()"
 
 
+RELAY = """
+import os, sys, time
+began = time.monotonic()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ), 0)
+os.write(2, f"\\n{time.monotonic() - began} {usage.ru_maxrss}".encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A small process between this one and a measured one: a child begins with the peak memory of its parent."""
+
+
 def run(command: list[str]) -> tuple[float, float, str]:
     """(seconds, peak MB, stdout) of a process; a failing one stops the benchmark."""
-    began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - began
-        if os.waitstatus_to_exitcode(status):
-            raise SystemExit(f"{' '.join(command)} failed")
-        out.seek(0)
-        return seconds, usage.ru_maxrss / 1024, out.read()
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", RELAY, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
+    seconds, peak = done.stderr.rpartition("\n")[2].split()
+    return float(seconds), float(peak) / 1024, done.stdout
 
 
 def write_scene(folder: Path, rows: int, cols: int) -> tuple[Path, Path]:
@@ -219,6 +227,55 @@ def difference(size: str, setting: Setting, reference: Setting, counts: np.ndarr
     return Difference(size, setting, reference, median, high, int(np.flatnonzero(counts)[-1]))
 
 
+# Other programs -----------------------------------------------------------------------------------
+
+GDAL, OTB = "GDAL Brovey", "Orfeo Bayes"
+BESIDE = {"default": OTB, "brovey": GDAL, "gsa": GDAL}
+"""Method -> the program that its time is divided by."""
+
+
+def others(pair: Sequence[Path], output: Path, threads: int) -> dict[str, list[str]]:
+    """Commands of the other programs that are installed; they write deflated uint16 as uknowpan does."""
+    pan, ms = map(str, pair)
+    commands = {
+        GDAL: ["gdal_pansharpen.py", "-q", "-threads", str(threads), pan, ms, str(output)],
+        OTB: ["otbcli_BundleToPerfectSensor", "-inp", pan, "-inxs", ms, "-method", "bayes", "-progress", "0"],
+    }
+    commands[GDAL] += [word for key in ("COMPRESS=DEFLATE", "TILED=YES") for word in ("-co", key)]
+    commands[OTB] += ["-out", f"{output}?&gdal:co:COMPRESS=DEFLATE&gdal:co:TILED=YES", "uint16"]
+    return {name: command for name, command in commands.items() if shutil.which(command[0])}
+
+
+def medians(commands: Mapping[str, list[str]], output: Path, runs: int) -> dict[str, tuple[float, float]]:
+    """Name -> median (seconds, peak MB); the programs take turns, as other load comes and goes."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _, name in itertools.product(range(runs), commands):
+        output.unlink(missing_ok=True)
+        measured[name].append(run(commands[name])[:2])
+    return {
+        name: (statistics.median(s for s, _ in lines), statistics.median(mb for _, mb in lines))
+        for name, lines in measured.items()
+    }
+
+
+def beside(bench: Bench, size: str, runs: int) -> dict[str, tuple[float, float]]:
+    """Print time and memory of uknowpan and of other programs on one scene, and the ratios of the times."""
+    pair, output = write_scene(bench.folder, *shape_of(size)), bench.folder / "beside.tif"
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(bench.threads)
+    commands = others(pair, output, bench.threads)
+    start = [sys.executable, "-P", "-m", "uknowpan", "sharpen", *map(str, pair), "-o", str(output), "-q"]
+    for method in BESIDE:
+        wanted = [] if method == "default" else ["--method", method]
+        commands[method] = [*start, "-j", str(bench.threads), *wanted]
+    done = medians(commands, output, runs)
+    print(f"\n{size}, median of {runs}:\n\n| program | seconds | peak MB | ratio |\n|---|---|---|---|")
+    for name, (seconds, peak) in done.items():
+        other = BESIDE.get(name, "")
+        ratio = f"{seconds / done[other][0]:.2f} of {other}" if other in done else "-"
+        print(f"| {name} | {seconds:.2f} | {peak:.0f} | {ratio} |", flush=True)
+    return done
+
+
 # Tables -------------------------------------------------------------------------------------------
 
 
@@ -239,7 +296,7 @@ def measured_size(bench: Bench, size: str, settings: Sequence[Setting]) -> Itera
 
 def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["2048x2048", "4096x4096"])
+    parser.add_argument("--sizes", nargs="*", default=["2048x2048", "4096x4096"])
     parser.add_argument("--methods", nargs="+", default=[STUDENT, "brovey"])
     parser.add_argument("--devices", nargs="+", help="default: cpu, and cuda where there is one")
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
@@ -247,6 +304,8 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[0], help="0: by device")
     parser.add_argument("--steps", nargs="+", type=int, default=[0], help="0: the model's")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--beside", default="3840x3840", help="size of the scene for other programs; none: leave out")
+    parser.add_argument("--runs", type=int, default=3, help="runs beside other programs; their median counts")
     parser.add_argument("--store", type=Path, default=Path("runs/bench.json"))
     return parser.parse_args()
 
@@ -255,7 +314,7 @@ def main() -> None:
     arguments = arguments_of()
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), arguments.threads)
-        # Not imported here: a child begins with the peak memory of its parent.
+        # Not imported here: torch would take memory beside the measured processes.
         gpu = run([sys.executable, "-c", CUDA_THERE])[2].strip()
         devices = arguments.devices or (["cpu", "cuda"] if gpu else ["cpu"])
         settings = settings_of(arguments, devices)
@@ -279,6 +338,7 @@ def main() -> None:
                 "99.9 % DN | largest DN |\n|---|---|---|---|---|---|---|---|---|"
             )
             print("\n".join(item.row() for item in differences))
+        compared = {} if arguments.beside == "none" else beside(bench, arguments.beside, arguments.runs)
     arguments.store.parent.mkdir(parents=True, exist_ok=True)
     stored = {
         "threads": arguments.threads,
@@ -286,6 +346,7 @@ def main() -> None:
         "torch_mb": bench.base,
         "runs": [asdict(item) for item in runs],
         "differences": [asdict(item) for item in differences],
+        "beside": compared,
     }
     arguments.store.write_text(json.dumps(stored, indent=1) + "\n")
 
