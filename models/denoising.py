@@ -13,7 +13,7 @@ from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, posi
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition, takes_softness
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
-from uknowpan.models.resample import UPSAMPLE_REACH, Array, crop, like, reflect
+from uknowpan.models.resample import KERNELS, Array, crop, like, reflect
 from uknowpan.models.sharpeners import Pixels, Sharpened
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
 from uknowpan.models.types import Condition, Denoised, PatchBatch
@@ -259,7 +259,12 @@ class UNetSharpener(NetworkSharpener):
 
     def margin(self, statistics: SceneStatistics) -> int:
         halo = self._network_halo(statistics.ratio) // statistics.ratio
-        return halo + UPSAMPLE_REACH + displacement_reach(statistics)
+        return halo + KERNELS[self.kernel][1] + displacement_reach(statistics)
+
+    @property
+    def kernel(self) -> str:
+        """Kernel of the enlarged MS: that of the training files' lms."""
+        return "23 taps" if self.card.registration == "pancollection" else "keys"
 
     @torch.inference_mode()
     def sharpen(self, pan: Pixels, ms: Pixels, statistics: SceneStatistics, origins: Origins) -> Sharpened:
@@ -270,7 +275,7 @@ class UNetSharpener(NetworkSharpener):
         """
         ratio, margin = statistics.ratio, self.margin(statistics)
         pan, ms = torch.as_tensor(pan), torch.as_tensor(ms)
-        lms = geometry_of(statistics, origins, margin, ms).enlarged(ms)
+        lms = geometry_of(statistics, origins, margin, ms, kernel=self.kernel).enlarged(ms)
         condition = Condition(lms=lms, pan=pan, ms=ms)
         condition = condition.shrink(margin * ratio - self._network_halo(ratio)).to(self.device)
         return self._run(condition, origins, self._network_halo(ratio), self._residual_unit)

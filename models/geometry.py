@@ -34,12 +34,15 @@ class Nested:
     """MS pixels on every side that `enlarged` does not look at"""
     rim: int = 0
     """PAN pixels on every side that are cut off what is then enlarged"""
+    kernel: str = "keys"
+    """A name of `KERNELS`."""
 
     def enlarged(self, x: Image) -> Image:
         """(B, C, h, w) interpolated at the PAN pixels, without the `spare` and the `rim`."""
-        small = self.rim and not isinstance(x, np.ndarray)
-        interpolate = upsample_small if small else upsample
-        return crop(interpolate(crop(x, self.spare), self.ratio, self.offset), self.rim)
+        x = crop(x, self.spare)
+        if self.rim and not isinstance(x, np.ndarray) and self.kernel == "keys":
+            return crop(upsample_small(x, self.ratio, self.offset), self.rim)
+        return crop(upsample(x, self.ratio, self.offset, self.kernel), self.rim)
 
     def degraded(self, pan: Image) -> Image:
         """The PAN, or any (B, C, ratio h, ratio w), blurred and sampled at the MS pixels."""
@@ -68,6 +71,7 @@ class Displaced:
         margin: MS pixels around the core.
         shape: (h, w) of the windows in MS pixels.
         rim: PAN pixels on every side that `enlarged` leaves out.
+        kernel: a name of `KERNELS`. One of many taps first doubles the MS; cubic convolution places the doubled one.
     """
 
     spare = 0
@@ -79,8 +83,10 @@ class Displaced:
         margin: int,
         shape: tuple[int, int],
         rim: int = 0,
+        kernel: str = "keys",
     ):
         assert statistics.field is not None
+        self.kernel, self.finer = kernel, 1 if kernel == "keys" else 2
         self.field: Registration = statistics.field
         self.ratio, self.sigma = statistics.ratio, statistics.psf.sigma
         self.starts = [(row // self.ratio - margin, col // self.ratio - margin) for row, col in origins]
@@ -93,10 +99,13 @@ class Displaced:
     def enlarged(self, x: Image) -> Image:
         """(B, C, h, w) interpolated at the PAN pixels, each band at its own places, without the `rim`."""
         height, width = (n * self.ratio - 2 * self.rim for n in self.shape)
+        shape = (self.shape[0] * self.finer, self.shape[1] * self.finer)
+        if self.finer > 1:
+            x = upsample(x, self.finer, 0.0, self.kernel)
         parts = []
         for k, band in enumerate(self.bands):
             if band not in self._up:
-                self._up[band] = _joined([self._ms_taps(start, band) for start in self.starts], self.shape, x)
+                self._up[band] = _joined([self._ms_taps(start, band) for start in self.starts], shape, x)
             parts.append(_gathered(x[:, k :: len(self.bands)], self._up[band], height, width))
         return _interleaved(parts)
 
@@ -115,17 +124,20 @@ class Displaced:
         return _interleaved(parts)
 
     def _ms_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
-        """The 4 x 4 taps on the MS of each PAN pixel."""
-        ratio = self.ratio
+        """The 4 x 4 taps on the MS, as fine as it was made, of each PAN pixel."""
+        ratio, finer = self.ratio, self.finer
         row, col = (k * ratio + self.rim for k in start)
         height, width = (n * ratio - 2 * self.rim for n in self.shape)
         off = self.field.over(row, col, height, width, band)
         lines = row + np.arange(height, dtype=float)[:, None], col + np.arange(width, dtype=float)[None, :]
         # In the frame, not in the window, or rounding would depend on the cut.
         at = [(x + d - (ratio - 1) / 2) / ratio for x, d in zip(lines, off, strict=True)]
+        if finer > 1:
+            at = [x * finer + (finer - 1) / 2 for x in at]
         whole = [np.floor(x) for x in at]
         down, across = (_keys((x - n).ravel()) for x, n in zip(at, whole, strict=True))
-        return whole[0].ravel() - start[0] - 1, whole[1].ravel() - start[1] - 1, down, across
+        first = [n * finer + 1 for n in start]
+        return whole[0].ravel() - first[0], whole[1].ravel() - first[1], down, across
 
     def _pan_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
         """The taps of the Gaussian around the place of each MS pixel on the PAN."""
@@ -212,13 +224,19 @@ Geometry = Nested | Displaced
 
 
 def geometry_of(
-    statistics: SceneStatistics, origins: Origins, margin: int, ms: Image, rim: int = 0, offset: float = 0.0
+    statistics: SceneStatistics,
+    origins: Origins,
+    margin: int,
+    ms: Image,
+    rim: int = 0,
+    offset: float = 0.0,
+    kernel: str = "keys",
 ) -> Geometry:
     """The geometry of windows (B, C, h, w) of a scene; `rim` counts for displaced ones only."""
     if statistics.field is None:
-        return Nested(statistics.ratio, statistics.psf, offset)
+        return Nested(statistics.ratio, statistics.psf, offset, kernel=kernel)
     h, w = ms.shape[-2:]
-    return Displaced(statistics, origins, margin, (h, w), rim)
+    return Displaced(statistics, origins, margin, (h, w), rim, kernel)
 
 
 def displacement_reach(statistics: SceneStatistics) -> int:

@@ -62,15 +62,48 @@ def keys(x: Array, a: float = -0.5) -> Array:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=64)
-def _phase_taps(ratio: int, offset: float) -> Array:
-    """(ratio, 5) taps over MS pixels i-2..i+2 for each of the PAN pixels inside MS pixel i.
+HALF_OF_23_TAPS = (
+    *(0.5, 0.305334091185, 0.0, -0.072698593239, 0.0, 0.021809577942),
+    *(0.0, -0.005192756653, 0.0, 0.000807762146, 0.0, -0.000060081482),
+)
+"""Taps of the DLPan-Toolbox's interpolator from the centre outwards; all 23 sum to 1."""
+_FINE = 64
+"""Places per MS pixel at which `taps23` is tabulated."""
 
-    Half a PAN pixel of offset is the most that five taps hold. PAN pixels then lie within half an
+
+@lru_cache(maxsize=1)
+def _table23() -> Array:
+    """`taps23` at 0, 1 / 64, 2 / 64 ..: the answer to an impulse, doubled again and again."""
+    half = 2 * np.array(HALF_OF_23_TAPS)
+    taps, answer = np.concatenate([half[:0:-1], half]), np.ones(1)
+    for _ in range(_FINE.bit_length() - 1):
+        stuffed = np.zeros(2 * len(answer) - 1)
+        stuffed[::2] = answer
+        answer = np.convolve(stuffed, taps)
+    return answer[len(answer) // 2 :]
+
+
+def taps23(x: Array) -> Array:
+    """The kernel that the toolbox's 23 taps make, at distances of MS pixels; exact at multiples of 1 / 64."""
+    table = _table23()
+    weights: Array = np.interp(np.abs(x) * _FINE, np.arange(len(table)), table, right=0.0)
+    return weights
+
+
+KERNELS = {"keys": (keys, UPSAMPLE_REACH), "23 taps": (taps23, 10)}
+"""Name -> kernel of the enlarged MS, and MS pixels that an interpolated pixel depends on."""
+
+
+@lru_cache(maxsize=64)
+def _phase_taps(ratio: int, offset: float, kernel: str = "keys") -> Array:
+    """(ratio, 2 reach + 1) taps over MS pixels i - reach .. i + reach for each of the PAN pixels inside MS pixel i.
+
+    Half a PAN pixel of offset is the most that they hold. PAN pixels then lie within half an
     MS pixel of the sample i.
     """
     centre = (np.arange(ratio) - (ratio - 1) / 2 - offset) / ratio
-    return keys(centre[:, None] - np.arange(-2, 3)).astype(np.float32)
+    weigh, reach = KERNELS[kernel]
+    return weigh(centre[:, None] - np.arange(-reach, reach + 1)).astype(np.float32)
 
 
 def registration_offset(registration: str, ratio: int) -> float:
@@ -93,14 +126,15 @@ def _rows(x: Array, taps: Array, reach: int, step: int = 1) -> Array:
     return y.reshape(*x.shape[:-2], -1, x.shape[-1])
 
 
-def upsample(ms: Image, ratio: int, offset: float = 0.0) -> Image:
-    """Interpolate MS to the PAN grid by cubic convolution: ``lms``.
+def upsample(ms: Image, ratio: int, offset: float = 0.0, kernel: str = "keys") -> Image:
+    """Interpolate MS to the PAN grid by cubic convolution, or another of `KERNELS`: ``lms``.
 
     Args:
         ms: (B, C, h, w).
         ratio: PAN pixels per MS pixel.
         offset: PAN pixels by which the MS samples lie beyond the nested centres, for rows and
             columns alike; at most half a pixel either way.
+        kernel: a name of `KERNELS`.
 
     Returns:
         (B, C, ratio * h, ratio * w).
@@ -110,19 +144,19 @@ def upsample(ms: Image, ratio: int, offset: float = 0.0) -> Image:
     """
     if not abs(offset) <= 0.5:
         raise ValueError(f"MS samples {offset:g} PAN pixels off; resample them to 0.5 or less")
-    taps = _phase_taps(ratio, float(offset))
+    taps, (_, reach) = _phase_taps(ratio, float(offset), kernel), KERNELS[kernel]
     if isinstance(ms, np.ndarray):
         for _ in range(2):  # columns first: what is turned is small then
-            ms = _rows(ms.swapaxes(-1, -2), taps, UPSAMPLE_REACH)
+            ms = _rows(ms.swapaxes(-1, -2), taps, reach)
         return ms
     from torch.nn import functional
 
     b, c, h, w = ms.shape
-    kernel = like(taps, ms)
-    x = functional.pad(ms.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
-    x = functional.conv2d(x, kernel[:, None, :, None])  # (BC, ratio, h, w + 4)
-    x = x.transpose(1, 2).reshape(b * c, 1, h * ratio, w + 4)
-    x = functional.conv2d(x, kernel[:, None, None, :])  # (BC, ratio, H, w)
+    weights = like(taps, ms)
+    x = functional.pad(ms.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
+    x = functional.conv2d(x, weights[:, None, :, None])  # (BC, ratio, h, w + 2 reach)
+    x = x.transpose(1, 2).reshape(b * c, 1, h * ratio, w + 2 * reach)
+    x = functional.conv2d(x, weights[:, None, None, :])  # (BC, ratio, H, w)
     return x.permute(0, 2, 3, 1).reshape(b, c, h * ratio, w * ratio)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uknowpan.models.resample import keys, like, mirrored
+from uknowpan.models.resample import HALF_OF_23_TAPS, keys, like, mirrored
 
 MTF_REACH = 20
 """Reach of `mtf_filter` in pixels: the kernels are 41 x 41."""
@@ -21,12 +21,6 @@ INTERP23TAP_REACH = 11
 """Reach of one x 2 stage of `interp23tap`, in pixels of its output."""
 
 _KAISER_BETA = 0.5
-
-_HALF_OF_23_TAPS = (
-    *(0.5, 0.305334091185, 0.0, -0.072698593239, 0.0, 0.021809577942),
-    *(0.0, -0.005192756653, 0.0, 0.000807762146, 0.0, -0.000060081482),
-)
-"""Taps from the centre outwards; all 23 sum to 1."""
 
 
 def mtf_kernel(gain: float, ratio: int = 4) -> Tensor:
@@ -117,7 +111,7 @@ def interp23tap(x: Tensor, ratio: int = 4) -> Tensor:
 
 def _double(x: Tensor, first: int) -> Tensor:
     """Rows twice as long: samples at `first`, first + 2, ..., interpolated values between them."""
-    half = 2 * torch.tensor(_HALF_OF_23_TAPS, dtype=x.dtype, device=x.device)
+    half = 2 * torch.tensor(HALF_OF_23_TAPS, dtype=x.dtype, device=x.device)
     taps = torch.cat([half[1:].flip(0), half])
     stuffed = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
     stuffed[..., first::2] = x

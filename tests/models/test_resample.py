@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from scipy.ndimage import uniform_filter
 from textures import Texture
 
+from uknowpan.models.metrics.toolbox import interp23tap
 from uknowpan.models.resample import (
     UPSAMPLE_REACH,
     box,
@@ -104,6 +105,18 @@ def test_offsets_of_the_registrations(ratio):
         registration_offset("nested", ratio)
     with pytest.raises(ValueError, match=r"0\.6 PAN pixels off"):
         upsample(torch.ones(1, 1, 4, 4), ratio, 0.6)
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+def test_the_23_taps_are_those_of_the_toolbox_wherever_the_samples_lie(ratio):
+    ms = torch.randn(1, 2, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inside = (..., slice(10 * ratio, -10 * ratio), slice(10 * ratio, -10 * ratio))
+    offset = registration_offset("pancollection", ratio)
+    made = upsample(ms, ratio, offset, "23 taps")
+    torch.testing.assert_close(made[inside], interp23tap(ms, ratio)[inside], rtol=0, atol=1e-6)
+    nested = upsample(ms, ratio, 0.0, "23 taps")
+    torch.testing.assert_close(nested[inside], interp23tap(ms, 2 * ratio)[..., 1::2, 1::2][inside], rtol=0, atol=1e-6)
+    assert np.allclose(upsample(ms.numpy(), ratio, 0.0, "23 taps"), nested.numpy(), atol=1e-6)
 
 
 def test_upsample_can_be_trained_through_after_sharpening():

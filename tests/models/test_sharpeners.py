@@ -280,6 +280,18 @@ def test_unet_adds_its_residual_to_the_lms_of_the_place(ratio):
     torch.testing.assert_close(noise[0], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("registration", ["area", "pancollection"])
+def test_unet_enlarges_as_its_training_did(registration):
+    """Kind of fault: networks of PanCollection's files got an MS enlarged by another kernel than theirs."""
+    pan, ms = pair_of(4, (32, 32))
+    tool = UNetSharpener(NoiseBack(), replace(PAPER, registration=registration))
+    tool._sample = lambda condition, *_: Denoised(x0=torch.zeros_like(condition.lms))
+    made = sharpen_array(tool, pan, ms).hrms
+    kernel = "keys" if registration == "area" else "23 taps"
+    wanted = upsample(ms[None], 4, 0.0, kernel)[0]
+    torch.testing.assert_close(made[..., 40:-40, 40:-40], wanted[..., 40:-40, 40:-40], rtol=0, atol=1e-5)
+
+
 def test_unet_sees_real_pixels_around_the_core():
     tool, statistics = unet(), SimpleNamespace(field=None, psf=None, ratio=4)
     pan, ms = pair_of(4, (40, 40))
@@ -356,7 +368,7 @@ def test_unet_by_path(tmp_path):
     assert loaded.provenance()["MODEL"] == "paper"
     assert (loaded.provenance()["STEPS"], loaded.provenance()["SEED"]) == ("2", "3")
     pan, ms = pair_of(4, (12, 12))
-    expected = sharpen_array(unet(steps=2, seed=3), pan, ms).hrms
+    expected = sharpen_array(unet(card, steps=2, seed=3), pan, ms).hrms
     torch.testing.assert_close(sharpen_array(loaded, pan, ms).hrms, expected, rtol=0, atol=1e-6)
 
 
