@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +124,20 @@ def test_a_field_survives_json() -> None:
     assert np.array_equal(again.over(3, 5, 20, 30, 1), field.over(3, 5, 20, 30, 1))
     assert (again.over(3, 5, 20, 30, 1) == np.round(field.at(*np.ogrid[3.0:23, 5.0:35], 1) * 256) / 256).mean() > 0.999
     assert np.abs(field.over(-10, -10, 150, 170, 2)).max() < field.bound
+
+
+@pytest.mark.parametrize("method", ["brovey", "mtf-glp", "awlp"])
+def test_a_displaced_window_takes_no_more_memory_than_declared(method: str) -> None:
+    """A forecast that is too small: the places and weights of displaced pixels did not count."""
+    field, tool = field_of(4), ClassicalSharpener(method)
+    rng = np.random.default_rng(3)
+    pan, ms = rng.random((1, 1, 256, 256), np.float32), rng.random((1, 4, 64, 64), np.float32)
+    statistics = replace(scene_statistics([(pan[0], ms[0])], 4, default_psf(4)), field=field)
+    origins = [(4 * tool.margin(statistics),) * 2]
+    tracemalloc.start()
+    try:
+        tool.sharpen(pan, ms, statistics, origins)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < tool.floats_per_pixel * 4 * ms.shape[1] * pan.size
