@@ -80,7 +80,8 @@ def shares(
             given = {name: values.pop(name) for name in names}
             verbosity = -1 if values.get("quiet") else values["verbose"]
             with guarded(verbosity, values.pop("log_json", None)):
-                note("begins", version=__version__, command=values["ctx"].command.name, options=values["ctx"].params)
+                if (ctx := values.get("ctx")) is not None:  # commands without --log-json need none
+                    note("begins", version=__version__, command=ctx.command.name, options=ctx.params)
                 if given.get("method") and not is_typed(values["ctx"], "model"):
                     given["model"] = None  # the environment's model is no choice
                 command(options=kind(**given), **values)
