@@ -17,7 +17,7 @@ LIBRARIES = $(VENV)/.libraries
 FILES = $(VENV)/.files
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint bench clean again
+.PHONY: demo test lint bench qgis clean again
 
 $(LIBRARIES): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,14 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
+
+# The plugin for QGIS, which QGIS installs from this file.
+DIST ?= dist
+qgis:
+	rm -rf build/uknowpan_qgis
+	mkdir -p build/uknowpan_qgis $(DIST)
+	cp LICENSE uknowpan_cli/qgis/*.* build/uknowpan_qgis
+	cd build && $(PYTHON) -m zipfile -c $(abspath $(DIST))/uknowpan_qgis.zip uknowpan_qgis
 
 clean:
 	rm -rf .venv .venv-cuda build dist demo *.egg-info
