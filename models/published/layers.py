@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -64,6 +65,13 @@ def normed_conv(in_channels: int, out_channels: int, groups: int = 1) -> nn.Sequ
     """GroupNorm, SiLU and a 3x3 convolution."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     return nn.Sequential(nn.GroupNorm(groups, in_channels), nn.SiLU(), conv)
+
+
+def unrounded(layer: nn.Module, x: Tensor) -> Tensor:
+    """The answer of a last layer in the precision of its weights: bfloat16 would round x0 to 1 in 256."""
+    with torch.autocast(x.device.type, enabled=False):
+        answer: Tensor = layer(x.to(next(layer.parameters()).dtype))
+    return answer
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

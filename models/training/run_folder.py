@@ -61,6 +61,11 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _iterations(config: dict[str, Any]) -> float:
+    value = config.get("train", {}).get("iterations") if isinstance(config.get("train"), dict) else None
+    return value if isinstance(value, int) else math.inf
+
+
 class RunFolder:
     """The files of one run."""
 
@@ -70,7 +75,7 @@ class RunFolder:
         self._config, self._log = path / "config.json", path / "log.jsonl"
 
     def check_config(self, resolved: dict[str, Any]) -> None:
-        """Refuse to resume a run that was begun with another configuration."""
+        """Refuse to resume a run that was begun with another configuration; more iterations are none."""
         try:
             stored = parsed(self._config.read_text())
             if missing := sorted(resolved.keys() - stored.keys()):
@@ -80,6 +85,8 @@ class RunFolder:
                 f"{self._config} cannot be read ({error}), so --resume cannot check the configuration; "
                 "begin anew in another folder."
             ) from error
+        if _iterations(stored) < _iterations(resolved):
+            stored = {**stored, "train": {**stored["train"], "iterations": _iterations(resolved)}}
         if differing := differences(stored, resolved):
             raise ConfigMismatch(
                 f"the run in {self.path} was begun with {differing}; --resume needs the same "

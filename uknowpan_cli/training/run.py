@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import torch.distributed
 
-from uknowpan.console import stop_requests
+from uknowpan.console import say, stop_requests
 from uknowpan.errors import OutputExists, UsageError
 from uknowpan.loading import memory_watched
 from uknowpan.models.checkpoints import at_most, network_of
 from uknowpan.models.devices import tune_cpu, usable_cores
-from uknowpan.models.training.loop import train
+from uknowpan.models.published.stages import PatchStage
+from uknowpan.models.training.loop import Stage, train
 from uknowpan.models.training.presets import Settings
 from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
 from uknowpan.training.jobs import make_job
@@ -46,6 +47,8 @@ def run(options: TrainOptions, settings: Settings, *, quiet: bool) -> Path | Non
     remedy = f"with a batch_size of {settings.train.batch_size}; begin anew with a lower one in [train] of --config."
     with _processes(options.device) as first, memory_watched(remedy):
         job = make_job(options, settings)
+        if first and not quiet:
+            _say_scales(job)
         show = TrainShow(out, settings.train.iterations, quiet=quiet or not first, writes=first)
         try:
             with stop_requests() as stopping:
@@ -64,6 +67,14 @@ def run(options: TrainOptions, settings: Settings, *, quiet: bool) -> Path | Non
         finally:
             show.close()
         return best if first else None
+
+
+def _say_scales(job: Stage) -> None:
+    """A line for every file whose sensor and full scale its name decided."""
+    for dataset in (job.data.dataset, job.data.valid) if isinstance(job, PatchStage) else ():
+        for file, scale in zip(dataset.files, dataset.scales, strict=True):
+            if file.header.by_name:
+                say(f"{Path(file.path).name}: {file.header.sensor} by its name, full scale {scale:g}")
 
 
 def own_device(device: str) -> str:

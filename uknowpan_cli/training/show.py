@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ class TrainShow:
         self.out, self.iterations, self.quiet = out, iterations, quiet
         self._writes = writes
         self._bar: Any = None
+        self._began = time.monotonic()
+        self._first = 0  # steps that an earlier run took
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=iterations, unit="step", file=sys.stderr, dynamic_ncols=True)
 
@@ -35,7 +39,12 @@ class TrainShow:
         return _tensorboard(self.out) if self._writes else None
 
     def step(self, step: int, parts: dict[str, float]) -> None:
-        """After every step."""
+        """After every step; the first one gives a line at once."""
+        if not self._first:
+            self._began, self._first = time.monotonic(), step
+            if not self.quiet and self._bar is None:
+                values = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+                say(f"step {step}/{self.iterations}: {values}")
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -50,11 +59,19 @@ class TrainShow:
         if self.quiet:
             return
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry.items() if k not in QUIET_FIELDS)
-        line = f"step {step}/{self.iterations}: {values}"
+        line = f"step {step}/{self.iterations}: {values}{self._pace(step)}"
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
             say(line)
+
+    def _pace(self, step: int) -> str:
+        """Steps per second since the first one, validation included, and the time that is left."""
+        done, seconds = step - self._first, time.monotonic() - self._began
+        if done < 1 or seconds <= 0:
+            return ""
+        left = timedelta(seconds=round((self.iterations - step) * seconds / done))
+        return f", {done / seconds:.3g} it/s, {left} left"
 
     def examples(self, step: int, shown: Examples) -> None:
         """After every validation."""

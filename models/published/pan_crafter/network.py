@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.blur import default_psf
-from uknowpan.models.published.layers import check_images, normed_conv, zeroed
+from uknowpan.models.published.layers import check_images, normed_conv, unrounded, zeroed
 from uknowpan.models.resample import degrade, upsample
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
@@ -335,7 +335,7 @@ class PanCrafter(nn.Module):
         for k in reversed(range(len(self.decoder))):
             h = torch.cat([self.ups[k](h), skips[k]], 1)
             h = self.decoder[k](h, token, scales[k])
-        x0 = self.head(h).to(lms.dtype)
+        x0 = unrounded(self.head, h).to(lms.dtype)
         if config.bicubic_base:
             x0 = 0.5 * x0 + torch.where((mode == MS_MODE).view(-1, 1, 1, 1), base - lms, 0.0)
         return Denoised(x0=x0)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.network import PixelNorm
-from uknowpan.models.published.layers import check_images, zeroed
+from uknowpan.models.published.layers import check_images, unrounded, zeroed
 from uknowpan.models.published.uknow.blocks import TimeEmbedding, box_highpass
 from uknowpan.models.training.bounds import check_bounds, count
 from uknowpan.models.types import Condition, Denoised
@@ -385,8 +385,8 @@ class SSDiff(nn.Module):
             else:
                 up = self.ups[stage - len(self.downs)]
                 x, y = (up(v, skip) for v, skip in zip((x, y), skips.pop(), strict=True))
-        detail = F.pixel_shuffle(self.head(x), grid)
-        coarse = F.pixel_shuffle(self.skip(self._ms(condition)), self.config.ratio)
+        detail = F.pixel_shuffle(unrounded(self.head, x), grid)
+        coarse = F.pixel_shuffle(unrounded(self.skip, self._ms(condition)), self.config.ratio)
         return Denoised(x0=(detail + coarse).float())
 
     def _by_patches(self, x_t: Tensor, t: Tensor, condition: Condition) -> Denoised:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_images
+from uknowpan.models.published.layers import check_images, unrounded
 from uknowpan.models.published.uknow.blocks import box_highpass
 from uknowpan.models.training.bounds import check_bounds, count
 
@@ -80,7 +80,7 @@ class PriorNet(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         # Back to the precision of lms: autocast's bfloat16 has 8 bits for mean and variance.
-        residual, raw = self.head(h).to(lms.dtype).chunk(2, dim=1)
+        residual, raw = unrounded(self.head, h).to(lms.dtype).chunk(2, dim=1)
         return lms + residual, F.softplus(raw) + self.config.variance_floor
 
 

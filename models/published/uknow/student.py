@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_images, normed_conv
+from uknowpan.models.published.layers import check_images, normed_conv, unrounded
 from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet, box_highpass
 from uknowpan.models.training.bounds import check_bounds, count, share
 from uknowpan.models.types import Condition, Denoised
@@ -134,4 +134,4 @@ class FSAStudent(nn.Module):
             ValueError: shapes that do not fit the configuration or each other.
         """
         h, features = self.unet(checked_inputs("student", self.config, x_t, condition), self.time(t))
-        return Denoised(x0=self.head(h), features=features)
+        return Denoised(x0=unrounded(self.head, h), features=features)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.published.layers import check_heads, normed_conv, zeroed
+from uknowpan.models.published.layers import check_heads, normed_conv, unrounded, zeroed
 from uknowpan.models.published.uknow.blocks import ResnetBlock, SelfAttention, TimeEmbedding, UNet
 from uknowpan.models.published.uknow.student import ResnetStack, StudentConfig, checked_inputs
 from uknowpan.models.published.uknow.wavelets import teacher_wavelets
@@ -113,7 +113,7 @@ class FSATeacher(nn.Module):
         levels = [F.interpolate(wavelets, size, mode="bilinear") for size in sizes]
         h, features = self.unet(h, self.time(t), prior, *levels)
         # Back to the precision of x_t: autocast's bfloat16 has 8 bits for x0 and variance.
-        answer = F.pixel_shuffle(self.head(h), self.config.patch).to(x_t.dtype)
+        answer = F.pixel_shuffle(unrounded(self.head, h), self.config.patch).to(x_t.dtype)
         x0, raw = answer.chunk(2, dim=1)
         variance = F.softplus(raw) + self.config.variance_floor
         tiny = torch.finfo(variance.dtype).tiny  # without a floor softplus may underflow

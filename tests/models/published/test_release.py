@@ -53,6 +53,20 @@ def test_timesteps_of_the_releases():
         NoiseSchedule.cosine(500).strided(400)
 
 
+@pytest.mark.parametrize("stage", STAGES[2:])
+def test_x0_is_float32_under_autocast(stage):
+    """Kind of fault: bfloat16 rounded x0 to one part in 256, however fine the network's sums were."""
+    settings = preset("paper", stage, 4)
+    shape = {"fsa-s": {"width": 8, "blocks": 1}, "ssdiff": {"width": 16, "time_width": 4}}
+    changes = shape.get(stage, {"widths": (8, 8), "blocks": 1, "token_width": 8, "groups": 4, "head_width": 4})
+    model = stirred(network_of(replace(settings.network, **changes)))
+    lms, pan, ms, x_t = (torch.rand(1, c, 32 // r, 32 // r) for c, r in ((4, 1), (1, 1), (4, 4), (4, 1)))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        x0 = model(x_t, torch.tensor([3]), Condition(lms, pan, ms=ms)).x0
+    assert x0.dtype == torch.float32
+    assert (x0 != x0.bfloat16().float()).float().mean() > 0.9
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")

@@ -182,7 +182,7 @@ def test_a_run_folder_tells_its_story(make_stage, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "network", "says"),
     [
-        ({"seed": 1, "iterations": 8}, {}, r"train\.iterations 6 \(here 8\), train\.seed 0 \(here 1\)"),
+        ({"seed": 1, "iterations": 4}, {}, r"train\.iterations 6 \(here 4\), train\.seed 0 \(here 1\)"),
         ({}, {"deep_blocks": 2}, r"network\.deep_blocks 1 \(here 2\)"),
         ({}, {"timesteps": 100}, r"network\.timesteps 500 \(here 100\)"),
         ({}, "names", r"data\.train\.scenes \['a', 'b'\] \(here \['a', 'x'\]\)"),
@@ -201,6 +201,13 @@ def test_a_run_goes_on_only_as_it_was_configured(make_stage, tmp_path, one_step,
     with pytest.raises(ConfigMismatch, match=f"was begun with {says}; --resume"):
         train(stage, config, one_step, resume=True)
     assert {p.name: p.read_bytes() for p in one_step.iterdir()} == before
+
+
+def test_a_run_goes_on_with_more_iterations(make_stage, tmp_path):
+    """Missing case: a run that should train longer had to begin anew."""
+    run(make_stage(), tmp_path / "run")
+    more = run(make_stage(), tmp_path / "run", replace(CONFIG, iterations=CONFIG.iterations + 2), resume=True)
+    assert list(more) == [CONFIG.iterations + 1, CONFIG.iterations + 2]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`uknowpan reproduce` from end to end, on files of PanCollection's layout."""
 
 import json
+import re
 
 import h5py
 import pytest
@@ -98,6 +99,18 @@ def test_a_short_run_of_each_system(uknowpan, collection, tmp_path, system):
     assert all(step["done"] for step in json.loads(uknowpan(*run, "--dry-run").stdout)["steps"] if "done" in step)
     assert uknowpan(*run).stdout == outcome.stdout
     assert (out / last / "log.jsonl").read_text() == before
+
+
+def test_the_log_has_a_first_line_and_a_pace(uknowpan, collection, tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text("[train]\niterations = 3\nbatch_size = 2\nlog_every = 2\nvalidation_samples = 1\n"
+                      "[network]\nwidth = 4\nblocks = 1\n")  # fmt: skip
+    data = collection / "training_data" / "train_qb.h5"
+    outcome = uknowpan("train", "--stage", "prior", "--data", data, "-o", tmp_path / "run", "--config", config)
+    lines = outcome.stderr.splitlines()
+    assert lines[:2] == [f"{split}_qb.h5: QB by its name, full scale 2047" for split in ("train", "valid")]
+    assert lines[2].startswith("step 1/3: nll ")
+    assert re.search(r"step 2/3: .*, [\d.e+]+ it/s, \d:\d\d:\d\d left$", lines[3])
 
 
 def test_what_is_missing_is_named(uknowpan, collection, tmp_path):

@@ -37,8 +37,13 @@ log_every = 2
 ema = 0.5
 amp = false
 """
-CONFIGS = TINY_NETWORKS | {"fsa-t": TINY_NETWORKS["fsa-t"] + "terminal_share = 0.3\n"}
-LOSSES = ("nll", "hard", "soft", "features", "variance", "score")
+CONFIGS = TINY_NETWORKS | {
+    "fsa-t": TINY_NETWORKS["fsa-t"] + "terminal_share = 0.3\n",
+    "pan-crafter": "[network]\nwidths = [8, 8]\nblocks = 1\nattention_from = 1\ntoken_width = 8\ngroups = 4\n"
+    "head_width = 4\n[options]\nreleased_crops = true\n",
+    "ssdiff": "[network]\nwidth = 8\nhead_width = 4\ntime_width = 4\nwindow = 4\n",
+}
+LOSSES = ("nll", "hard", "soft", "features", "variance", "ms", "l1", "score")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,16 @@ def arguments(folder: Path, stage: str, sources: Path, **changes: str) -> list[s
         "fsa-t": ["--prior", sources / "prior" / "last.safetensors"],
         "fsa-s": ["--teacher", sources / "fsa-t" / "last.safetensors"],
     }.get(stage, [])
-    words = ["train", "--stage", stage, "--data", folder / "train.h5", "--config", config, *more]
+    words = [
+        "train",
+        "--stage" if stage in TINY_NETWORKS else "--model",
+        stage,
+        "--data",
+        folder / "train.h5",
+        "--config",
+        config,
+        *more,
+    ]
     return [str(word) for word in (*words, "--device", "cpu", "-j", 1, "-q")]
 
 
@@ -133,7 +147,7 @@ leave()
 
 
 def test_two_processes_learn_what_one_does(folder: Path, uknowpan: Run, tmp_path: Path) -> None:
-    """Prior, teacher, and the lite student with its adapters, sources by the same checkpoints."""
+    """Every stage: prior, teacher, the lite student with its adapters, PAN-Crafter and SSDiff."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     commands = {}
     for stage in CONFIGS:
