@@ -28,11 +28,15 @@ def classical_reach(statistics: SceneStatistics) -> int:
 
 
 def _intensity_weights(statistics: SceneStatistics) -> tuple[Array, float]:
-    """Regression of the degraded PAN on the MS bands: weights (C,) and intercept."""
+    """Weights (C,) and intercept of the intensity that is nearest to the degraded PAN, in given proportions or any."""
     covariance, mean = statistics.covariance, statistics.mean
     ms = covariance[:-1, :-1]
-    ridge = 1e-6 * max(float(ms.diagonal().mean()), 1e-30)
-    weights = np.linalg.solve(ms + ridge * np.eye(len(ms)), covariance[:-1, -1])
+    weights: Array
+    if (given := statistics.weights) is not None:
+        weights = given * (given @ covariance[:-1, -1] / max(float(given @ ms @ given), 1e-30))
+    else:
+        ridge = 1e-6 * max(float(ms.diagonal().mean()), 1e-30)
+        weights = np.linalg.solve(ms + ridge * np.eye(len(ms)), covariance[:-1, -1])
     return weights, float(mean[-1] - weights @ mean[:-1])
 
 
@@ -110,6 +114,9 @@ def awlp(pan: Array, ms: Array, statistics: SceneStatistics, geometry: Geometry)
     hrms: Array = lms + gain * (pan - pan_low)
     return hrms
 
+
+WEIGHTED = ("brovey", "gsa", "awlp")
+"""The methods that weigh the bands."""
 
 CLASSICAL_METHODS: dict[str, Method] = {
     "bicubic": bicubic,

@@ -4,13 +4,15 @@ Networks are run by `uknowpan.models.denoising`; PyTorch is imported only for th
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
+from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
 from uknowpan.models.resample import UPSAMPLE_REACH, Array, Image, crop, degrade_reach, like, reflect
 from uknowpan.models.statistics import SceneStatistics, scene_statistics
@@ -89,7 +91,7 @@ class Sharpener(Protocol):
 
 
 class ClassicalSharpener:
-    """One of `CLASSICAL_METHODS`."""
+    """One of `CLASSICAL_METHODS`; those of `WEIGHTED` take proportions of the bands in their intensity."""
 
     device = "cpu"
     floats_per_pixel = 64
@@ -99,12 +101,14 @@ class ClassicalSharpener:
     has_uncertainty = False
     wants_softness = False
 
-    def __init__(self, method: str):
+    def __init__(self, method: str, weights: Sequence[float] | None = None):
         self.name = method
         self._method = CLASSICAL_METHODS[method]
+        self._weights = None if weights is None else np.array(weights)
 
     def check(self, bands: int, ratio: int) -> None:
-        return None
+        if self._weights is not None and len(self._weights) != bands:
+            raise ModelMismatch(f"--weights has {len(self._weights)} weights for {bands} bands; give one for each.")
 
     def assumed_psf(self, ratio: int) -> Psf | None:
         return default_psf(ratio)
@@ -121,11 +125,13 @@ class ClassicalSharpener:
     def sharpen(self, pan: Pixels, ms: Pixels, statistics: SceneStatistics, origins: Origins) -> Sharpened:
         margin = self.margin(statistics)
         pan, ms = (np.asarray(x) for x in (pan, ms))
+        statistics = replace(statistics, weights=self._weights)
         hrms = self._method(pan, ms, statistics, geometry_of(statistics, origins, margin, ms))
         return Sharpened(crop(hrms, margin * statistics.ratio))
 
     def provenance(self) -> dict[str, str]:
-        return {"METHOD": self.name}
+        weights = {} if self._weights is None else {"WEIGHTS": " ".join(f"{w:g}" for w in self._weights)}
+        return {"METHOD": self.name} | weights
 
 
 class ConsistentSharpener:
@@ -174,12 +180,20 @@ class ConsistentSharpener:
         return {**self.inner.provenance(), "CONSISTENCY": str(self.passes)}
 
 
-def load_sharpener(model: str | None, method: str | None = None, *, consistency: int = 0, **options: Any) -> Sharpener:
+def load_sharpener(
+    model: str | None,
+    method: str | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    consistency: int = 0,
+    **options: Any,
+) -> Sharpener:
     """A sharpener by name: a classical `method`, else a model (bundled name or path).
 
     Args:
         model: bundled name or path; None: the bundled one.
         method: one of `CLASSICAL_METHODS` instead.
+        weights: of the bands, for a method of `WEIGHTED`.
         consistency: passes of `ConsistentSharpener` at the end.
         options: of a network: steps, seed, device, dtype, and softness of the result (sigma in
             PAN pixels, or "ms": as soft as the MS) for those that were trained with one.
@@ -191,7 +205,7 @@ def load_sharpener(model: str | None, method: str | None = None, *, consistency:
     """
     sharpener: Any
     if method is not None:
-        sharpener = ClassicalSharpener(method)
+        sharpener = ClassicalSharpener(method, weights)
     else:
         from uknowpan.models.denoising import load_scene_network
 

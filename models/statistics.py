@@ -59,6 +59,8 @@ class SceneStatistics:
     """(C,) float64, `HAZE_SHARE` quantile of each band: the light that haze adds. None: 0."""
     field: Registration | None = None
     """Displacement of the MS that is taken out; the shift of `psf` is 0 then. None: nothing is moved."""
+    weights: Array | None = None
+    """(C,) proportions of the bands in an intensity; None: by regression."""
 
     @property
     def softness_of_result(self) -> float:

@@ -67,7 +67,7 @@ def assembled(
         first = placed[0].bands
         values = [_nodata([tile.bands[i] for tile in placed], nodata) for i in range(len(first))]
         data = first[0][1]
-        lines = [*_metadata(data.tags()), *_metadata(data.tags(ns="RPC"), "RPC")]
+        lines = [line for domain in ("", "RPC", "IMAGERY") for line in _metadata(data.tags(ns=domain or None), domain)]
         for i, value in enumerate(values):
             lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits)
         masked = any(has_mask(data) for data in opened.values())

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rasterio.enums import ColorInterp
@@ -35,6 +37,8 @@ class PanMeta:
     dtype: str
     nodata: float | None
     nbits: int | None
+    acquired: str | None = None
+    """time of the image, ISO 8601 in UTC, if the file declares it"""
 
 
 def declared_bits(dataset: DatasetReader, band: int) -> int | None:
@@ -44,8 +48,19 @@ def declared_bits(dataset: DatasetReader, band: int) -> int | None:
     return int(text) if text and text.isdigit() else None
 
 
+def iso_time(text: str | None) -> str | None:
+    """A time of metadata as ISO 8601 in UTC, to the second; None where it is none."""
+    try:
+        time = datetime.fromisoformat((text or "").strip())
+    except ValueError:
+        return None
+    zoned = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return zoned.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def pan_meta(pan: Raster) -> PanMeta:
-    return PanMeta(pan.dtypes[0], pan.nodata[0], declared_bits(pan.dataset, pan.bands[0]))
+    time = iso_time(pan.dataset.tags(ns="IMAGERY").get("ACQUISITIONDATETIME"))
+    return PanMeta(pan.dtypes[0], pan.nodata[0], declared_bits(pan.dataset, pan.bands[0]), time)
 
 
 def ms_meta(rasters: Sequence[Raster], nodata: float | None) -> MsMeta:
@@ -80,6 +95,29 @@ def ms_meta(rasters: Sequence[Raster], nodata: float | None) -> MsMeta:
         tags=tags,
         nbits=max(known_bits) if len(known_bits) == len(bits) else None,
     )
+
+
+def with_alpha(meta: MsMeta) -> MsMeta:
+    """Metadata with an alpha band after the others."""
+    more: dict[str, Any] = {
+        "descriptions": "alpha",
+        "colorinterp": ColorInterp.alpha,
+        "scales": 1.0,
+        "offsets": 0.0,
+        "units": None,
+    }
+    more = {key: (*getattr(meta, key), value) for key, value in more.items()}
+    return replace(meta, band_tags=(*meta.band_tags, {}), **more)
+
+
+def rgb_meta(meta: MsMeta, bands: Sequence[int]) -> MsMeta:
+    """Metadata of an 8-bit picture of one or three bands (0-based), nodata 0."""
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if len(bands) == 3 else (ColorInterp.gray,)
+    n = len(bands)
+    return replace(
+        meta, dtype="uint8", nodata=0.0, descriptions=tuple(meta.descriptions[b] for b in bands), colorinterp=colours,
+        scales=(1.0,) * n, offsets=(0.0,) * n, units=(None,) * n, band_tags=({},) * n, nbits=None,
+    )  # fmt: skip
 
 
 def uncertainty_meta(meta: MsMeta) -> MsMeta:

@@ -20,7 +20,7 @@ from rasterio.windows import Window as GdalWindow
 from uknowpan.durable import Scratch
 from uknowpan.tiling.errors import InvalidResult, OutputError, OutputExists, TilingError
 from uknowpan.tiling.fill import AnyArray, BoolArray
-from uknowpan.tiling.metadata import MsMeta
+from uknowpan.tiling.metadata import MsMeta, with_alpha
 from uknowpan.tiling.raster import GDAL_ERRORS, quiet, reason, usable_nodata
 from uknowpan.tiling.window import Grid
 
@@ -45,6 +45,8 @@ class OutputOptions:
     """GDAL creation options; they override every default of ours"""
     overviews: bool = False
     """a COG has them always"""
+    mask: str | None = None
+    """internal, alpha, or file for a .msk beside it; None: nodata marks invalid pixels"""
     overwrite: bool = False
     num_threads: int = 1
     """for compression"""
@@ -129,6 +131,14 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
     return np.where(valid, out, kind.type(nodata))
 
 
+def is_valid(values: AnyArray, nodata: float | None) -> BoolArray:
+    """Where encoded values are not nodata."""
+    if nodata is None:
+        return np.ones(values.shape, bool)
+    valid: BoolArray = ~np.isnan(values) if np.isnan(nodata) else values != values.dtype.type(nodata)
+    return valid
+
+
 def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:
     """Refuse early what would fail late. Raises OutputError, OutputExists."""
     target = Path(path)
@@ -185,7 +195,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
         self._next = 0
         self._pending: list[AnyArray] = []
-        self._sums: list[tuple[int, int, int]] = []
+        self._sums: list[tuple[int, int, int, int]] = []
         self._dataset: rasterio.io.DatasetWriter | None = None
         with self._explained():
             self.scratch = Scratch(path)
@@ -204,6 +214,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         place = {"transform": grid.transform} if grid.is_placed else {}
         # MINISBLACK, because GDAL makes RGBA of four 8-bit bands by itself.
         rgb = meta.colorinterp[:3] == (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        alpha = self._options.mask == "alpha"
         creation = {
             "TILED": "YES",
             "BLOCKXSIZE": str(min(_BLOCK, -(-grid.width // 16) * 16)),
@@ -212,7 +223,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             "BIGTIFF": "IF_SAFER",
             "PHOTOMETRIC": "RGB" if rgb else "MINISBLACK",
             "NUM_THREADS": str(self._options.num_threads),
-        }
+        } | ({"ALPHA": "YES"} if alpha else {})
         if self._options.format == "cog":
             creation["ZLEVEL"] = "1"  # thrown away after the copy
         else:
@@ -222,14 +233,17 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         _predict(creation, "3" if np.dtype(self.encoding.dtype).kind == "f" else "2")
         with quiet():
             return rasterio.open(
-                self._temp, "w", driver="GTiff", width=grid.width, height=grid.height, count=len(meta.descriptions),
-                dtype=self.encoding.dtype, nodata=self.encoding.nodata, crs=grid.crs, **place,
+                self._temp, "w", driver="GTiff", width=grid.width, height=grid.height,
+                count=len(meta.descriptions) + alpha, dtype=self.encoding.dtype,
+                nodata=None if self._options.mask else self.encoding.nodata, crs=grid.crs, **place,
                 **{k.lower(): v for k, v in creation.items()},
             )  # fmt: skip
 
     def _describe(self, meta: MsMeta, tags: dict[str, str]) -> None:
         dataset = self._dataset
         assert dataset is not None
+        if self._options.mask == "alpha":
+            meta = with_alpha(meta)
         dataset.descriptions = meta.descriptions
         dataset.colorinterp = meta.colorinterp
         if any(s != 1 for s in meta.scales) or any(o != 0 for o in meta.offsets):
@@ -266,9 +280,18 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         for top in range(0, n, self._block_rows):
             part = np.ascontiguousarray(buffer[:, top : min(top + self._block_rows, n)])
             window = GdalWindow(0, first + top, part.shape[2], part.shape[1])
-            with self._explained():
+            shown = 255 * is_valid(part[0], self.encoding.nodata).astype(np.uint8)
+            if self._options.mask == "alpha":
+                full = np.iinfo(part.dtype).max if part.dtype.kind in "iu" else 255
+                part = np.concatenate([part, np.where(shown, full, 0).astype(part.dtype)[None]])
+            masked = self._options.mask in ("internal", "file")
+            with self._explained(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=self._options.mask == "internal"):
                 self._dataset.write(part, window=window)
-            self._sums.append((first + top, part.shape[1], zlib.crc32(part.data)))
+                if masked:
+                    self._dataset.write_mask(shown, window=window)
+            self._sums.append(
+                (first + top, part.shape[1], zlib.crc32(part.data), zlib.crc32(shown.data) if masked else 0)
+            )
 
     def finish(self) -> Scratch:
         """Complete the file under its temporary name; `place` renames it."""
@@ -292,10 +315,13 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     def place(self) -> None:
         """Give the finished file its name, and remove what belongs to the file that it replaces."""
+        own = [end for end in _SIDECARS if self._options.mask == "file" and os.path.exists(f"{self.scratch.path}{end}")]
         with self._explained():
+            for end in own:
+                os.replace(f"{self.scratch.path}{end}", f"{self.scratch.target}{end}")
             self.scratch.place()
         # Statistics, overviews and mask of the file that was overwritten.
-        for end in _SIDECARS:
+        for end in (end for end in _SIDECARS if end not in own):
             for path in (self.scratch.target, self.path):
                 with suppress(OSError):
                     os.remove(f"{path}{end}")
@@ -310,9 +336,11 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     def _verify(self, path: Path, exactly: bool) -> None:
         with quiet(), rasterio.open(path) as dataset:
-            for row, n, checksum in self._sums:
-                rows = dataset.read(window=GdalWindow(0, row, self._grid.width, n))
-                if exactly and zlib.crc32(rows.data) != checksum:
+            for row, n, checksum, mask in self._sums:
+                window = GdalWindow(0, row, self._grid.width, n)
+                rows = dataset.read(window=window)
+                lost = mask and zlib.crc32(dataset.read_masks(1, window=window).data) != mask
+                if lost or (exactly and zlib.crc32(rows.data) != checksum):
                     raise OutputError(
                         f"{self.path} does not hold what was written at row {row}; is the disk full or broken?"
                     )

@@ -96,6 +96,8 @@ class ScenePair(AbstractContextManager["ScenePair"]):
     """flags on the frame and the bits of clouds and shadows, which registration and statistics leave out"""
     each_band: bool = False
     """an output pixel is valid band by band, not only where all bands are"""
+    mask_clouds: bool = False
+    """clouds and shadows are invalid in the output too"""
 
     def __post_init__(self) -> None:
         frame = self.frame
@@ -105,7 +107,9 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         self.nested = not any(source.warped for source in self.ms_sources)
         """the MS is read as it is, without resampling"""
         self._sources = [self.pan_source, *self.ms_sources]
-        self.may_have_invalid = any(source.may_have_holes for source in self._sources) or self._extrapolates()
+        self.may_have_invalid = (
+            self.mask_clouds or any(source.may_have_holes for source in self._sources) or self._extrapolates()
+        )
         """whether an output pixel can come out invalid, as far as headers and geometry show"""
         self._stamps = [stamp(path) for path in dict.fromkeys([*self.inputs, *files_behind(self.inputs)])]
         self._lock = threading.RLock()
@@ -137,19 +141,21 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         if not pan_data.all():
             pan = self._filled([self.pan_source], pan_window, FILL_REACH * self.ratio, self.fill_values[0])
         pan_valid = pan_data & pan_inside
-        ms_valid = np.logical_and.reduce(ms_data & ms_inside) & self._clear(window)
+        clear = self._clear(window)
+        shown = clear if self.mask_clouds else np.True_
+        ms_valid = np.logical_and.reduce(ms_data & ms_inside) & clear
         if self.each_band:  # a source is a band
             for band, source in enumerate(self.ms_sources):
                 if not ms_data[band].all():
                     ms[band] = self._filled([source], window, FILL_REACH, self.fill_values[1][band : band + 1])[0]
             each = [
-                self._valid(pan_valid, data, window, band) & self._within_extents([source], window)
+                self._valid(pan_valid, data & shown, window, band) & self._within_extents([source], window)
                 for band, (data, source) in enumerate(zip(ms_data, self.ms_sources, strict=True))
             ]
             return TileArrays(pan, ms, pan_valid, ms_valid, np.logical_or.reduce(each), np.stack(each))
         if not ms_data.all():
             ms = self._filled(self.ms_sources, window, FILL_REACH, self.fill_values[1])
-        valid = self._valid(pan_valid, np.logical_and.reduce(ms_data), window)
+        valid = self._valid(pan_valid, np.logical_and.reduce(ms_data) & shown, window)
         return TileArrays(pan, ms, pan_valid, ms_valid, valid & self._within_extents(self.ms_sources, window))
 
     def _clear(self, window: Window) -> BoolArray | np.bool_:
@@ -291,6 +297,7 @@ class ScenePair(AbstractContextManager["ScenePair"]):
             "ratio": self.ratio,
             "resampling": self.resampling,
             "clouds": None if self.clouds is None else self.clouds[1],
+            "mask_clouds": self.mask_clouds,
             "valid": "any" if self.each_band else "all",
             "nodata": None if self.meta.nodata is None else repr(self.meta.nodata),
             "pan_nodata": None if self.pan_meta.nodata is None else repr(self.pan_meta.nodata),
@@ -323,6 +330,7 @@ def open_pair(
     bounds: Bounds | None = None,
     valid: str = "all",
     clouds: tuple[str, int] | None = None,
+    mask_clouds: bool = False,
 ) -> ScenePair:
     """Open a PAN and one or several MS rasters and place them on one frame.
 
@@ -339,6 +347,7 @@ def open_pair(
         valid: an output pixel is valid where "all" bands are, or, band by band, where "any" is.
         clouds: a raster of flags, and the bits of clouds and shadows. Registration and statistics leave these out;
             the output has them.
+        mask_clouds: they are invalid in the output too.
 
     Raises:
         InputUnreadable, IncompatiblePair: files that cannot be opened, or do not fit.
@@ -377,6 +386,7 @@ def open_pair(
                 closing=closing.pop_all(),
                 inputs=_files([pan, *specs], [pan_raster, *rasters]) + ([] if clouds is None else [clouds[0]]),
                 clouds=flags,
+                mask_clouds=mask_clouds,
                 each_band=valid == "any",
             )
     except GDAL_ERRORS as error:
@@ -505,7 +515,7 @@ def sample_windows(pair: ScenePair, count: int = 16, size: int = 64) -> list[Win
     has all of its PAN pixels - scattered nodata - any of them will do.
     """
     windows = _sampled(pair, count, size, whole=True) or _sampled(pair, count, size, whole=False)
-    if not windows and pair.clouds is not None:  # what is under clouds is all that there is
+    if not windows and pair.clouds is not None and not pair.mask_clouds:  # what is under clouds is all that there is
         pair.clouds = None
         return sample_windows(pair, count, size)
     return windows

@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -304,17 +304,24 @@ class StripStore:
                     "are free there, make room and resume."
                 ) from error
 
-    def assemble(self, writers: Mapping[str, SceneWriter]) -> None:
-        """Feed all strips to the writers, one for each layer. Raises OutputError."""
+    def strips(self, layer: str) -> Iterator[AnyArray]:
+        """The strips of a layer from the top. Raises OutputError."""
+        for index in range(self.count):
+            path = self._path(layer, index)
+            try:
+                rows = _load(path)
+            except (OSError, ValueError) as error:
+                raise OutputError(f"{path} is missing or damaged; resume the run.") from error
+            yield rows
+
+    def assemble(
+        self, writers: Mapping[str, SceneWriter], changed: Mapping[str, Callable[[AnyArray], AnyArray]] | None = None
+    ) -> None:
+        """Feed all strips to the writers, one for each layer, some of them changed before. Raises OutputError."""
         for layer in self.layers:
-            row = 0
-            for index in range(self.count):
-                path = self._path(layer, index)
-                try:
-                    rows = _load(path)
-                except (OSError, ValueError) as error:
-                    raise OutputError(f"{path} is missing or damaged; resume the run.") from error
-                writers[layer].write_encoded(row, rows)
+            row, change = 0, (changed or {}).get(layer)
+            for rows in self.strips(layer):
+                writers[layer].write_encoded(row, rows if change is None else change(rows))
                 row += rows.shape[1]
 
     def commit(self, files: Mapping[str, Scratch]) -> None:

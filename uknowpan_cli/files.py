@@ -30,6 +30,9 @@ def check_suffixes(named: Mapping[str, str]) -> None:
         if option == "--preview":
             if suffix not in ("", ".png"):
                 raise UsageError(f"{option} {path}: a PNG is written; name it .png.")
+        elif option == "--stac":
+            if suffix not in (".json", ".geojson"):
+                raise UsageError(f"{option} {path}: a STAC item is JSON; name it .json.")
         elif suffix in OTHERS:
             raise UsageError(f"{option} {path}: a GeoTIFF is written; name it .tif, and convert it: gdal_translate.")
 

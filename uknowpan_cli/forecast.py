@@ -104,6 +104,7 @@ def estimate(scene: Scene) -> Forecast:
     memory += height * grid.width * pair.bands * BYTES_OF_ROW
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize
+    written = image if scene.options.stretch is None else grid.width * grid.height * min(pair.bands, 3)
     return Forecast(
         width=grid.width,
         height=grid.height,
@@ -116,8 +117,8 @@ def estimate(scene: Scene) -> Forecast:
         margin_pan_pixels=plan.margin * pair.ratio,
         memory_mb=round(memory / 1e6, 1),
         seconds=round(seconds, 1),
-        output_mb=round(image / 1e6, 1),
-        disk_mb=round(_disk(scene, data, image) / 1e6, 1),
+        output_mb=round(written / 1e6, 1),
+        disk_mb=round(_disk(scene, data, image, written) / 1e6, 1),
         notes=notes,
     )
 
@@ -197,15 +198,15 @@ def _write(scene: Scene, layers: Mapping[str, Array], valid: Array) -> None:
         store.assemble(writers)
 
 
-def _disk(scene: Scene, data: _Data, image: int) -> float:
+def _disk(scene: Scene, data: _Data, image: int, written: int) -> float:
     """Bytes, see `Forecast.disk_mb`. A COG is a copy of a finished GeoTIFF."""
     pair, options = scene.pair, scene.options
     sigma = 0 if options.uncertainty is None else pair.grid.width * pair.grid.height * pair.bands * 4
     share = data.tiles / scene.plan.count
     plain = creation_of(options).get("COMPRESS", "").upper() == "NONE"
     strips = (image + sigma) * data.rows / len(scene.plan.rows)
-    copied = image * share if options.format == "cog" else 0
-    return strips + image * (1 if plain else share) + sigma * share + copied
+    copied = written * share if options.format == "cog" else 0
+    return strips + written * (1 if plain else share) + sigma * share + copied
 
 
 def _data_of(scene: Scene) -> _Data:

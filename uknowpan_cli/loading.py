@@ -39,7 +39,8 @@ def load_for(options: SharpenOptions) -> Sharpener:
                 log.warning("%s changes nothing for --method %s", flag, options.method)
         if idle["--device"]:
             choose_device(options.device)  # whether there is one
-        return load_sharpener(None, options.method, consistency=options.consistency)
+        weights: Any = options.weights
+        return load_sharpener(None, options.method, weights=weights, consistency=options.consistency)
     import torch
 
     tune_cpu(options.num_threads)

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from uknowpan.errors import UsageError
+from uknowpan.models.classical import WEIGHTED
 from uknowpan.models.training.bounds import is_full_scale
 
 INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling and memory", "Output format", "Run"
@@ -76,6 +77,9 @@ class SharpenOptions:
             "shift is global.",
         ),
     ] = "auto"
+    mask_clouds: Annotated[
+        bool, Option("--mask-clouds", INPUT, "Clouds and shadows of a Landsat product become invalid.")
+    ] = False
     bounds: Annotated[
         str | Sequence[float] | None,
         Option("--bounds", INPUT, "Only this part, in the PAN's CRS.", "LEFT,BOTTOM,RIGHT,TOP", cli=str | None),
@@ -116,6 +120,13 @@ class SharpenOptions:
         str | os.PathLike[str] | None,
         Option("--preview", RESULT, "Also write a small PNG of the result.", "FILE", cli=str | None),
     ] = None
+    stac: Annotated[
+        str | os.PathLike[str] | None,
+        Option(
+            "--stac", RESULT, "Also write a STAC item: GeoJSON with the footprint of the valid area.", "FILE",
+            cli=str | None,
+        ),
+    ] = None  # fmt: skip
     model: Annotated[
         str | os.PathLike[str] | None,
         Option(
@@ -124,6 +135,16 @@ class SharpenOptions:
         ),
     ] = None  # fmt: skip
     method: Annotated[Method | None, Option("--method", MODEL, "A classical method instead of a model.")] = None
+    weights: Annotated[
+        str | Sequence[float] | None,
+        Option(
+            "--weights -w",
+            MODEL,
+            "Proportions of the MS bands in the intensity of brovey, gsa or awlp; default: by regression on the PAN.",
+            "1,1,1,0",
+            cli=str | None,
+        ),
+    ] = None
     steps: Annotated[
         int | None, Option("--steps", MODEL, "Network evaluations; default: as the model declares.", "N", 1)
     ] = None
@@ -156,6 +177,23 @@ class SharpenOptions:
         OutputDtype | None,
         Option("--output-dtype", FORMAT, "Data type; default: the MS's. Values are clipped, not rescaled."),
     ] = None
+    stretch: Annotated[
+        str | Sequence[float] | None,
+        Option(
+            "--stretch",
+            FORMAT,
+            "Write 8-bit RGB for maps. LOW becomes black and HIGH white: digital numbers, or shares of the "
+            "scene's pixels as in 2%,98%.",
+            "LOW,HIGH",
+            cli=str | None,
+        ),
+    ] = None
+    mask: Annotated[
+        Literal["internal", "alpha", "file"] | None,
+        Option(
+            "--mask", FORMAT, "Mark invalid pixels by a mask in the file, an alpha band or FILE.msk, not by nodata."
+        ),
+    ] = None
     format: Annotated[Literal["gtiff", "cog"], Option("--format -f", FORMAT, "File layout.")] = "gtiff"
     creation: Annotated[
         Mapping[str, str] | Sequence[str] | None,
@@ -171,6 +209,7 @@ class SharpenOptions:
                 raise UsageError(f"--method and --{name} exclude each other.")
         for name, (hint, option) in declared().items():
             _check(getattr(self, name), hint, option)
+        self._refuse_together()
         if self.max_memory is not None and not 0 < self.max_memory < math.inf:
             raise UsageError(f"--max-memory must be above 0 and finite, not {self.max_memory:g}.")
         self._set("creation", creation_options(self.creation or {}))
@@ -181,9 +220,22 @@ class SharpenOptions:
         self._set("bidx", band_numbers(self.bidx))
         bounds = numbers(self.bounds, "--bounds", 4)
         self._set("bounds", None if bounds is None else tuple(bounds))
-        for name in ("model", "uncertainty", "preview"):
+        self._set("weights", band_weights(self.weights))
+        self._set("stretch", stretch_range(self.stretch))
+        for name in ("model", "uncertainty", "preview", "stac"):
             value = getattr(self, name)
             self._set(name, None if value is None else os.fspath(value))
+
+    def _refuse_together(self) -> None:
+        """Refuse two options of which one would have no meaning."""
+        if self.stretch is not None and self.output_dtype is not None:
+            raise UsageError("--stretch writes uint8; leave out --output-dtype.")
+        if self.mask is not None and self.valid == "any":
+            raise UsageError("--mask holds for all bands, and --valid any for each by itself; leave one out.")
+        if self.mask == "file" and self.format == "cog":
+            raise UsageError("--mask file: the mask of a COG lies in it; use --mask internal.")
+        if self.weights is not None and self.method not in WEIGHTED:
+            raise UsageError(f"--weights is for --method {', '.join(WEIGHTED[:-1])} or {WEIGHTED[-1]}.")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -194,7 +246,7 @@ class SharpenOptions:
         return tuple((name, getattr(self, name)) for name in OF_MODEL)
 
 
-OF_MODEL = ("model", "method", "softness", "consistency", "steps", "seed", "device", "dtype", "num_threads")
+OF_MODEL = ("model", "method", "weights", "softness", "consistency", "steps", "seed", "device", "dtype", "num_threads")
 
 
 @cache
@@ -255,6 +307,32 @@ def band_numbers(text: str | Sequence[float] | None) -> tuple[int, ...] | None:
     if any(v < 1 or v != int(v) for v in values):
         raise UsageError(f"--bidx takes band numbers from 1 on, not {text!r}.")
     return tuple(int(v) for v in values)
+
+
+def band_weights(text: str | Sequence[float] | None) -> tuple[float, ...] | None:
+    """Proportions of bands, none below 0; a UsageError for others."""
+    values = numbers(text, "--weights")
+    if values is not None and (min(values) < 0 or sum(values) == 0):
+        raise UsageError(f"--weights takes numbers from 0 on, not all 0, not {text!r}.")
+    return None if values is None else tuple(values)
+
+
+def pair_of(stretch: str) -> tuple[float, float]:
+    """The two numbers of LOW,HIGH or LOW%,HIGH%."""
+    low, high = numbers(stretch.replace("%", ""), "--stretch", 2) or (0.0, 0.0)
+    return low, high
+
+
+def stretch_range(text: str | Sequence[float] | None) -> str | None:
+    """LOW,HIGH in digital numbers, or LOW%,HIGH%; a UsageError for others."""
+    if text is None:
+        return None
+    words = text if isinstance(text, str) else ",".join(f"{value:.17g}" for value in text)
+    low, high = pair_of(words)
+    shares = [word.strip().endswith("%") for word in words.split(",")]
+    if not low < high or any(shares) != all(shares) or (any(shares) and not 0 <= low < high <= 100):
+        raise UsageError(f"--stretch takes LOW,HIGH, or LOW%,HIGH% from 0 to 100, LOW below HIGH, not {text!r}.")
+    return words
 
 
 def _full_scale(max_value: float | None, bit_depth: int | None) -> float | None:

@@ -3,11 +3,13 @@
 A picture here is a uint8 array (3, H, W) in R, G, B order.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,6 +30,8 @@ SMALLEST_TEXT = 9
 """Pixels: no caption is shrunk below."""
 HEAT = np.array([*bytes.fromhex("000000 100019 410035 79003c ae1d32 d35319 e98e29 f1c771 faf8d1")]).reshape(-1, 3)
 """Colours of error maps. Lightness rises evenly in Oklab (Ottosson, 2020): twice the error looks twice as bright."""
+
+METRES_OF_A_DEGREE = 111_320.0
 
 COLOURS = ("red", "green", "blue")
 # Words that turn a colour name into another band: red edge, coastal blue, near infra red.
@@ -247,6 +251,32 @@ def quiver(fields: np.ndarray, step: int = 40) -> np.ndarray:
     return _array(image)
 
 
+def scale_bar(rgb: np.ndarray, pixel: float) -> np.ndarray:
+    """A copy of a picture (3, H, W) with a bar of a round length in its lower left corner.
+
+    Args:
+        rgb: the picture; one that is too narrow for a bar stays as it is.
+        pixel: metres per pixel of the picture.
+    """
+    _, height, width = rgb.shape
+    if min(height, width) < 160:
+        return rgb
+    longest = 0.25 * width * pixel
+    power = 10.0 ** math.floor(math.log10(longest))
+    metres = max(step * power for step in (1, 2, 5) if step * power <= longest)
+    words = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
+    size = max(SMALLEST_TEXT, round(min(height, width) / 40))
+    image = _image(rgb)
+    draw = ImageDraw.Draw(image)
+    left, bottom, thick = size, height - size, max(2, size // 5)
+    bar = (left, bottom - thick, left + round(metres / pixel), bottom)
+    draw.rectangle((bar[0] - 1, bar[1] - 1, bar[2] + 1, bar[3] + 1), fill=BACKGROUND)
+    draw.rectangle(bar, fill=CAPTION)
+    at = (left, bottom - 1.5 * thick)
+    draw.text(at, words, CAPTION, _font(size), anchor="ls", stroke_width=2, stroke_fill=BACKGROUND)
+    return _array(image)
+
+
 def write_png(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
     """Write uint8 (3, H, W), or (4, H, W) with alpha, or (1, H, W) grey, as a PNG.
 
@@ -272,6 +302,27 @@ def _array(image: Image.Image) -> np.ndarray:
     return np.moveaxis(np.asarray(image), 2, 0)
 
 
+def valid_mask(raster: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Mask of a raster at a size, 0 where pixels are invalid; GDAL takes alpha for one beside 1 or 3 bands alone."""
+    names = [colour.name for colour in raster.colorinterp]
+    if names[-1] == "alpha":
+        alpha: np.ndarray = (raster.read(raster.count, out_shape=shape) > 0).astype(np.uint8)
+        return alpha
+    mask: np.ndarray = raster.dataset_mask(out_shape=shape)
+    return mask
+
+
+def _metres(raster: Any) -> float | None:
+    """Metres per pixel in the middle of a raster; None without georeferencing."""
+    if raster.crs is None or raster.transform.is_identity:
+        return None
+    across = math.hypot(raster.transform.a, raster.transform.d)
+    if raster.crs.is_geographic:
+        _, latitude = raster.transform * (raster.width / 2, raster.height / 2)
+        return across * METRES_OF_A_DEGREE * math.cos(math.radians(latitude))
+    return float(across * raster.crs.linear_units_factor[1])
+
+
 def preview_png(
     raster: str | os.PathLike[str], output: str | os.PathLike[str], max_size: int = 1024
 ) -> tuple[int, int]:
@@ -279,7 +330,7 @@ def preview_png(
 
     Args:
         raster: path or URL that rasterio opens.
-        output: PNG to write; pixels without data are transparent.
+        output: PNG to write; pixels without data are transparent. A georeferenced one has a scale bar.
         max_size: longest side in pixels; a smaller raster keeps its size.
 
     Returns:
@@ -298,10 +349,13 @@ def preview_png(
             out_shape=(len(read), height, width),
             resampling=Resampling.average if shrink > 1 else Resampling.nearest,
         )
-        valid = source.dataset_mask(out_shape=(height, width)) > 0
+        valid = valid_mask(source, (height, width)) > 0
+        metres = _metres(source)
     red, green, blue = (read.index(b) for b in bands)
     valid &= np.isfinite(image).all(axis=0)
     rgb = stretch_from(image, valid, bands=(red, green, blue)).apply(image)
+    if metres is not None:
+        rgb = scale_bar(rgb, metres * shrink)
     alpha = 255 * valid.astype(np.uint8)[None]
     write_png(output, rgb if valid.all() else np.concatenate([rgb, alpha]))
     return height, width

@@ -97,6 +97,9 @@ def open_scene(
     delivery = understood(pan) if isinstance(pan, str | os.PathLike) and not ms else None
     if delivery is not None:
         line, (pan, ms), bands = delivery.line(bands), delivery.rasters(bands), None
+    clouds = None if delivery is None else delivery.clouds
+    if options.mask_clouds and clouds is None:
+        raise UsageError("--mask-clouds needs a product with flags of clouds (Landsat's QA_PIXEL); leave it out.")
     pair = open_pair(
         pan,
         ms,
@@ -107,10 +110,12 @@ def open_scene(
         resampling=options.resampling,
         valid=options.valid,
         bounds=bounds,
-        clouds=None if delivery is None else delivery.clouds,
+        clouds=clouds,
+        mask_clouds=options.mask_clouds,
     )
     if delivery is not None:
         pair.notes.insert(0, line)
+        pair.pan_meta = replace(pair.pan_meta, acquired=delivery.acquired or pair.pan_meta.acquired)
     return pair
 
 
@@ -151,7 +156,12 @@ def prepared(
         stack.callback(pair.close)
         check_memory(pair, options)
         if not in_memory:
-            named = {"--output": output, "--uncertainty": options.uncertainty, "--preview": options.preview}
+            named = {
+                "--output": output,
+                "--uncertainty": options.uncertainty,
+                "--preview": options.preview,
+                "--stac": options.stac,
+            }
             inputs = [*pair.inputs, *([str(options.model)] if options.model else [])]
             paths = {flag: str(path) for flag, path in named.items() if path is not None}
             if options.resume and placed_by_interrupted(output, list(paths.values())):

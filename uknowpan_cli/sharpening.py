@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from uknowpan import __version__
 from uknowpan.durable import Scratch
 from uknowpan.errors import Interrupted, OutOfMemory, is_out_of_memory
 from uknowpan.files import check_outputs
+from uknowpan.mapping import EightBit, eight_bit
 from uknowpan.models.devices import thread_count
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.registration.field import Registration
@@ -40,6 +43,7 @@ from uknowpan.tiling import (
     uncertainty_meta,
 )
 from uknowpan.tiling.errors import InvalidResult
+from uknowpan.tiling.metadata import rgb_meta
 from uknowpan.tiling.raster import bounded_gdal_cache
 
 log = logging.getLogger("uknowpan")
@@ -374,6 +378,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         "output_nodata": repr(options.nodata),
         "coregister": options.coregister,
     }
+    nodata = encodings["image"].nodata
     store = StripStore(scene.output, fingerprint, list(scene.layers), len(plan.rows), resume=options.resume)
     if store.dropped and first:  # later they are this run's own
         log.warning(
@@ -388,7 +393,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
     with _ends_in_order(store), bounded_gdal_cache(scene.bytes_across):
         scene = _with_survey_of(store, scene)
         skipped = sharpen_strips(scene, set(store.missing()), keep, on_progress)
-        _assemble(scene, store, tags)
+        _assemble(scene, store, tags, nodata)
     return _report(scene, skipped)
 
 
@@ -458,9 +463,15 @@ def _ends_in_order(store: StripStore) -> Iterator[None]:
 
 
 def layer_writer(
-    scene: Scene, layer: str, path: str, grid: Grid, tags: Mapping[str, str] | None = None, inputs: Sequence[str] = ()
+    scene: Scene,
+    layer: str,
+    path: str,
+    grid: Grid,
+    tags: Mapping[str, str] | None = None,
+    inputs: Sequence[str] = (),
+    look: EightBit | None = None,
 ) -> SceneWriter:
-    """The writer of a layer, "image" or "uncertainty", of this scene or of a piece of its size."""
+    """The writer of a layer, "image" or "uncertainty", of this scene or of a piece of its size, maybe in 8 bits."""
     options, threads = scene.options, thread_count(scene.options.num_threads)
     plain = layer == "image"
     writing = OutputOptions(overwrite=options.overwrite, num_threads=threads)
@@ -471,13 +482,15 @@ def layer_writer(
             nodata=options.nodata,
             creation=creation_of(options),
             overviews=options.overviews,
+            mask=options.mask,
             overwrite=options.overwrite,
             num_threads=threads,
         )
+    meta = scene.pair.meta if plain else uncertainty_meta(scene.pair.meta)
     return SceneWriter(
         path,
         grid,
-        scene.pair.meta if plain else uncertainty_meta(scene.pair.meta),
+        meta if look is None else rgb_meta(meta, look.bands),
         writing,
         tags,
         may_have_invalid=scene.pair.may_have_invalid or not plain,
@@ -485,34 +498,56 @@ def layer_writer(
     )
 
 
-def _assemble(scene: Scene, store: StripStore, tags: Mapping[str, str]) -> None:
+def _assemble(scene: Scene, store: StripStore, tags: Mapping[str, str], nodata: float | None) -> None:
     """Strips to files; the files get their names when all of them are complete and on the disk."""
+    pair, options = scene.pair, scene.options
+    look = None
+    if options.stretch is not None:
+        look = eight_bit(store.strips("image"), pair.grid, pair.meta, nodata, str(options.stretch))
+        tags = {"STRETCH": look.tag, **tags}
     named = {f"UKNOWPAN_{key}": value for key, value in (_tags(scene) | dict(tags)).items()}
-    pair, preview = scene.pair, scene.options.preview
+    extras = {"preview": options.preview, "stac": options.stac}
     with ExitStack() as stack:
         writers: dict[str, SceneWriter] = {}
         for name, path in scene.layers.items():
-            writers[name] = layer_writer(scene, name, path, pair.grid, named, pair.inputs)
+            own = look if name == "image" else None
+            writers[name] = layer_writer(scene, name, path, pair.grid, named, pair.inputs, own)
             stack.callback(writers[name].abort)
-        store.assemble(writers)
+        store.assemble(writers, {} if look is None else {"image": look})
         files = {name: writer.finish() for name, writer in writers.items()}
-        if preview is not None:
-            from uknowpan.pictures import preview_png
-
-            files["preview"] = stack.enter_context(Scratch(preview))
-            preview_png(files["image"].path, files["preview"].path)
-            files["preview"].seal()
+        for name, extra in extras.items():
+            if extra is not None:
+                files[name] = stack.enter_context(Scratch(extra))
+                _write_extra(name, files["image"].path, files[name], scene)
+                files[name].seal()
         try:
             pair.check_unchanged()
         except InputUnreadable:
             store.drop_strips()
             raise
         store.commit(files)
-        if preview is not None:
-            files["preview"].place()
+        for name in extras:
+            if name in files:
+                files[name].place()
         for name in reversed(list(writers)):  # the image last: with it all is there
             writers[name].place()
     store.remove()
+
+
+def _write_extra(name: str, image: Path, file: Scratch, scene: Scene) -> None:
+    """Make a preview or a STAC item from the finished image, under the file's temporary name."""
+    if name == "preview":
+        from uknowpan.pictures import preview_png
+
+        preview_png(image, file.path)
+        return
+    from uknowpan.footprint import stac_item
+
+    href = os.path.relpath(os.path.realpath(scene.output), file.target.parent)
+    if scene.pair.pan_meta.acquired is None:
+        log.warning("the PAN declares no time of acquisition; the STAC item has the time of processing")
+    item = stac_item(image, file.target.stem, href, scene.pair.pan_meta.acquired, scene.pair.inputs)
+    file.path.write_text(json.dumps(item, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _tags(scene: Scene) -> dict[str, str]:

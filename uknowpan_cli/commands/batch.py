@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("uknowpan")
 
 
-@opt.shares(without=("bounds", "uncertainty", "preview", "overwrite", "resume"))
+@opt.shares(without=("bounds", "uncertainty", "preview", "stac", "overwrite", "resume"))
 def batch(
     ctx: typer.Context,
     options: SharpenOptions,

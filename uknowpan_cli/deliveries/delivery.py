@@ -46,6 +46,8 @@ class Delivery:
     """Its name in `uknowpan.models.metrics.sensors`; None: that table has none."""
     clouds: tuple[str, int] | None = None
     """File of quality flags, and its bits of clouds and shadows."""
+    acquired: str | None = None
+    """Time of the image, ISO 8601; None: as the PAN declares."""
     metadata: tuple[str, ...] = ()
     """Metadata files that were read."""
     left_out: tuple[str, ...] = ()

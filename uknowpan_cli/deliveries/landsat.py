@@ -8,6 +8,7 @@ from typing import Any
 
 from uknowpan.deliveries.delivery import Band, Delivery, read_text, within
 from uknowpan.errors import InputError
+from uknowpan.tiling.metadata import iso_time
 
 _ETM = {1: "blue", 2: "green", 3: "red", 4: "nir", 5: "swir 1", 7: "swir 2"}
 _OLI = {1: "coastal", 2: "blue", 3: "green", 4: "red", 5: "nir", 6: "swir 1", 7: "swir 2", 9: "cirrus"}
@@ -63,6 +64,7 @@ def read(files: Sequence[Path]) -> Delivery:
         usual=tuple(names.index(name) + 1 for name in _USUAL),
         nodata=_FILL,
         clouds=(str(quality), _CLOUDS) if quality.is_file() else None,
+        acquired=iso_time(f"{facts.get('DATE_ACQUIRED')}T{facts.get('SCENE_CENTER_TIME', '')[:8]}"),
         metadata=(str(metadata),),
         left_out=("thermal bands",),
     )

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 from uknowpan.deliveries.delivery import Band, Delivery, only, read_text, within
 from uknowpan.errors import InputError
+from uknowpan.tiling.metadata import iso_time
 
 _NAMES = {"nir08": "nir", "rededge": "red edge", "swir16": "swir 1", "swir22": "swir 2"}
 _USUAL = ("blue", "green", "red", "nir")
@@ -106,6 +107,7 @@ def _delivery(item: dict[str, Any], source: str, metadata: tuple[str, ...]) -> D
         ms=tuple(ms),
         usual=usual if not stacks and len(usual) == len(_USUAL) else (),
         nodata=_nodata(assets[chosen[0]]),
+        acquired=iso_time(str(facts.get("datetime"))) if isinstance(facts, dict) else None,
         metadata=metadata,
         left_out=tuple(f"asset {key}" for key in assets if key != pan and key not in chosen),
     )
