@@ -115,9 +115,6 @@ def awlp(pan: Array, ms: Array, statistics: SceneStatistics, geometry: Geometry)
     return hrms
 
 
-WEIGHTED = ("brovey", "gsa", "awlp")
-"""The methods that weigh the bands."""
-
 CLASSICAL_METHODS: dict[str, Method] = {
     "bicubic": bicubic,
     "brovey": brovey,

@@ -91,7 +91,7 @@ class Sharpener(Protocol):
 
 
 class ClassicalSharpener:
-    """One of `CLASSICAL_METHODS`; those of `WEIGHTED` take proportions of the bands in their intensity."""
+    """One of `CLASSICAL_METHODS`; those with an intensity take proportions of the bands in it."""
 
     device = "cpu"
     floats_per_pixel = 64
@@ -193,7 +193,7 @@ def load_sharpener(
     Args:
         model: bundled name or path; None: the bundled one.
         method: one of `CLASSICAL_METHODS` instead.
-        weights: of the bands, for a method of `WEIGHTED`.
+        weights: of the bands, for a method with an intensity.
         consistency: passes of `ConsistentSharpener` at the end.
         options: of a network: steps, seed, device, dtype, and softness of the result (sigma in
             PAN pixels, or "ms": as soft as the MS) for those that were trained with one.

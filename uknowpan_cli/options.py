@@ -13,7 +13,6 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from uknowpan.errors import UsageError
-from uknowpan.models.classical import WEIGHTED
 from uknowpan.models.training.bounds import is_full_scale
 
 INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling and memory", "Output format", "Run"
@@ -22,6 +21,8 @@ INPUT, RESULT, MODEL, TILING, FORMAT, RUN = "Input", "Result", "Model", "Tiling 
 Method = Literal["bicubic", "brovey", "gsa", "mtf-glp", "awlp"]
 Resampling = Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"]
 Coregister = Literal["off", "check", "global", "local", "auto", "shift"]
+WEIGHTED = ("brovey", "gsa", "awlp")
+"""Methods with an intensity, which weighs the bands."""
 OutputDtype = Literal["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
 
 
