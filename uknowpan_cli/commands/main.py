@@ -2,6 +2,8 @@
 
 import re
 import sys
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +19,12 @@ from uknowpan.commands.info import info
 from uknowpan.commands.models import models_app
 from uknowpan.commands.pack import pack
 from uknowpan.commands.reproduce import reproduce
+from uknowpan.commands.shared import guarded
 from uknowpan.commands.sharpen import sharpen
 from uknowpan.commands.simulate import simulate
 from uknowpan.commands.train import train
 from uknowpan.console import open_streams, own_process
+from uknowpan.errors import UsageError
 from uknowpan.options import RUN
 
 METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "float": "VALUE", "bool": ""}
@@ -52,9 +56,11 @@ def _escaped(text: str) -> str:
 app = typer.Typer(
     name="uknowpan",
     help="Pansharpening of real satellite scenes with a distilled diffusion student.",
+    epilog="Defaults of options come from UKNOWPAN_COMMAND_OPTION (UKNOWPAN_SHARPEN_TILE=256), or else from "
+    "uknowpan.toml in the working folder: a table for each command, as sharpen with tile = 256.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "UKNOWPAN"},
 )
 for command in (sharpen, batch, info, compare, demo, train, pack, simulate, distill_cache, evaluate, reproduce):
     app.command(cls=Command)(command)
@@ -76,12 +82,36 @@ def _options(
     pass
 
 
+def _defaults(file: Path = Path("uknowpan.toml")) -> dict[str, dict[str, Any]]:
+    """Defaults of options by command, from the file in the working folder, if there is one.
+
+    Raises:
+        UsageError: the file is no TOML, or has an option that its command lacks.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        tables = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is no TOML: {error}.") from error
+    known: Any = typer.main.get_command(app)
+    for name, table in tables.items():
+        options = {parameter.name for parameter in known.commands[name].params} if name in known.commands else set()
+        if not isinstance(table, dict) or not set(table) <= options:
+            raise UsageError(f"{file}: [{name}] has what `uknowpan {name} --help` does not list (with _ for -).")
+    return tables
+
+
 def main() -> None:
     """Entry point of the `uknowpan` command."""
     open_streams()
     own_process()
     try:
-        app()
+        with guarded():
+            defaults = _defaults()
+        app(default_map=defaults)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
