@@ -55,7 +55,7 @@ def test_no_displacement_is_the_nested_geometry(ratio: int) -> None:
 
 
 def test_a_displaced_ms_is_enlarged_by_the_kernel_of_the_nested_one() -> None:
-    """Cubic convolution of the doubled MS comes within a tenth of the kernels' difference."""
+    """Cubic convolution of the doubled MS comes within 0.3 of the kernels' difference."""
     _, ms, statistics = scene(4, field_of(4, kind="none", own=False))
     geometry = Displaced(statistics, [(48, 96)], 3, SIZE, kernel="23 taps")
     inner = (..., slice(40, -40), slice(40, -40))
