@@ -18,7 +18,7 @@ def loaded() -> None:
     """Import all of the package, in one thread, and let training validate on a single batch."""
     torch.set_num_threads(1)
     for module in pkgutil.walk_packages(uknowpan.__path__, "uknowpan."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and ".qgis" not in module.name:  # a plugin of QGIS's own Python
             importlib.import_module(module.name)
     defaults = GenericStudentStage.__init__.__kwdefaults__
     defaults["validation_batches"] = 1

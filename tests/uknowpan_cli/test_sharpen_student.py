@@ -140,7 +140,7 @@ def test_other_commands(uknowpan: Run, sharpen: Sharpen, make_pair: MakePair, tm
         assert "registration: pancollection\n" in shown.stdout
     assert uknowpan("models", "verify", model).code == 0
     forecast = sharpen(pair, "--model", model, "--dry-run")
-    assert "1 of 96 x 80 PAN pixels, 40 pixels of context" in forecast.stdout
+    assert "1 of 96 x 80 PAN pixels, 72 pixels of context" in forecast.stdout
     sharpen(pair, "--model", model, "--uncertainty", tmp_path / "sigma.tif", code=2).fails(
         2, "--uncertainty: paper has none; use a model of the form fsa-s-lite"
     )
