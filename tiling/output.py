@@ -132,7 +132,7 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
 
 
 def is_valid(values: AnyArray, nodata: float | None) -> BoolArray:
-    """Where encoded values are not nodata."""
+    """Mask of the encoded values that are not nodata."""
     if nodata is None:
         return np.ones(values.shape, bool)
     valid: BoolArray = ~np.isnan(values) if np.isnan(nodata) else values != values.dtype.type(nodata)

@@ -37,7 +37,7 @@ RATE = 1e13
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What to run again, with which files."""
+    """A paper to repeat, and its files."""
 
     system: str
     data: Path
@@ -95,7 +95,7 @@ def read_stages(path: Path | None, system: str) -> dict[str, Any]:
 
 
 def planned(job: Reproduction) -> dict[str, Any]:
-    """What a run would do: steps, files that are missing, expected hours and memory; JSON values."""
+    """Plan of a run: steps, missing files, expected hours and memory; JSON values."""
     count = _samples(job.file("train"))
     steps: list[dict[str, Any]] = []
     for stage in STAGES[job.system]:
