@@ -280,18 +280,20 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         for top in range(0, n, self._block_rows):
             part = np.ascontiguousarray(buffer[:, top : min(top + self._block_rows, n)])
             window = GdalWindow(0, first + top, part.shape[2], part.shape[1])
-            shown = 255 * is_valid(part[0], self.encoding.nodata).astype(np.uint8)
-            if self._options.mask == "alpha":
-                full = np.iinfo(part.dtype).max if part.dtype.kind in "iu" else 255
-                part = np.concatenate([part, np.where(shown, full, 0).astype(part.dtype)[None]])
-            masked = self._options.mask in ("internal", "file")
+            shown = None
+            if self._options.mask is not None:
+                valid = is_valid(part[0], self.encoding.nodata)
+                if self._options.mask == "alpha":
+                    full = np.iinfo(part.dtype).max if part.dtype.kind in "iu" else 255
+                    part = np.concatenate([part, np.where(valid, full, 0).astype(part.dtype)[None]])
+                else:
+                    shown = 255 * valid.astype(np.uint8)
             with self._explained(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=self._options.mask == "internal"):
                 self._dataset.write(part, window=window)
-                if masked:
+                if shown is not None:
                     self._dataset.write_mask(shown, window=window)
-            self._sums.append(
-                (first + top, part.shape[1], zlib.crc32(part.data), zlib.crc32(shown.data) if masked else 0)
-            )
+            mask = 0 if shown is None else zlib.crc32(shown.data)
+            self._sums.append((first + top, part.shape[1], zlib.crc32(part.data), mask))
 
     def finish(self) -> Scratch:
         """Complete the file under its temporary name; `place` renames it."""

@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Sharpen a window of a scene with every method, and show the results on one page.
 
-    The window has much structure on clear ground, or is that of --bounds. The page needs no network.
+    The window has the finest detail of the scene, or is that of --bounds. The page needs no network.
 
     Example: uknowpan compare pan.tif ms.tif -o compare.html
     """

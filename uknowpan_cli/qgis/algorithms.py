@@ -190,7 +190,7 @@ class Compare(_Command):
     NAME, TITLE = "compare", "Compare methods on a scene"
     HELP = (
         "Sharpens a window of a scene with every method, and shows the results, spectra and scores on one page. "
-        "Without a part, the window is the one with the most structure on clear ground."
+        "Without a part, the window is the one with the most fine detail."
     )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
