@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,8 @@ class Votes:
         self.row, self.col = place.T
         # Beyond its own uncertainty a vote differs from the field by relief and texture.
         self.information = np.linalg.inv(np.linalg.inv(information) + TOLERANCE**2 * np.eye(2))
-        self.root = np.linalg.cholesky(self.information).transpose(0, 2, 1)
+        (self.down, _), (self.mixed, self.across) = np.linalg.cholesky(self.information).transpose(1, 2, 0)
+        self.pull = np.einsum("nij,nj->ni", self.information, shift)
         self.fold = np.zeros(len(window))
         self.first = np.flatnonzero(np.diff(window, prepend=-1))
 
@@ -56,18 +58,18 @@ class Votes:
         return len(self.window)
 
     def cost(self, field_at: Array, scale: float = 1.0) -> Array:
-        """(n,) squared normalised residuals about displacements (n, 2)."""
-        off = np.einsum("nij,nj->ni", self.root, self.shift - field_at)
-        squares: Array = (off**2).sum(1)
+        """(..., n) squared normalised residuals about displacements (..., n, 2)."""
+        off = self.shift - field_at
+        squares: Array = (self.down * off[..., 0] + self.mixed * off[..., 1]) ** 2 + (self.across * off[..., 1]) ** 2
         return squares / scale**2
 
     def best(self, cost: Array) -> Bools:
-        """The vote of each window that costs least."""
-        order = np.lexsort((cost, self.window))
-        first = np.ones(len(order), bool)
-        first[1:] = self.window[order][1:] != self.window[order][:-1]
-        chosen = np.zeros(len(order), bool)
-        chosen[order[first]] = True
+        """The vote of each window that costs least, by costs (..., n)."""
+        if len(self.first) == len(self):
+            return np.ones(cost.shape, bool)
+        order = np.lexsort((cost, np.broadcast_to(self.window, cost.shape)))
+        chosen = np.zeros(cost.shape, bool)
+        np.put_along_axis(chosen, order[..., self.first], True, -1)
         return chosen
 
 
@@ -82,73 +84,77 @@ def _design(none: Registration, rows: Array, cols: Array, model: str, nodes: tup
     return np.stack(columns, 1)
 
 
-def _stiffness(nodes: tuple[int, int], count: int) -> Array:
-    """(count, count) bending energy of the nodes, and a little of their size."""
+@lru_cache(maxsize=8)
+def _stiffness(nodes: tuple[int, int]) -> Array:
+    """(K, K) bending energy of the nodes of a local model, and a little of their size."""
     n, m = nodes
     second = [np.diff(np.eye(k), 2, axis=0) for k in nodes]
     first = [np.diff(np.eye(k), 1, axis=0) for k in nodes]
     parts = [np.kron(second[0], np.eye(m)), np.kron(np.eye(n), second[1]), math.sqrt(2) * np.kron(*first)]
     energy = sum(p.T @ p for p in parts) + 1e-3 * np.eye(n * m)
-    full = np.zeros((count, count))
-    full[-n * m :, -n * m :] = energy
-    return full
+    return np.pad(energy, (3, 0))
 
 
 class _Model:
-    """One of `MODELS` at the places of the votes: robust fits, and their cost on parts that they did not see."""
+    """One of `MODELS` at the places of n votes, K functions: S robust fits at once, each from its own start.
 
-    def __init__(self, none: Registration, votes: Votes, name: str, nodes: tuple[int, int], stiff: float = 0.0):
+    A fit's cost is that on parts of the scene that it did not see.
+    """
+
+    def __init__(self, none: Registration, votes: Votes, name: str, nodes: tuple[int, int], starts: Array):
         self.none, self.votes, self.name, self.nodes = none, votes, name, nodes
         self.design = _design(none, votes.row, votes.col, name, nodes)
         count = self.design.shape[1]
-        prior = np.zeros((count, count))
+        prior = np.zeros((1, count, count))
         if name == "local":
-            prior = stiff * _stiffness(nodes, count)
+            prior = np.multiply.outer(STIFFNESSES, _stiffness(nodes))
         elif name == "affine":  # a scene is not turned or stretched without votes to show it
-            prior[1:, 1:] = 0.5 * np.eye(2)
-        self.prior = np.kron(np.eye(2), prior + 1e-9 * np.eye(count))
+            prior[:, 1:, 1:] = 0.5 * np.eye(2)
+        prior = np.repeat(prior + 1e-9 * np.eye(count), len(starts), 0)
+        self.starts = np.tile(starts, (len(prior) // len(starts), 1, 1))
+        """(S, n, 2) displacements"""
+        self.prior = np.kron(np.eye(2), prior)
 
     def equations(self, weights: Array) -> tuple[Array, Array]:
-        """Normal equations of weighted least squares with each vote's own information."""
-        some = np.flatnonzero(weights)
-        d, w = self.design[some], self.votes.information[some] * weights[some, None, None]
-        count = d.shape[1]
-        normal = np.empty((2, count, 2, count))
+        """Normal equations of weighted least squares (S, n) with each vote's own information."""
+        some = np.flatnonzero(weights.any(0))
+        d, information, weights = self.design[some], self.votes.information[some], weights[:, some]
+        normal = np.empty((len(weights), 2, d.shape[1], 2, d.shape[1]))
         for i, j in ((0, 0), (0, 1), (1, 1)):
-            normal[i, :, j] = d.T @ (d * w[:, i, j, None])
-        normal[1, :, 0] = normal[0, :, 1]
-        right = np.einsum("nij,nj->ni", w, self.votes.shift[some])
-        return normal.reshape(2 * count, 2 * count), (d.T @ right).T.ravel()
+            normal[:, i, :, j] = (d.T * (weights * information[:, i, j])[:, None]) @ d
+        normal[:, 1, :, 0] = normal[:, 0, :, 1]
+        right = d.T @ (weights[..., None] * self.votes.pull[some])
+        return normal.reshape(self.prior.shape), right.swapaxes(1, 2).reshape(*self.prior.shape[:2], 1)
 
     def solved(self, normal: Array, right: Array) -> Array:
-        """(K, 2) parameters."""
+        """(..., S, K, 2) parameters."""
         parameters: Array = np.linalg.solve(normal + self.prior, right).astype(float, copy=False)
-        return parameters.reshape(2, -1).T
+        return parameters.reshape(*right.shape[:-2], 2, -1).swapaxes(-2, -1)
 
     def weights(self, at: Array, scale: float = 1.0) -> Array:
-        """Tukey's weights of the votes about displacements (n, 2)."""
+        """Tukey's weights (S, n) of the votes about displacements (S, n, 2)."""
         cost = self.votes.cost(at, scale)
         return self.votes.weight * np.clip(1 - cost / CUT**2, 0, None) ** 2 * self.votes.best(cost)
 
-    def fit(self, at: Array, scales: Sequence[float]) -> Array:
-        """(K, 2) parameters from displacements (n, 2) to begin with, the scale shrinking from fit to fit."""
+    def fit(self, scales: Sequence[float]) -> Array:
+        """(S, K, 2) parameters, the scale shrinking from fit to fit."""
+        at = self.starts
         for scale in scales:
             parameters = self.solved(*self.equations(self.weights(at, scale)))
             at = self.design @ parameters
         return parameters
 
-    def left_out(self, parameters: Array) -> float:
-        """Mean capped cost (0 to 1) of votes about fits that did not see their part of the scene."""
+    def left_out(self, parameters: Array) -> Array:
+        """(S,) mean capped costs (0 to 1) of votes about fits that did not see their part of the scene."""
         votes, at = self.votes, self.design @ parameters
         weights, best = self.weights(at), votes.weight * votes.best(votes.cost(at))
         parts = [votes.fold == fold for fold in range(4)]
-        equations = [self.equations(weights * part) for part in parts]
-        normal, right = (sum(sides) for sides in zip(*equations, strict=True))
-        total = 0.0
-        for part, own in zip(parts, equations, strict=True):
-            fitted = self.design @ self.solved(normal - own[0], right - own[1])
-            total += float((best * part * np.minimum(votes.cost(fitted), CUT**2)).sum())
-        return total / float(best.sum()) / CUT**2
+        seen = (np.stack(sides) for sides in zip(*(self.equations(weights * part) for part in parts), strict=True))
+        unseen = self.solved(*(own.sum(0) - own for own in seen))
+        for part, fitted in zip(parts, unseen, strict=True):
+            at[:, part] = self.design[part] @ fitted
+        costs: Array = (best * np.minimum(votes.cost(at), CUT**2)).sum(1) / best.sum(1) / CUT**2
+        return costs
 
     def registration(self, parameters: Array) -> Registration:
         coefficients = np.zeros((2, 3))
@@ -160,8 +166,7 @@ class _Model:
 
 def _scores(votes: Votes, fields: Array) -> Array:
     """(k,) of fields (k, n, 2): the sum over windows of weight x what is left of one vote below the cut."""
-    off = np.einsum("nij,knj->kni", votes.root, votes.shift - fields)
-    gain = votes.weight * np.clip(1 - (off**2).sum(2) / CUT**2, 0, None)
+    gain = votes.weight * np.clip(1 - votes.cost(fields) / CUT**2, 0, None)
     scores: Array = np.maximum.reduceat(gain, votes.first, 1).sum(1)
     return scores
 
@@ -223,14 +228,12 @@ def _chosen(none: Registration, votes: Votes, starts: Sequence[Array], richest: 
     for name in MODELS[1 : MODELS.index(richest) + 1]:
         if windows < NEEDED.get(name, 0):
             continue
-        for stiff in STIFFNESSES if name == "local" else (0.0,):
-            model = _Model(none, votes, name, nodes, stiff)
-            scales = (4.0, 2.5, 1.6, 1.0, 1.0) if wide and name == "local" else (1.6, 1.3, 1.0, 1.0)
-            fits = [model.fit(at, scales) for at in starts]
-            cost, parameters = min(((model.left_out(f), f) for f in fits), key=lambda c: c[0])
-            margin = 1.0 if chosen is not None and chosen[1].name == name else 1 - LEAST_GAIN
-            if chosen is None or cost < margin * chosen[0] - 0.01 * (margin < 1):
-                chosen = (cost, model, parameters)
+        model = _Model(none, votes, name, nodes, np.stack(starts))
+        fits = model.fit((4.0, 2.5, 1.6, 1.0, 1.0) if wide and name == "local" else (1.6, 1.3, 1.0, 1.0))
+        costs = model.left_out(fits)
+        cost, parameters = costs.min(), fits[costs.argmin()]
+        if chosen is None or cost < (1 - LEAST_GAIN) * chosen[0] - 0.01:
+            chosen = (cost, model, parameters)
     assert chosen is not None
     return _judged(chosen[1], chosen[2], parts)
 
