@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,9 +88,8 @@ class NetworkSharpener:
             )
 
     def staged(self, images: Array) -> Pixels:
-        """Tensors; those of a GPU in page-locked memory, so that they are copied while it computes."""
-        tensor = torch.from_numpy(images)
-        return tensor.pin_memory() if self.device.startswith("cuda") else tensor
+        """On a GPU, tensors in page-locked memory, which are copied while it computes."""
+        return torch.from_numpy(images).pin_memory() if self.device.startswith("cuda") else images
 
     def sharpen_images(
         self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
@@ -189,12 +189,16 @@ class StudentSharpener(NetworkSharpener):
         """Sharpen windows, see `Sharpener`; `offset` as in `upsample`."""
         halo, margin = self._network_halo(), self.margin(statistics)
         border = margin * statistics.ratio - halo
-        pan, ms = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (pan, ms))
+        if self.device == "cpu":  # NumPy's features take a third of the time of tensors' there
+            pan, ms = np.asarray(pan), np.asarray(ms)
+        else:
+            pan, ms = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (pan, ms))
         geometry = geometry_of(statistics, origins, margin, ms, border, offset)
         softness = self._softness_for(statistics)
         condition = generic_condition(pan, ms, statistics, offset, softness=softness, geometry=geometry)
-        scale = like(statistics.detail_std[:-1], pan).view(1, -1, 1, 1) * self.card.residual_scale
-        return self._run(condition.shrink(border - geometry.rim), origins, halo, scale)
+        condition = condition.shrink(border - geometry.left_out).map(torch.as_tensor)
+        scale = like(statistics.detail_std[:-1], condition.pan).view(1, -1, 1, 1) * self.card.residual_scale
+        return self._run(condition, origins, halo, scale)
 
     def sharpen_images(
         self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0

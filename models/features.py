@@ -17,19 +17,30 @@ PAN features (P = 3), in units of PAN's detail contrast: pan - pan_low, pan - 5 
 (the high-pass of U-Know-DiffPAN), pan_low - local mean.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from uknowpan.models.blur import DETAIL_WINDOW
 from uknowpan.models.geometry import Geometry, Nested, displacement_reach
-from uknowpan.models.resample import UPSAMPLE_REACH, Array, box_mean, crop, degrade, degrade_reach, like, upsample
+from uknowpan.models.resample import (
+    UPSAMPLE_REACH,
+    Array,
+    Image,
+    box_mean,
+    crop,
+    degrade,
+    degrade_reach,
+    filtered,
+    joined,
+    like,
+    upsample,
+)
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
 from uknowpan.models.types import Condition
 
@@ -62,39 +73,36 @@ def takes_softness(network: Mapping[str, Any]) -> bool:
     return network.get("scene_features") == SCENE_FEATURES
 
 
-def local_gain(cross: Tensor, pan_power: Tensor, global_gain: Tensor) -> Tensor:
+def local_gain(cross: Image, pan_power: Image, global_gain: Image) -> Image:
     """g_b(x) = (E[d_b d_pan] + p g_b) / (E[d_pan^2] + p) in a 5 x 5 window, p = `LOCAL_PRIOR`."""
     return (cross + LOCAL_PRIOR * global_gain) / (pan_power + LOCAL_PRIOR)
 
 
-def local_correlation(cross: Tensor, pan_power: Tensor, ms_power: Tensor) -> Tensor:
+def local_correlation(cross: Image, pan_power: Image, ms_power: Image) -> Image:
     """E[d_b d_pan] / sqrt((E[d_pan^2] + 0.01) (E[d_b^2] + 0.01)) in a 5 x 5 window."""
-    return cross / ((pan_power + 0.01) * (ms_power + 0.01)).sqrt()
+    correlation: Image = cross / ((pan_power + 0.01) * (ms_power + 0.01)) ** 0.5
+    return correlation
 
 
-def ratio_gain(lms: Tensor, pan_low: Tensor, mean: Tensor, sign: int = 1) -> Tensor:
+def ratio_gain(lms: Image, pan_low: Image, mean: Image, sign: int = 1) -> Image:
     """lms_b / pan_low, from 0 to `LARGEST_RATIO_GAIN` times the scene's mean ratio; sign: of the PAN's values.
 
     The quotient needs a zero level; the bound serves scenes without one.
     """
-    mean_ratio = (mean[:-1] / mean[-1].abs().clamp_min(1e-6)).view(1, -1, 1, 1).abs()
-    floor = 0.05 * mean[-1].abs() + 1e-6
+    mean_ratio = abs(mean[:-1] / abs(mean[-1]).clip(1e-6)).reshape(1, -1, 1, 1)
+    floor = 0.05 * abs(mean[-1]) + 1e-6
     if sign < 0:
         lms, pan_low = -lms, -pan_low
-    gain = lms / pan_low.clamp_min(floor)
-    return torch.minimum(gain.clamp_min(0.0), LARGEST_RATIO_GAIN * mean_ratio)
+    gain: Image = (lms / pan_low.clip(floor)).clip(0.0).clip(max=LARGEST_RATIO_GAIN * mean_ratio)
+    return gain
 
 
-def back_projection(x: Tensor, statistics: SceneStatistics, offset: float) -> Tensor:
+def back_projection(x: Image, statistics: SceneStatistics, offset: float) -> Image:
     """x - degrade(upsample(x)) of (B, C, h, w), as one filter on the MS grid."""
     psf = statistics.psf
     rows, cols = _there_and_back(statistics.ratio, psf.sigma, psf.shift, offset)
-    b, c, h, w = x.shape
-    reach = len(rows) // 2
-    y = F.pad(x.reshape(b * c, 1, h, w), (reach,) * 4, mode="replicate")
-    y = F.conv2d(y, like(rows, x)[None, None, :, None])
-    y = F.conv2d(y, like(cols, x)[None, None, None, :])
-    return x - y.reshape(b, c, h, w)
+    missing: Image = x - filtered(x, rows, cols, len(rows) // 2)
+    return missing
 
 
 @lru_cache(maxsize=64)
@@ -127,8 +135,8 @@ def scene_numbers(statistics: SceneStatistics, offset: float, softness: float) -
 
 
 def generic_condition(
-    pan: Tensor,
-    ms: Tensor,
+    pan: Image,
+    ms: Image,
     statistics: SceneStatistics,
     offset: float = 0.0,
     margin: int = 0,
@@ -154,9 +162,9 @@ def generic_condition(
     """
     ratio, psf = statistics.ratio, statistics.psf
     scale = like(statistics.detail_std, pan)  # (C + 1,)
-    band_scale, pan_scale = scale[:-1].view(1, -1, 1, 1), scale[-1]
+    band_scale, pan_scale = scale[:-1].reshape(1, -1, 1, 1), scale[-1]
     if geometry is None:
-        geometry = Nested.without(margin, ratio, psf, offset)
+        geometry = Nested.without(margin * ratio, ratio, psf, offset)
     enlarged = geometry.enlarged
     pan_lr = geometry.degraded(pan)  # a displaced MS has one for each band
     lms, pan_low = enlarged(ms), enlarged(pan_lr)
@@ -172,14 +180,17 @@ def generic_condition(
     cross = box_mean(ms_detail * pan_detail, DETAIL_WINDOW)
     pan_power = box_mean(pan_detail**2, DETAIL_WINDOW)
     ms_power = box_mean(ms_detail**2, DETAIL_WINDOW)
-    global_gain = (like(statistics.detail_gain, pan) * pan_scale / scale[:-1]).view(1, -1, 1, 1)
+    global_gain = (like(statistics.detail_gain, pan) * pan_scale / scale[:-1]).reshape(1, -1, 1, 1)
     gain = local_gain(cross, pan_power, global_gain)
     # Injecting commutes with blurring where the gain hardly changes: the MS grid will do.
     missing = back_projection(ms, statistics, offset) / band_scale
     missing = missing - gain * back_projection(pan_lr, statistics, offset) / pan_scale
     correlation = local_correlation(cross, pan_power, ms_power)
-    on_ms_grid = torch.cat([gain, ms_detail - gain * pan_detail, correlation, ms_detail, missing], 1)
-    gain_up, unexplained_up, correlation_up, own_up, missing_up = enlarged(on_ms_grid).chunk(5, 1)
+    on_ms_grid = enlarged(joined([gain, ms_detail - gain * pan_detail, correlation, ms_detail, missing]))
+    bands = ms.shape[1]
+    gain_up, unexplained_up, correlation_up, own_up, missing_up = (
+        on_ms_grid[:, k * bands : (k + 1) * bands] for k in range(5)
+    )
 
     injected = by_ratio = global_gain * detail_unit
     if sign := statistics.pan_sign:
@@ -190,15 +201,19 @@ def generic_condition(
         by_ratio,
         own_up,
         unexplained_up,
-        correlation_up.clamp(-1, 1),
+        correlation_up.clip(-1, 1),
         missing_up,
     ]
-    return Condition(
-        lms=lms,
-        pan=pan,
-        pan_features=torch.cat(
-            [detail_unit.mean(1, keepdim=True), high_pass, enlarged(pan_detail).mean(1, keepdim=True)], 1
-        ),
-        band_features=torch.stack(band_features, 2),
-        scene=like(scene_numbers(statistics, offset, softness), pan).expand(len(pan), -1),
-    )
+    made: Any = {
+        "lms": lms,
+        "pan": pan,
+        "pan_features": joined([_mean(detail_unit), high_pass, _mean(enlarged(pan_detail))]),
+        "band_features": joined([x[:, :, None] for x in band_features], 2),
+        "scene": like(np.repeat(scene_numbers(statistics, offset, softness), len(pan), 0), pan),
+    }
+    return Condition(**made)
+
+
+def _mean(x: Image) -> Image:
+    """(B, 1, H, W) mean of the channels; of a single one, that one."""
+    return x if x.shape[1] == 1 else x.mean(1)[:, None]

@@ -15,7 +15,7 @@ import numpy as np
 
 from uknowpan.models.blur import Psf
 from uknowpan.models.registration.field import Array, Registration
-from uknowpan.models.resample import UPSAMPLE_REACH, Image, crop, degrade, upsample, upsample_small
+from uknowpan.models.resample import KERNELS, Image, crop, degrade, upsample, upsample_small
 from uknowpan.models.statistics import SceneStatistics
 
 Origins = Sequence[tuple[int, int]]
@@ -37,6 +37,11 @@ class Nested:
     kernel: str = "keys"
     """A name of `KERNELS`."""
 
+    @property
+    def left_out(self) -> int:
+        """PAN pixels on every side that `enlarged` leaves out."""
+        return self.spare * self.ratio + self.rim
+
     def enlarged(self, x: Image) -> Image:
         """(B, C, h, w) interpolated at the PAN pixels, without the `spare` and the `rim`."""
         x = crop(x, self.spare)
@@ -49,10 +54,10 @@ class Nested:
         return degrade(pan, self.ratio, self.psf.sigma, self.psf.shift)
 
     @staticmethod
-    def without(margin: int, ratio: int, psf: Psf, offset: float) -> Nested:
-        """One that leaves out `margin` MS pixels on every side."""
-        spare = max(margin - UPSAMPLE_REACH, 0)
-        return Nested(ratio, psf, offset, spare, (margin - spare) * ratio)
+    def without(border: int, ratio: int, psf: Psf, offset: float, kernel: str = "keys") -> Nested:
+        """One that leaves out `border` PAN pixels on every side."""
+        spare = max(border // ratio - KERNELS[kernel][1], 0)
+        return Nested(ratio, psf, offset, spare, border - spare * ratio, kernel)
 
 
 WindowTaps = tuple[Array, Array, Array, Array]
@@ -90,7 +95,7 @@ class Displaced:
         self.field: Registration = statistics.field
         self.ratio, self.sigma = statistics.ratio, statistics.psf.sigma
         self.starts = [(row // self.ratio - margin, col // self.ratio - margin) for row, col in origins]
-        self.shape, self.rim = shape, rim
+        self.shape, self.rim, self.left_out = shape, rim, rim
         # One field serves bands that lie on each other.
         self.bands: list[int | None] = list(range(len(self.field.bands))) if self.field.own_bands else [None]
         self._up: dict[int | None, Taps] = {}
@@ -232,9 +237,9 @@ def geometry_of(
     offset: float = 0.0,
     kernel: str = "keys",
 ) -> Geometry:
-    """The geometry of windows (B, C, h, w) of a scene; `rim` counts for displaced ones only."""
+    """The geometry of windows (B, C, h, w) of a scene that leaves out `rim` PAN pixels on every side."""
     if statistics.field is None:
-        return Nested(statistics.ratio, statistics.psf, offset, kernel=kernel)
+        return Nested.without(rim, statistics.ratio, statistics.psf, offset, kernel)
     h, w = ms.shape[-2:]
     return Displaced(statistics, origins, margin, (h, w), rim, kernel)
 

@@ -11,7 +11,7 @@ only where a tensor comes in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -217,6 +217,37 @@ def _taps(kernel: Kernel, shift: float, ratio: int, reach: int) -> Array:
     return weights
 
 
+def filtered(x: Image, down: Array, across: Array, reach: int, step: int = 1) -> Image:
+    """Every `step`-th pixel of (B, C, H, W) after a separable filter; borders replicated.
+
+    Args:
+        x: the images.
+        down: (K,) taps along the rows' axis.
+        across: (K,) taps along the columns' axis.
+        reach: pixels beyond a border that the first taps lie on.
+        step: divisor of H and W.
+    """
+    if isinstance(x, np.ndarray):
+        turned = _rows(x, down[None], reach, step).swapaxes(-1, -2)
+        return np.ascontiguousarray(_rows(turned, across[None], reach, step).swapaxes(-1, -2))
+    from torch.nn import functional
+
+    b, c, height, width = x.shape
+    y = functional.pad(x.reshape(b * c, 1, height, width), (reach,) * 4, mode="replicate")
+    y = functional.conv2d(y, like(down, x)[None, None, :, None], stride=(step, 1))
+    y = functional.conv2d(y, like(across, x)[None, None, None, :], stride=(1, step))
+    return y.reshape(b, c, height // step, width // step)
+
+
+def joined(parts: Sequence[Image], axis: int = 1) -> Image:
+    """Arrays or tensors side by side along an axis."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis)
+    import torch
+
+    return torch.cat(list(parts), axis)
+
+
 def decimate(x: Image, ratio: int, kernel: Kernel, shift: tuple[float, float], reach: int) -> Image:
     """Filter by a separable kernel and sample at the MS pixels' centres.
 
@@ -231,17 +262,7 @@ def decimate(x: Image, ratio: int, kernel: Kernel, shift: tuple[float, float], r
         (B, C, H / ratio, W / ratio).
     """
     down, across = (_taps(kernel, s, ratio, reach) for s in shift)
-    pad = reach * ratio
-    if isinstance(x, np.ndarray):
-        turned = _rows(x, down[None], pad, ratio).swapaxes(-1, -2)
-        return np.ascontiguousarray(_rows(turned, across[None], pad, ratio).swapaxes(-1, -2))
-    from torch.nn import functional
-
-    b, c, height, width = x.shape
-    y = functional.pad(x.reshape(b * c, 1, height, width), (pad, pad, pad, pad), mode="replicate")
-    y = functional.conv2d(y, like(down, x)[None, None, :, None], stride=(ratio, 1))
-    y = functional.conv2d(y, like(across, x)[None, None, None, :], stride=(1, ratio))
-    return y.reshape(b, c, height // ratio, width // ratio)
+    return filtered(x, down, across, reach * ratio, ratio)
 
 
 def degrade(pan: Image, ratio: int, sigma: float, shift: tuple[float, float] = (0.0, 0.0)) -> Image:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Bundle:
@@ -33,6 +33,7 @@ class Bundle:
     @classmethod
     def cat(cls, items: Sequence[Self]) -> Self:
         """One batch of several; each tensor is there in all of them or in none."""
+        import torch
 
         def joined(values: list[Any]) -> Any:
             if isinstance(values[0], tuple):
@@ -48,7 +49,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return value.map(function)
     if isinstance(value, tuple):
         return tuple(map(function, value))
-    return function(value) if isinstance(value, Tensor) else value
+    return value if value is None else function(value)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,23 @@ def test_gain_and_offset_leave_the_features(gain, offset):
     assert torch.equal(other.scene, plain.scene)
 
 
+@pytest.mark.parametrize(
+    "ratio, bands, offset, margin", [(2, 3, 0.0, 0), (4, 1, 0.5, 0), (4, 8, 0.0, 3), (3, 4, 0.0, 1)]
+)
+def test_arrays_and_tensors_give_the_same_features(ratio, bands, offset, margin):
+    """A CPU makes features in NumPy, a GPU in PyTorch."""
+    pair = make_pair(ratio, (24, 28), bands=bands)
+    statistics = scene_statistics([(pair.pan, pair.ms)], ratio, Psf(0.4 * ratio, (0.7, -0.3), 0.9))
+    given = pair.pan[None], pair.ms[None]
+    tensors = generic_condition(*given, statistics, offset, margin)
+    arrays = generic_condition(*(x.numpy() for x in given), statistics, offset, margin)
+    assert arrays.band_features.dtype == "float32"
+    for name in (*FEATURES, "scene"):
+        torch.testing.assert_close(
+            torch.from_numpy(getattr(arrays, name)), getattr(tensors, name), rtol=1e-5, atol=5e-5
+        )
+
+
 def test_features_are_of_the_order_of_one():
     pair = make_pair(4, (32, 32))
     condition, _ = conditioned(pair.pan, pair.ms)
