@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from uknowpan.models.training.presets import Settings
 from uknowpan.models.training.run_folder import ConfigMismatch, resolved_config
 from uknowpan.training.jobs import make_job
 from uknowpan.training.options import TrainOptions
-from uknowpan.training.show import TrainShow
+from uknowpan.training.show import TrainShow, profiled
 
 MOST_TENSORS, MOST_NUMBERS = 2000, 10**10
 """Parameters of a network, and numbers in them, beyond which a configuration is a mistake."""
@@ -51,13 +51,19 @@ def run(options: TrainOptions, settings: Settings, *, quiet: bool) -> Path | Non
             _say_scales(job)
         show = TrainShow(out, settings.train.iterations, quiet=quiet or not first, writes=first)
         try:
-            with stop_requests() as stopping:
+            profile = profiled(out / "profile.txt") if options.profile and first else nullcontext(lambda: None)
+            with stop_requests() as stopping, profile as timed:
+
+                def after_step(step: int, parts: dict[str, float]) -> None:
+                    show.step(step, parts)
+                    timed()
+
                 best = train(
                     *(job, settings.train, out),
                     resume=options.resume,
                     init=options.init,
                     device=options.device,
-                    on_step=show.step,
+                    on_step=after_step,
                     on_log=show.log,
                     on_examples=show.examples,
                     should_stop=lambda: bool(stopping),

@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +14,20 @@ import numpy as np
 from tqdm import tqdm
 
 from uknowpan.console import say
+from uknowpan.durable import write_text
 from uknowpan.models.training.loop import Examples
 from uknowpan.pictures import enlarge, error_map, panels, rgb_bands, stretch_from, write_png
 
 log = logging.getLogger("uknowpan")
 
+PROFILE_AFTER, PROFILED = 10, 20
+"""Steps before those that `--profile` times, in which caches fill, and steps that it times."""
 QUIET_FIELDS = frozenset({"step", "seconds", "score"})
 
 
 class TrainShow:
     """Shows a run: a bar on a terminal, a line per entry of the log elsewhere; for every validation
-    OUT/pictures/step_*.png; TensorBoard events in OUT if it is installed."""
+    OUT/pictures/step_*.png; TensorBoard events in OUT if it is installed (the extra `tensorboard`)."""
 
     def __init__(self, out: Path, iterations: int, *, quiet: bool, writes: bool):
         self.out, self.iterations, self.quiet = out, iterations, quiet
@@ -99,6 +104,21 @@ def _tensorboard(out: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(out))
+
+
+@contextmanager
+def profiled(path: Path) -> Iterator[Callable[[], None]]:
+    """A function to call after every step, which times steps 11 to 30; a table of the dearest operations at `path`."""
+    from torch import profiler
+
+    def write(done: profiler.profile) -> None:
+        own = "self_device_time_total" if profiler.ProfilerActivity.CUDA in done.activities else "self_cpu_time_total"
+        write_text(path, done.key_averages().table(sort_by=own, row_limit=30) + "\n")
+        say(f"{path}: the operations of {PROFILED} steps")
+
+    steps = profiler.schedule(wait=PROFILE_AFTER - 1, warmup=1, active=PROFILED, repeat=1)
+    with profiler.profile(schedule=steps, on_trace_ready=write, acc_events=True) as running:
+        yield running.step
 
 
 def example_sheet(shown: Examples) -> np.ndarray:
