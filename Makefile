@@ -17,7 +17,7 @@ LIBRARIES = $(VENV)/.libraries
 FILES = $(VENV)/.files
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint bench qgis clean again
+.PHONY: demo test lint bench docs qgis clean again
 
 $(LIBRARIES): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,14 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
+
+# The site of the pages in docs/, which needs no network: build/site/index.html.
+$(VENV)/.docs: pyproject.toml | $(INSTALLED)
+	$(RUN)/python -m pip install --quiet -e ".[docs]" --config-settings editable_mode=strict
+	touch $@
+
+docs: $(INSTALLED) $(VENV)/.docs
+	$(RUN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 # The plugin for QGIS, which QGIS installs from this file.
 DIST ?= dist

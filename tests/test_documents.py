@@ -88,6 +88,14 @@ def test_links_lead_somewhere(path):
             assert (path.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_tests_in_a_page_exist(path):
+    """A promise whose test was renamed or removed."""
+    tests = [*(ROOT / "tests").rglob("test_*.py")]
+    there = {name for test in tests for name in [test.stem, *re.findall(r"def (test_\w+)", test.read_text())]}
+    assert set(re.findall(r"[`/:](test_\w+)(?:`|::|\.py)", path.read_text())) <= there
+
+
 def shell_commands(text):
     """Words of the lines in shell blocks, with continued lines joined and comments left out."""
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
