@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import uknowpan
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"uknowpan_cli": "uknowpan", "models": "uknowpan/models", "tiling": "uknowpan/tiling"}
 
@@ -103,11 +105,21 @@ def test_what_the_packages_import_is_declared():
 
 
 def test_the_version_has_one_place(wheel):
-    from uknowpan import __version__
-
-    assert wheel.name.split("-")[1] == __version__
+    assert wheel.name.split("-")[1] == uknowpan.__version__
     assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert not re.search("^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+
+
+def test_recipes_of_other_packagers_follow():
+    """A dependency, a bound or a version that pyproject.toml has and the conda recipe or the image has not."""
+    recipe = (ROOT / "docs/packaging/meta.yaml").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    run_time = re.findall(r"^    - (.+)$", recipe.partition("  run:\n")[2].partition("\ntest:")[0], re.MULTILINE)
+    expected = ["python" + project["requires-python"], *project["dependencies"]]
+    assert [line.replace(" ", "").replace("pytorch", "torch") for line in run_time] == expected
+    assert f'version: "{uknowpan.__version__}"' in recipe
+    copied = re.findall("^COPY (.*) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(FOLDERS) <= set(copied) and all((ROOT / name).exists() for line in copied for name in line.split())
 
 
 @pytest.fixture(scope="module")
