@@ -212,6 +212,8 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
     def _create(self, meta: MsMeta) -> rasterio.io.DatasetWriter:
         grid = self._grid
         place = {"transform": grid.transform} if grid.is_placed else {}
+        if grid.rpcs is not None:
+            place = {"rpcs": grid.rpcs}
         # MINISBLACK, because GDAL makes RGBA of four 8-bit bands by itself.
         rgb = meta.colorinterp[:3] == (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
         alpha = self._options.mask == "alpha"

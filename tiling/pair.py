@@ -51,6 +51,7 @@ from uknowpan.tiling.raster import (
     reason,
     select_bands,
 )
+from uknowpan.tiling.rpcs import AT_OFFSET, Surface
 from uknowpan.tiling.window import Frame, Grid, Window
 
 _SEARCH_BLOCK = 512
@@ -291,8 +292,9 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """Everything that decides about the pixels read, JSON-ready: for fingerprints of resumed runs."""
         return {
             "inputs": self._stamps,
-            "sources": [[s.raster.path, list(s.raster.bands), s.row, s.col] for s in self._sources],
+            "sources": [[s.raster.path, list(s.raster.bands), s.row, s.col, *s.points] for s in self._sources],
             "grid": [self.grid.height, self.grid.width, *self.grid.transform[:6]],
+            "rpcs": None if self.grid.rpcs is None else self.grid.rpcs.to_dict(),
             "frame": [*self.frame_shape, *self.offset, *self.origin],
             "ratio": self.ratio,
             "resampling": self.resampling,
@@ -331,6 +333,7 @@ def open_pair(
     valid: str = "all",
     clouds: tuple[str, int] | None = None,
     mask_clouds: bool = False,
+    surface: Surface = AT_OFFSET,
 ) -> ScenePair:
     """Open a PAN and one or several MS rasters and place them on one frame.
 
@@ -348,6 +351,7 @@ def open_pair(
         clouds: a raster of flags, and the bits of clouds and shadows. Registration and statistics leave these out;
             the output has them.
         mask_clouds: they are invalid in the output too.
+        surface: the ground of a pair in sensor geometry.
 
     Raises:
         InputUnreadable, IncompatiblePair: files that cannot be opened, or do not fit.
@@ -369,7 +373,7 @@ def open_pair(
             rasters = _open_ms(opener, specs, ms_bands, nodata, remarks)
             refuse_unplaced(pan_raster, rasters)
             each = valid == "any"
-            target, sources = _on_one_frame(closing, pan_raster, rasters, ratio, resampling, each, remarks)
+            target, sources = _on_one_frame(closing, pan_raster, rasters, ratio, resampling, each, remarks, surface)
             flags = None if clouds is None else (_flags(opener, pan_raster, target, clouds[0]), clouds[1])
             whole = target.pan
             window = Window(0, 0, *whole.shape) if bounds is None else bounds_window(whole, bounds)
@@ -384,7 +388,7 @@ def open_pair(
                 notes=remarks.notes,
                 assumptions=remarks.assumptions,
                 closing=closing.pop_all(),
-                inputs=_files([pan, *specs], [pan_raster, *rasters]) + ([] if clouds is None else [clouds[0]]),
+                inputs=_files([pan, *specs], [pan_raster, *rasters], clouds and clouds[0], surface.dem),
                 clouds=flags,
                 mask_clouds=mask_clouds,
                 each_band=valid == "any",
@@ -397,10 +401,11 @@ def open_pair(
         ) from error
 
 
-def _files(specs: Sequence[RasterLike], rasters: Sequence[Raster]) -> list[str]:
-    """The files that the rasters in use depend on."""
+def _files(specs: Sequence[RasterLike], rasters: Sequence[Raster], *more: str | None) -> list[str]:
+    """The files that the rasters in use depend on, and others that are not None."""
     behind = {spec.name: spec.files for spec in specs if isinstance(spec, Assembly)}
-    return list(dict.fromkeys(file for raster in rasters for file in behind.get(raster.path, (raster.path,))))
+    files = dict.fromkeys(file for raster in rasters for file in behind.get(raster.path, (raster.path,)))
+    return [*files, *(path for path in more if path is not None)]
 
 
 def _on_one_frame(
@@ -411,16 +416,17 @@ def _on_one_frame(
     resampling: str,
     each: bool,
     remarks: Remarks,
+    surface: Surface,
 ) -> tuple[Target, list[Source]]:
     """The full scene's frame, and each MS raster on it."""
     if wanted_ratio != 1:  # a ratio of 1 sharpens nothing: the images are wanted side by side
         _refuse_same(pan, rasters)
     whole = pan.grid
     rasters = [cut_opposite(closing, whole, raster) for raster in rasters]
-    places = [place_on_pan(whole, pan, raster, remarks) for raster in rasters]
+    places = [place_on_pan(whole, pan, raster, remarks, surface) for raster in rasters]
     ratio = choose_ratio(places[0], rasters[0], wanted_ratio, remarks)
     offsets = [place.nested_offset(raster, ratio) for place, raster in zip(places, rasters, strict=True)]
-    full_offset = next((offset for offset in offsets if offset is not None), (0, 0))
+    full_offset = next((offset for offset in offsets if offset is not None), places[0].phase(rasters[0], ratio))
     target = Target(whole, Frame.full(whole.shape, full_offset, ratio), resampling)
     sources = [
         source

@@ -15,6 +15,7 @@ from uknowpan.tiling.enlarged import interpolated_by, pixel_repeats
 from uknowpan.tiling.errors import IncompatiblePair
 from uknowpan.tiling.globe import Bounds, beside
 from uknowpan.tiling.raster import GDAL_ERRORS, Raster, Remarks, Source, warped
+from uknowpan.tiling.rpcs import AT_OFFSET, SensorMap, Surface, curved, map_by_rpcs
 from uknowpan.tiling.window import Box, Frame, Grid, Window, crs_name, same_crs
 
 MAX_RATIO = 8
@@ -35,6 +36,8 @@ class Placement:
     """MS (col, row) -> PAN (col, row); None if the CRS differ"""
     transform: Affine
     """of the MS, as read or as assumed"""
+    way: SensorMap | None = None
+    """between MS and PAN, where RPCs place both"""
 
     def nested_offset(self, ms: Raster, ratio: int) -> tuple[int, int] | None:
         """(oy, ox) of the full frame under which the MS needs no resampling, or None."""
@@ -47,10 +50,19 @@ class Placement:
             return None
         return -round(a.f) % ratio, -round(a.c) % ratio
 
+    def phase(self, ms: Raster, ratio: int) -> tuple[int, int]:
+        """(oy, ox) of the full frame under which a resampled MS in sensor geometry is blurred least in its middle."""
+        if self.way is None:
+            return 0, 0
+        x, y = self.way.affine * (ms.dataset.width // 2, ms.dataset.height // 2)
+        return -round(y) % ratio, -round(x) % ratio
+
 
 def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
-    """Refuse rasters placed by control points or RPCs, and georeferencing of one side only."""
-    for raster in [pan, *ms]:
+    """Refuse rasters placed by control points, and placing by RPCs or by a geotransform of one side only."""
+    rasters = [pan, *ms]
+    mapped = [raster for raster in rasters if raster.grid.rpcs is None]
+    for raster in rasters:
         data = raster.dataset
         if data.transform.is_degenerate or not all(isfinite(v) for v in data.transform):
             raise IncompatiblePair(
@@ -59,13 +71,17 @@ def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
         if not data.transform.is_identity:
             continue
         points = len(data.gcps[0])
-        if points or data.rpcs is not None:
-            placed_by = f"{points} ground control points" if points else "RPCs"
-            how = "-tps" if points else "-rpc"
+        if mapped and raster.grid.rpcs is not None:
             raise IncompatiblePair(
-                f"{raster.path} is placed by {placed_by} only; orthorectify it first: gdalwarp {how} IN OUT."
+                f"{raster.path} is placed by RPCs and {mapped[0].path} is not; "
+                "orthorectify it first: gdalwarp -rpc IN OUT."
             )
-    lost = [raster.path for raster in [pan, *ms] if not raster.grid.is_placed]
+        if mapped and points:
+            raise IncompatiblePair(
+                f"{raster.path} is placed by {points} ground control points only; "
+                "orthorectify it first: gdalwarp -tps IN OUT."
+            )
+    lost = [raster.path for raster in mapped if not raster.grid.is_placed]
     if lost and len(lost) <= len(ms):
         raise IncompatiblePair(
             f"{lost[0]} has no georeferencing but the other raster has; "
@@ -73,9 +89,16 @@ def refuse_unplaced(pan: Raster, ms: Sequence[Raster]) -> None:
         )
 
 
-def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Placement:
-    """Find an MS raster on the whole PAN. Raises IncompatiblePair."""
+def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks, surface: Surface = AT_OFFSET) -> Placement:
+    """Find an MS raster on the whole PAN, of a pair in sensor geometry over a surface.
+
+    Raises InputUnreadable, IncompatiblePair.
+    """
     grid = ms.grid
+    if whole.rpcs is not None:
+        return _place_by_rpcs(whole, pan, ms, surface, remarks)
+    if surface != AT_OFFSET:
+        remarks.note(f"PAN and {ms.path} are no pair in sensor geometry: no height is needed.")
     if not grid.is_placed:
         return _place_by_size(whole, ms, remarks)
     if not same_crs(whole.crs, grid.crs):
@@ -95,6 +118,25 @@ def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Plac
             "warp both to a north-up grid first: gdalwarp IN OUT."
         )
     return Placement((abs(affine.e), abs(affine.a)), _outline(affine, grid.shape), affine, transform)
+
+
+def _place_by_rpcs(whole: Grid, pan: Raster, ms: Raster, surface: Surface, remarks: Remarks) -> Placement:
+    """Sensor geometry: the RPCs of PAN and MS, and the ground."""
+    way = map_by_rpcs(pan, ms, surface)
+    affine, (height, width) = way.affine, ms.grid.shape
+    ground = f"the heights of {surface.dem}" if surface.dem else f"a height of {surface.at(pan):.10g} m"
+    remarks.note(f"{ms.path} is placed on the PAN by the RPCs of both, at {ground}.")
+    xs, ys = zip(*(affine * (x, y) for x in (0, width) for y in (0, height)), strict=True)
+    scale = hypot(affine.b, affine.e), hypot(affine.a, affine.d)
+    slack = (way.left + 1) * max(scale)
+    box = Box(min(ys) - slack, min(xs) - slack, max(ys) + slack, max(xs) + slack)
+    if box.bottom <= 0 or box.right <= 0 or box.top >= whole.height or box.left >= whole.width:
+        raise IncompatiblePair(
+            f"PAN and {ms.path} do not overlap by their RPCs: the MS begins at row {min(ys):.0f}, column {min(xs):.0f} "
+            "of the PAN; check that they show the same place."
+        )
+    bent = max(abs(affine.b) * height, abs(affine.d) * width, way.left * max(scale))
+    return Placement(scale, box, affine if bent <= _NEST_TOLERANCE else None, affine, way)
 
 
 def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
@@ -225,7 +267,7 @@ class Target:
         ratio, offset = self.frame.ratio, self.frame.offset
         top, bottom = ((v + offset[0]) / ratio for v in (place.box.top, place.box.bottom))
         left, right = ((v + offset[1]) / ratio for v in (place.box.left, place.box.right))
-        if place.affine is not None:
+        if place.affine is not None and place.way is None:
             # Pixels whose centres lie inside: outside of them GDAL gives nothing.
             t, b = ceil(top - 0.5 + 1e-6), floor(bottom - 0.5 - 1e-6) + 1
             l_, r = ceil(left - 0.5 + 1e-6), floor(right - 0.5 - 1e-6) + 1
@@ -242,14 +284,20 @@ class Target:
         crs = self.pan.crs or ms.dataset.crs
         grid = Grid(crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t)
         same = place.affine is not None
-        view = warped(closing, ms, grid, src_transform=place.transform, same_crs=same, scale=scale, resampling=method)
-        why = (
-            f"{place.scale[0]:.4f} x {place.scale[1]:.4f} PAN pixels large, at offset "
-            f"({place.box.top:.2f}, {place.box.left:.2f})"
+        view = (
+            warped(closing, ms, grid, src_transform=place.transform, same_crs=same, scale=scale, resampling=method)
+            if place.way is None
+            else curved(closing, ms, grid, place.way, scale, method)
         )
-        remarks.note(f"{ms.path} is resampled ({method.name}) to nest in the PAN grid: {why}.")
-        if place.affine is None:  # through another CRS the outline is only roughly known
-            return Source(view, t, l_, Box(t, l_, b, r), may_have_holes=True, warped=True)
+        if place.way is None:
+            remarks.note(
+                f"{ms.path} is resampled ({method.name}) to nest in the PAN grid: "
+                f"{place.scale[0]:.4f} x {place.scale[1]:.4f} PAN pixels large, at offset "
+                f"({place.box.top:.2f}, {place.box.left:.2f})."
+            )
+        if place.affine is None or place.way is not None:  # the outline is only roughly known
+            points = () if place.way is None else place.way.points
+            return Source(view, t, l_, Box(t, l_, b, r), may_have_holes=True, warped=True, points=points)
         extent = Box(top - 0.5, left - 0.5, bottom + 0.5, right + 0.5)
         return Source(view, t, l_, extent, ms.may_have_holes, warped=True)
 

@@ -221,7 +221,14 @@ class Raster:
     @property
     def grid(self) -> Grid:
         data = self.dataset
-        return Grid(data.crs, data.transform, data.width, data.height, data.tags().get("AREA_OR_POINT", "Area"))
+        kind = data.tags().get("AREA_OR_POINT", "Area")
+        try:
+            rpcs = data.rpcs if data.transform.is_identity else None
+        except (KeyError, ValueError, IndexError) as error:
+            raise IncompatiblePair(
+                f"{self.path} has RPCs that cannot be read ({error}); fetch its metadata."
+            ) from error
+        return Grid(data.crs, data.transform, data.width, data.height, kind, rpcs)
 
     @property
     def dtypes(self) -> list[str]:
@@ -329,6 +336,8 @@ class Source:
     """whether a pixel inside may be invalid"""
     warped: bool = False
     """whether pixels are resampled"""
+    points: tuple[tuple[float, ...], ...] = ()
+    """by which RPCs placed it: `uknowpan.tiling.rpcs.Points`"""
 
     @staticmethod
     def native(raster: Raster, row: int = 0, col: int = 0) -> "Source":
@@ -391,7 +400,7 @@ def warped(
     dataset, bands = raster.dataset, raster.bands
     if raster.may_have_holes or alpha_bands(dataset):
         dataset, bands = (
-            closing.enter_context(_marked(raster, openable(closing, raster))),
+            closing.enter_context(marked(raster, openable(closing, raster))),
             tuple(range(1, len(bands) + 1)),
         )
         options["src_nodata"] = float("nan")
@@ -410,11 +419,16 @@ def warped(
         )
     except (*GDAL_ERRORS, ValueError) as error:
         raise IncompatiblePair(f"{raster.path} cannot be resampled onto the PAN grid: {reason(error)}.") from error
+    return as_floats(raster, closing.enter_context(vrt), bands)
+
+
+def as_floats(raster: Raster, view: DatasetReader, bands: tuple[int, ...]) -> Raster:
+    """Bands of a resampled view of the raster, NaN where they are invalid, in the range of the raster's integers."""
     ranges = [np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None for dtype in raster.dtypes]
     lows = [-np.inf if known is None else known.min for known in ranges]
     highs = [np.inf if known is None else known.max for known in ranges]
     return Raster(
-        closing.enter_context(vrt), raster.path, bands, (None,) * len(bands), mask=False, alpha=None,
+        view, raster.path, bands, (None,) * len(bands), mask=False, alpha=None,
         limits=np.array([lows, highs], np.float32)[..., None, None],
     )  # fmt: skip
 
@@ -433,7 +447,7 @@ def openable(closing: ExitStack, raster: Raster) -> str:
     return name
 
 
-def _marked(raster: Raster, path: str) -> DatasetReader:
+def marked(raster: Raster, path: str) -> DatasetReader:
     """The bands as floats that are NaN where they are invalid, for whatever reason; they do not form an alpha.
 
     Each band is a sum of sources that are left out, as NaN, at their nodata. Zero times the alpha or the mask gives 0

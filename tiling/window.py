@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.rpc import RPC
 
 ORIGIN_STEP = 12
 """MS pixels; frames begin at multiples of it: divisible by 1, 2, 3, 4 and 6, the strides of the networks."""
@@ -63,6 +64,8 @@ class Grid:
     height: int
     area_or_point: str = "Area"
     """only what the file declares; `transform` is that of pixel areas in either case"""
+    rpcs: RPC | None = None
+    """place a raster in sensor geometry; its `transform` is that of pixels"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,8 +85,12 @@ class Grid:
 
     def cut(self, window: Window) -> "Grid":
         """The part of the grid under a window."""
-        transform = self.transform * Affine.translation(window.col, window.row)
-        return Grid(self.crs, transform, window.width, window.height, self.area_or_point)
+        transform, rpcs = self.transform * Affine.translation(window.col, window.row), self.rpcs
+        if rpcs is not None:
+            rpcs = RPC(
+                **{**rpcs.to_dict(), "line_off": rpcs.line_off - window.row, "samp_off": rpcs.samp_off - window.col}
+            )
+        return Grid(self.crs, transform, window.width, window.height, self.area_or_point, rpcs)
 
 
 def same_crs(a: CRS | None, b: CRS | None) -> bool:

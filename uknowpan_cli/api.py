@@ -24,7 +24,7 @@ from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 
 logging.getLogger("uknowpan").addHandler(logging.NullHandler())  # or Python would print warnings to stderr
 
-OF_PAIR = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid", "mask_clouds")
+OF_PAIR = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid", "mask_clouds", "height", "dem")
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def open_pair(pan: RasterLike, ms: RasterLike | Sequence[RasterLike] = (), **opt
 
     Args:
         pan, ms: as of `sharpen`.
-        **options: bidx, pan_bidx, nodata, ratio, resampling, bounds, valid, mask_clouds.
+        **options: bidx, pan_bidx, nodata, ratio, resampling, bounds, valid, mask_clouds, height, dem.
 
     Raises:
         InputError: a file cannot be read, or the two do not fit.

@@ -85,6 +85,19 @@ class SharpenOptions:
         str | Sequence[float] | None,
         Option("--bounds", INPUT, "Only this part, in the PAN's CRS.", "LEFT,BOTTOM,RIGHT,TOP", cli=str | None),
     ] = None
+    height: Annotated[
+        float | None,
+        Option(
+            "--height",
+            INPUT,
+            "Height of the ground, metres above the ellipsoid, for a pair placed by RPCs; default: that in the RPCs.",
+            "METRES",
+        ),
+    ] = None
+    dem: Annotated[
+        str | os.PathLike[str] | None,
+        Option("--dem", INPUT, "Raster of such heights instead, also above the ellipsoid.", "FILE", cli=str | None),
+    ] = None
     max_value: Annotated[
         float | None,
         Option("--max-value", INPUT, "Full scale in digital numbers; the result is clipped at it.", "VALUE"),
@@ -223,12 +236,14 @@ class SharpenOptions:
         self._set("bounds", None if bounds is None else tuple(bounds))
         self._set("weights", band_weights(self.weights))
         self._set("stretch", stretch_range(self.stretch))
-        for name in ("model", "uncertainty", "preview", "stac"):
+        for name in ("model", "dem", "uncertainty", "preview", "stac"):
             value = getattr(self, name)
             self._set(name, None if value is None else os.fspath(value))
 
     def _refuse_together(self) -> None:
         """Refuse two options of which one would have no meaning."""
+        if self.height is not None and (self.dem is not None or not math.isfinite(self.height)):
+            raise UsageError("--height is one number for the whole scene; leave it out with --dem.")
         if self.stretch is not None and self.output_dtype is not None:
             raise UsageError("--stretch writes uint8; leave out --output-dtype.")
         if self.mask is not None and self.valid == "any":

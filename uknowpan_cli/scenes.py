@@ -21,6 +21,7 @@ from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warnin
 from uknowpan.surveying import survey as survey_pair
 from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, plan_tiles
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
+from uknowpan.tiling.rpcs import Surface
 
 log = logging.getLogger("uknowpan")
 
@@ -112,6 +113,7 @@ def open_scene(
         bounds=bounds,
         clouds=clouds,
         mask_clouds=options.mask_clouds,
+        surface=Surface(options.height, None if options.dem is None else str(options.dem)),
     )
     if delivery is not None:
         pair.notes.insert(0, line)
@@ -155,6 +157,8 @@ def prepared(
         pair = opened or open_scene(pan, ms, options)
         stack.callback(pair.close)
         check_memory(pair, options)
+        if options.stac is not None and pair.grid.crs is None:
+            raise UsageError("--stac needs a scene with a CRS; leave it out.")
         if not in_memory:
             named = {
                 "--output": output,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from uknowpan.models.sharpeners import Sharpener
     from uknowpan.tiling import ScenePair
 
-OPTIONS = ("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid", "model", "num_threads")
+OPTIONS = (
+    *("bidx", "pan_bidx", "nodata", "ratio", "resampling", "bounds", "valid", "height", "dem"),
+    *("model", "num_threads"),
+)
 
 
 @opt.shares(only=OPTIONS)
