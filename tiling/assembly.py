@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from html import escape
 from itertools import combinations
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from affine import Affine
@@ -143,8 +143,8 @@ def _nodata(bands: Sequence[tuple[str, DatasetReader, int]], wanted: float | Non
 def _metadata(tags: dict[str, str], domain: str = "") -> list[str]:
     if not tags:
         return []
-    where = f" domain={quoteattr(domain)}" if domain else ""
-    items = [f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in tags.items()]
+    where = f' domain="{domain}"' if domain else ""
+    items = [f'<MDI key="{escape(key)}">{escape(value)}</MDI>' for key, value in tags.items()]
     return [f"<Metadata{where}>", *items, "</Metadata>"]
 
 

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TypeAlias
 from uuid import uuid4
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio

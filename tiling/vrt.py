@@ -1,6 +1,6 @@
 """GDAL's virtual rasters: XML that GDAL opens in place of a file name, and that is never written to one."""
 
-from xml.sax.saxutils import escape
+from html import escape
 
 from affine import Affine
 from rasterio.crs import CRS
