@@ -119,7 +119,7 @@ def tiled(tool, ratio, tile):
 
 @pytest.mark.parametrize(
     "ratio, tile, steps",
-    [(4, (13, 20), 1), (4, (40, 7), 1), (4, (20, 20), 2), (3, (16, 24), 1), (3, (20, 40), 2),
+    [(4, (13, 20), 1), (4, (40, 7), 1), (4, (20, 20), 2), (4, (20, 20), 4), (3, (16, 24), 1), (3, (20, 40), 2),
      (2, (10, 22), 1)],
 )  # fmt: skip
 @pytest.mark.parametrize("config", [TINY, STREAMS], ids=["lite", "streams"])
