@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from uknowpan.models.blur import Psf
 from uknowpan.models.registration.field import Array, Registration
@@ -60,7 +61,8 @@ class Nested:
         return Nested(ratio, psf, offset, spare, border - spare * ratio, kernel)
 
 
-WindowTaps = tuple[Array, Array, Array, Array]
+Floats = npt.NDArray[np.float32]
+WindowTaps = tuple[Array, Array, Any, Any]
 """First row and column of the taps of each pixel, (N,), and their weights along both axes, (N, K)."""
 
 Taps = tuple[Any, Any]
@@ -162,11 +164,24 @@ def _joined(taps: list[WindowTaps], shape: tuple[int, int], x: Image) -> Taps:
     index, weights = [], []
     for number, (row, col, *sides) in enumerate(taps):
         down, across = (_kept(side, np.float32, x) for side in sides)
-        first, count = (_kept(n, np.int32, x) for n in (np.stack([row, col]), np.arange(down.shape[1])))
-        rows, cols = ((n[:, None] + count).clip(0, side - 1) for n, side in zip(first, shape, strict=True))
-        places = ((rows + number * shape[0]) * shape[1])[:, :, None] + cols[:, None, :]
+        count, (height, width) = np.arange(down.shape[1]), shape
+        beyond = (
+            np.minimum(n, 0).any() or n.max() + len(count) > side for n, side in zip((row, col), shape, strict=True)
+        )
+        if any(beyond):
+            first, steps = (_kept(n, np.int32, x) for n in (np.stack([row, col]), count))
+            rows, cols = ((n[:, None] + steps).clip(0, side - 1) for n, side in zip(first, shape, strict=True))
+            places = ((rows + number * height) * width)[:, :, None] + cols[:, None, :]
+        else:  # one sum of whole rows takes a quarter of the time
+            first = (row + number * height) * width + col
+            first, steps = (_kept(n, np.int32, x) for n in (first, (count[:, None] * width + count).ravel()))
+            places = first[:, None] + steps
         index.append(places.reshape(len(row), -1))
-        weights.append((down[:, :, None] * across[:, None, :]).reshape(len(row), -1))
+        if isinstance(x, np.ndarray):
+            products = np.einsum("ni,nj->nij", down, across)  # half the time of a product with short rows
+        else:
+            products = down[:, :, None] * across[:, None, :]
+        weights.append(products.reshape(len(row), -1))
     if len(taps) == 1:
         return index[0], weights[0]
     if isinstance(x, np.ndarray):
@@ -178,7 +193,7 @@ def _joined(taps: list[WindowTaps], shape: tuple[int, int], x: Image) -> Taps:
 
 def _kept(values: Array, dtype: type, x: Any) -> Any:
     """Values as an array or a tensor, as `x` is one, where it is, in their own dtype."""
-    values = values.astype(dtype)
+    values = values.astype(dtype, copy=False)
     if isinstance(x, np.ndarray):
         return values
     import torch
@@ -216,12 +231,13 @@ def _interleaved(parts: list[Image]) -> Image:
     return torch.stack(parts, 2).flatten(1, 2)
 
 
-def _keys(x: Array) -> Array:
+def _keys(x: Array) -> Floats:
     """(N, 4) weights of the taps at -1, 0, 1 and 2 for places x (N,) from 0 to 1 (Keys 1981, a = -1/2)."""
     x2 = x * x
     x3 = x2 * x
-    taps = (x2 - (x + x3) / 2, 1 - 2.5 * x2 + 1.5 * x3, x / 2 + 2 * x2 - 1.5 * x3, (x3 - x2) / 2)
-    weights: Array = np.stack(taps, 1)
+    weights = np.empty((len(x), 4), np.float32)
+    for k, taps in enumerate((x2 - (x + x3) / 2, 1 - 2.5 * x2 + 1.5 * x3, x / 2 + 2 * x2 - 1.5 * x3, (x3 - x2) / 2)):
+        weights[:, k] = taps
     return weights
 
 
