@@ -17,7 +17,7 @@ LIBRARIES = $(VENV)/.libraries
 FILES = $(VENV)/.files
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint bench docs qgis clean again
+.PHONY: demo test test-lowest lint bench docs qgis clean again
 
 $(LIBRARIES): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ demo: $(INSTALLED)
 # One thread a worker: two workers of two threads each would spin on two cores.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto
+
+# The oldest direct dependencies that pyproject.toml allows, by uv; of PyTorch that is a CUDA build on Linux (5 GB).
+test-lowest:
+	uv venv --clear .venv-lowest
+	uv pip install --python .venv-lowest --resolution lowest-direct -e ".[dev]" --config-settings editable_mode=strict
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .
@@ -68,4 +74,4 @@ qgis:
 	cd build && $(PYTHON) -m zipfile -c $(abspath $(DIST))/uknowpan_qgis.zip uknowpan_qgis
 
 clean:
-	rm -rf .venv .venv-cuda build dist demo *.egg-info
+	rm -rf .venv .venv-cuda .venv-lowest build dist demo *.egg-info
