@@ -78,7 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "fsa-s-streams": Architecture(
         network=_MODELS + "streams:StreamsStudent",
-        config=_MODELS + "streams:StreamsConfig",
+        config=_MODELS + "features:StreamsConfig",
         sharpener=_MODELS + "denoising:StudentSharpener",
         stage="fsa-s",
         trainer=_MODELS + "training.stages:GenericStudentStage",

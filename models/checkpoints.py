@@ -100,13 +100,13 @@ class Card:
         return int(stored)
 
 
-def _config_of(kind: Any, values: Any) -> Any:
+def config_of(kind: Any, values: Any) -> Any:
     """A config dataclass from JSON, which has no tuples and no nested dataclasses."""
     kinds = get_type_hints(kind)
 
     def field_of(name: str, value: Any) -> Any:
         if is_dataclass(kinds.get(name)):
-            return _config_of(kinds[name], value)
+            return config_of(kinds[name], value)
         given = tuple(value) if isinstance(value, list) else value
         if name in kinds and not _is_of(kinds[name], given):
             raise TypeError(f"{name} is {value!r}")
@@ -174,7 +174,7 @@ def build_network(card: Card, held: tuple[int, int] | None = None) -> nn.Module:
             f"(known: {', '.join(ARCHITECTURES)})"
         )
     try:
-        config = _config_of(resolve(entry.config), card.config)
+        config = config_of(resolve(entry.config), card.config)
         if held is not None:
             with at_most(*held), torch.device("meta"):
                 resolve(entry.network)(config)
@@ -236,20 +236,29 @@ def read_card(path: str | Path) -> Card:
         raise CheckpointError(f"the card of {path} cannot be read: {error}") from error
 
 
+def read_weights(path: str | Path, library: str = "numpy") -> dict[str, Any]:
+    """The weights of a checkpoint by name, as arrays of "numpy" or tensors of "torch".
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        weights: dict[str, Any] = resolve(f"safetensors.{library}:load_file")(path)
+    except (SafetensorError, RuntimeError, OSError, KeyError) as error:
+        raise CheckpointError(f"the weights in {path} cannot be read: {str(error).splitlines()[0]}") from error
+    return weights
+
+
 def load_model(path: str | Path) -> tuple[nn.Module, Card]:
     """Network with its weights (evaluation mode, CPU), and the card.
 
     Raises:
         CheckpointError: as `read_card`, or the weights do not fit the architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     card = read_card(path)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"the weights in {path} cannot be read: {str(error).splitlines()[0]}") from error
+    weights = read_weights(path, "torch")
     model = build_network(card, (len(weights), sum(x.numel() for x in weights.values())))
     try:
         model.load_state_dict(weights)

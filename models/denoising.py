@@ -12,33 +12,24 @@ from uknowpan.models.blur import Psf, default_psf
 from uknowpan.models.checkpoints import DEFAULT_MODEL, Card, find_checkpoint, load_model, read_card, sha256
 from uknowpan.models.diffusion import Denoiser, NoiseSchedule, ddim_sample, position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
-from uknowpan.models.features import condition_reach, generic_condition, takes_softness
+from uknowpan.models.features import takes_softness
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
-from uknowpan.models.resample import KERNELS, Array, crop, like, reflect
-from uknowpan.models.sharpeners import Pixels, Sharpened
-from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics
+from uknowpan.models.resample import KERNELS, Array, crop, reflect
+from uknowpan.models.sharpeners import CardedSharpener, Pixels, Sharpened, StudentWindows
+from uknowpan.models.statistics import SceneStatistics
 from uknowpan.models.types import Condition, Denoised, PatchBatch
-
-AS_MS = "ms"
-"""Softness of a result that is as soft, pixel for pixel, as the scene's MS."""
 
 HALO_STEPS = 2
 """Steps whose reach a student's window has around its core. A step's answer hardly depends on x_t of far pixels: beyond
 two of them, more steps change nothing but the last bit (one of them: 0.003 of 255 with `generic` 3)."""
 
 
-class NetworkSharpener:
-    """A network with its card, and how it is run: what all networks share.
+class NetworkSharpener(CardedSharpener):
+    """A network with its card, and how PyTorch runs it: what all networks share.
 
     Besides windows of a scene, networks sharpen images of test files (`sharpen_images`).
     """
 
-    local = False
-    floats_per_pixel = 110
-    """Measured with `fsa-s-streams`, 4 bands and tiles of 512: 46, and 92 where each band has its own displacement."""
-    has_uncertainty = False
-    takes_softness = False
-    """Whether the network was trained to get the result's softness as an input."""
     one_pass = False
     """Whether the network diffuses nothing."""
     needs_statistics = False
@@ -58,17 +49,12 @@ class NetworkSharpener:
         dtype: torch.dtype = torch.float32,
         digest: str = "",
     ):
-        self.name, self.card = card.name, card
-        self.takes_softness = takes_softness(card.config)
-        if softness is not None and not self.takes_softness:
-            raise ModelMismatch(f"model {card.name} was not trained with the softness of its result as an input")
-        self.softness = softness
-        self.wants_softness = softness == AS_MS
+        bands = getattr(getattr(model, "config", None), "bands", card.bands)
+        super().__init__(card, bands, softness, digest, device)
         self.steps = card.steps if steps is None else steps
-        self.seed, self.device, self.dtype, self.digest = seed, device, dtype, digest
+        self.seed, self.dtype = seed, dtype
         self.model: Any = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.multiple = int(self.model.pixel_multiple)
-        self.bands: int | None = getattr(getattr(model, "config", None), "bands", card.bands)
         self.schedule = NoiseSchedule.cosine(card.timesteps)
         strided = "strided_timesteps" in card.sampling
         self.timesteps = self.schedule.strided(self.steps) if strided else self.schedule.respace(self.steps)
@@ -76,19 +62,6 @@ class NetworkSharpener:
             raise CheckpointError(
                 f"the card of model {card.name} has residual_std of {len(card.residual_std)} "
                 f"bands, but its network has {self.bands}; train it anew with `uknowpan train`"
-            )
-
-    def check(self, bands: int, ratio: int) -> None:
-        if self.bands is not None and bands != self.bands:
-            raise ModelMismatch(
-                f"the MS has {bands} bands, but model {self.name} was trained for "
-                f"{self.bands}; choose bands with --bidx or another model"
-            )
-        if ratio not in self.card.ratios:
-            least, most = min(self.card.ratios), max(self.card.ratios)
-            raise ModelMismatch(
-                f"the PAN/MS ratio is {ratio}, but model {self.name} serves "
-                f"{least if least == most else f'{least} to {most}'}; use --method or another model"
             )
 
     def staged(self, images: Array) -> Pixels:
@@ -160,49 +133,28 @@ class NetworkSharpener:
         }
 
 
-class StudentSharpener(NetworkSharpener):
+class StudentSharpener(StudentWindows, NetworkSharpener):
     """The `generic` diffusion student."""
 
-    local = True
-    has_uncertainty = True
     needs_statistics = True
     needs_residual_std = False
 
-    def assumed_psf(self, ratio: int) -> Psf | None:
-        return None
-
-    def full_scale(self, pan: float, ms: float) -> tuple[float, float] | None:
-        return None
-
-    def _network_halo(self) -> int:
+    @property
+    def halo(self) -> int:
         """PAN pixels around the core that the network sees; see `HALO_STEPS`."""
         return min(self.steps, HALO_STEPS) * int(self.model.reach)
-
-    def margin(self, statistics: SceneStatistics) -> int:
-        return condition_reach(statistics) + math.ceil(self._network_halo() / statistics.ratio)
-
-    def _softness_for(self, statistics: SceneStatistics) -> float:
-        if self.softness == AS_MS:
-            return statistics.softness_of_result
-        return USUAL_SOFTNESS if self.softness is None else float(self.softness)
 
     @torch.inference_mode()
     def sharpen(
         self, pan: Pixels, ms: Pixels, statistics: SceneStatistics, origins: Origins, offset: float = 0.0
     ) -> Sharpened:
         """Sharpen windows, see `Sharpener`; `offset` as in `upsample`."""
-        halo, margin = self._network_halo(), self.margin(statistics)
-        border = margin * statistics.ratio - halo
         if self.device == "cpu":  # NumPy's features take a third of the time of tensors' there
             pan, ms = np.asarray(pan), np.asarray(ms)
         else:
             pan, ms = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (pan, ms))
-        geometry = geometry_of(statistics, origins, margin, ms, border, offset)
-        softness = self._softness_for(statistics)
-        condition = generic_condition(pan, ms, statistics, offset, softness=softness, geometry=geometry)
-        condition = condition.shrink(border - geometry.left_out).map(torch.as_tensor)
-        scale = like(statistics.detail_std[:-1], condition.pan).view(1, -1, 1, 1) * self.card.residual_scale
-        return self._run(condition, origins, halo, scale)
+        condition = self.condition(pan, ms, statistics, origins, offset).map(torch.as_tensor)
+        return self._run(condition, origins, self.halo, self.unit(statistics, condition.pan))
 
     def sharpen_images(
         self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
@@ -214,10 +166,7 @@ class StudentSharpener(NetworkSharpener):
         return self.sharpen(*window, statistics, [(0, 0)] * len(images), offset)
 
     def provenance(self) -> dict[str, str]:
-        if not self.takes_softness:
-            return super().provenance()
-        softness = USUAL_SOFTNESS if self.softness is None else self.softness
-        return {**super().provenance(), "SOFTNESS": str(softness)}
+        return super().provenance() | self.softness_tag()
 
 
 class UNetSharpener(NetworkSharpener):

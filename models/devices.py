@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -11,6 +12,20 @@ def thread_count(threads: int | None = None) -> int:
     """Threads to use: as many as given, else `OMP_NUM_THREADS`, else one for each core that the process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return threads or (int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores())
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed; looking for it takes no import."""
+    return find_spec("torch") is not None
+
+
+def gpu_count() -> int:
+    """GPUs that PyTorch sees; 0 where it is not installed."""
+    if not has_torch():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def tune_cpu(threads: int | None = None) -> int:

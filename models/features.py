@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.blur import DETAIL_WINDOW
 from uknowpan.models.geometry import Geometry, Nested, displacement_reach
 from uknowpan.models.resample import (
@@ -57,6 +59,44 @@ LOCAL_PRIOR = 0.1
 
 LARGEST_RATIO_GAIN = 4.0
 """Bound of `ratio_gain`, as a multiple of the scene's mean ratio."""
+
+CORRECTION, LOG_SIGMA, MISSING, LOG_V, MAPS = INJECTIONS, INJECTIONS + 1, INJECTIONS + 2, INJECTIONS + 3, INJECTIONS + 4
+"""Places of the maps after the injections' weights: correction, log sigma, weight of the back-projection, log v."""
+ON_PAN = 3
+"""Number of leading band features that are a smooth gain times the PAN's detail."""
+CELLS = 4 * BAND_FEATURES
+"""Numbers per band and 4 x 4 PAN pixels that are made of its features."""
+LEAST_POWER = 1e-3
+"""Power of the PAN's detail, in units of its contrast, below which gains fade to 0."""
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """Widths of the student of two streams; the defaults take 25,224 multiply-adds per PAN pixel for four bands."""
+
+    pan_width: int = field(default=24, metadata={"least": 1})
+    """Channels of the PAN on the 2 x 2 grid."""
+    trunk_width: int = field(default=64, metadata={"least": 1})
+    """Channels of the trunk on the 4 x 4 grid."""
+    band_width: int = field(default=32, metadata={"least": 1})
+    """Channels per band on the 4 x 4 grid."""
+    head_width: int = field(default=16, metadata={"least": 1})
+    """Channels per band on the 2 x 2 grid."""
+    trunk_blocks: int = 2
+    """Residual blocks of the trunk."""
+    band_blocks: int = 1
+    """Residual blocks of each band, after the trunk's."""
+    timesteps: int = field(default=TIMESTEPS, metadata={"least": 1})
+    """Length of the noise schedule (scales the time embedding)."""
+    scene_features: int = SCENE_FEATURES
+    """Number of the scene's numbers that are inputs."""
+
+    @property
+    def reach(self) -> int:
+        """PAN pixels around an output pixel that it depends on (an upper bound)."""
+        cells = 1 + 2 * (self.trunk_blocks + self.band_blocks)
+        # The last convolution reaches a neighbour on the 2 x 2 grid, which lies anywhere in its 4 x 4 cell.
+        return math.ceil((4 * cells + 5) / 4) * 4
 
 
 def condition_reach(statistics: SceneStatistics) -> int:

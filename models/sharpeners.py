@@ -11,14 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from uknowpan.models.blur import Psf, default_psf
+from uknowpan.models.checkpoints import DEFAULT_MODEL, Card
 from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
 from uknowpan.models.errors import ModelMismatch
+from uknowpan.models.features import condition_reach, generic_condition, takes_softness
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
 from uknowpan.models.resample import UPSAMPLE_REACH, Array, Image, crop, degrade_reach, like, reflect
-from uknowpan.models.statistics import SceneStatistics, scene_statistics
+from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
+from uknowpan.models.types import Condition
 
 HIGH_PERCENTILE = 99.5
 """Percentile of the absolute values that `Sharpener.full_scale` takes."""
+
+AS_MS = "ms"
+"""Softness of a result that is as soft, pixel for pixel, as the scene's MS."""
 
 Pixels = Any
 """float32 pixels: an array, or a tensor where a network takes or gives one."""
@@ -134,6 +140,79 @@ class ClassicalSharpener:
         return {"METHOD": self.name} | weights
 
 
+class CardedSharpener:
+    """A model with its card: what all of them share, whatever runs them."""
+
+    local = False
+    has_uncertainty = False
+    floats_per_pixel = 110
+    """Measured with `fsa-s-streams`, 4 bands and tiles of 512: 46, and 92 where each band has its own displacement."""
+
+    def __init__(self, card: Card, bands: int | None, softness: float | str | None, digest: str, device: str = "cpu"):
+        self.name, self.card, self.bands, self.digest, self.device = card.name, card, bands, digest, device
+        self.takes_softness = takes_softness(card.config)
+        if softness is not None and not self.takes_softness:
+            raise ModelMismatch(f"model {card.name} was not trained with the softness of its result as an input")
+        self.softness = softness
+        self.wants_softness = softness == AS_MS
+
+    def check(self, bands: int, ratio: int) -> None:
+        if self.bands is not None and bands != self.bands:
+            raise ModelMismatch(
+                f"the MS has {bands} bands, but model {self.name} was trained for "
+                f"{self.bands}; choose bands with --bidx or another model"
+            )
+        if ratio not in self.card.ratios:
+            least, most = min(self.card.ratios), max(self.card.ratios)
+            raise ModelMismatch(
+                f"the PAN/MS ratio is {ratio}, but model {self.name} serves "
+                f"{least if least == most else f'{least} to {most}'}; use --method or another model"
+            )
+
+
+class StudentWindows(CardedSharpener):
+    """The windows of a `generic` student, which sees a scene's features."""
+
+    local = True
+    has_uncertainty = True
+
+    @property
+    def halo(self) -> int:
+        """PAN pixels around the core that the network sees."""
+        raise NotImplementedError
+
+    def assumed_psf(self, ratio: int) -> Psf | None:
+        return None
+
+    def full_scale(self, pan: float, ms: float) -> tuple[float, float] | None:
+        return None
+
+    def margin(self, statistics: SceneStatistics) -> int:
+        return condition_reach(statistics) + math.ceil(self.halo / statistics.ratio)
+
+    def condition(
+        self, pan: Any, ms: Any, statistics: SceneStatistics, origins: Origins, offset: float = 0.0
+    ) -> Condition:
+        """The features of windows, arrays or tensors as these are, with the halo around the cores."""
+        margin = self.margin(statistics)
+        border = margin * statistics.ratio - self.halo
+        softness = USUAL_SOFTNESS if self.softness is None else self.softness
+        if softness == AS_MS:
+            softness = statistics.softness_of_result
+        geometry = geometry_of(statistics, origins, margin, ms, border, offset)
+        condition = generic_condition(pan, ms, statistics, offset, softness=float(softness), geometry=geometry)
+        return condition.shrink(border - geometry.left_out)
+
+    def unit(self, statistics: SceneStatistics, pixels: Any) -> Any:
+        """(1, C, 1, 1) the unit of x0, of the kind of `pixels`."""
+        return like(statistics.detail_std[:-1], pixels).reshape(1, -1, 1, 1) * self.card.residual_scale
+
+    def softness_tag(self) -> dict[str, str]:
+        """The tag of an output that names its softness."""
+        softness = USUAL_SOFTNESS if self.softness is None else self.softness
+        return {"SOFTNESS": str(softness)} if self.takes_softness else {}
+
+
 class ConsistentSharpener:
     """Any sharpener, whose result is then made to agree with the MS.
 
@@ -186,6 +265,7 @@ def load_sharpener(
     *,
     weights: Sequence[float] | None = None,
     consistency: int = 0,
+    engine: str = "torch",
     **options: Any,
 ) -> Sharpener:
     """A sharpener by name: a classical `method`, else a model (bundled name or path).
@@ -195,7 +275,8 @@ def load_sharpener(
         method: one of `CLASSICAL_METHODS` instead.
         weights: of the bands, for a method with an intensity.
         consistency: passes of `ConsistentSharpener` at the end.
-        options: of a network: steps, seed, device, dtype, and softness of the result (sigma in
+        engine: "torch", or "onnx" for the student of two streams on a CPU.
+        options: of a network: steps, seed, device, dtype (ONNX: steps, threads), and softness of the result (sigma in
             PAN pixels, or "ms": as soft as the MS) for those that were trained with one.
 
     Raises:
@@ -206,6 +287,10 @@ def load_sharpener(
     sharpener: Any
     if method is not None:
         sharpener = ClassicalSharpener(method, weights)
+    elif engine == "onnx":
+        from uknowpan.models.onnx.sharpener import load_student
+
+        sharpener = load_student(model or DEFAULT_MODEL, **options)
     else:
         from uknowpan.models.denoising import load_scene_network
 

@@ -12,49 +12,27 @@ c_skip = a v^2 / (a^2 v^2 + s^2). a and s are signal and noise of the timestep, 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uknowpan.models.architectures import TIMESTEPS
 from uknowpan.models.diffusion import NoiseSchedule
-from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, SCENE_FEATURES
+from uknowpan.models.features import (
+    BACK_PROJECTION,
+    CELLS,
+    CORRECTION,
+    INJECTIONS,
+    LEAST_POWER,
+    LOG_SIGMA,
+    LOG_V,
+    MAPS,
+    MISSING,
+    ON_PAN,
+    PAN_FEATURES,
+    StreamsConfig,
+)
 from uknowpan.models.network import PixelNorm, add_shared, band_mean, by_image, compress, time_features, to_grid
 from uknowpan.models.types import Condition, Denoised
-
-CORRECTION, LOG_SIGMA, MISSING, LOG_V, MAPS = INJECTIONS, INJECTIONS + 1, INJECTIONS + 2, INJECTIONS + 3, INJECTIONS + 4
-"""Places of the maps after the injections' weights: correction, log sigma, weight of the back-projection, log v."""
-ON_PAN = 3
-"""Number of leading band features that are a smooth gain times the PAN's detail."""
-CELLS = 4 * BAND_FEATURES
-"""Numbers per band and 4 x 4 PAN pixels that are made of its features."""
-LEAST_POWER = 1e-3
-"""Power of the PAN's detail, in units of its contrast, below which gains fade to 0."""
-
-
-@dataclass(frozen=True)
-class StreamsConfig:
-    """Widths of the student of two streams; the defaults take 25,224 multiply-adds per PAN pixel for four bands."""
-
-    pan_width: int = field(default=24, metadata={"least": 1})
-    """Channels of the PAN on the 2 x 2 grid."""
-    trunk_width: int = field(default=64, metadata={"least": 1})
-    """Channels of the trunk on the 4 x 4 grid."""
-    band_width: int = field(default=32, metadata={"least": 1})
-    """Channels per band on the 4 x 4 grid."""
-    head_width: int = field(default=16, metadata={"least": 1})
-    """Channels per band on the 2 x 2 grid."""
-    trunk_blocks: int = 2
-    """Residual blocks of the trunk."""
-    band_blocks: int = 1
-    """Residual blocks of each band, after the trunk's."""
-    timesteps: int = field(default=TIMESTEPS, metadata={"least": 1})
-    """Length of the noise schedule (scales the time embedding)."""
-    scene_features: int = SCENE_FEATURES
-    """Number of the scene's numbers that are inputs."""
 
 
 class StreamBlock(nn.Module):
@@ -113,9 +91,7 @@ class StreamsStudent(nn.Module):
     @property
     def reach(self) -> int:
         """PAN pixels around an output pixel that it depends on (an upper bound)."""
-        cells = 1 + 2 * (self.config.trunk_blocks + self.config.band_blocks)
-        # `out` reaches a neighbour on the 2 x 2 grid, which lies anywhere in its 4 x 4 cell.
-        return math.ceil((4 * cells + 5) / self.pixel_multiple) * self.pixel_multiple
+        return self.config.reach
 
     def _start_as_local_injection(self) -> None:
         """Untrained, the network predicts the local injection (band feature 1)."""

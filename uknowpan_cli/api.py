@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def loader(model: Any, given: dict[str, Any]) -> tuple[Callable[[SharpenOptions]
         raise UsageError(f"{', '.join(fixed)} of a loaded model are given to uknowpan.load.")
 
     def loaded(options: SharpenOptions) -> Sharpener:
-        tune_cpu(options.num_threads)
+        if "torch" in sys.modules:
+            tune_cpu(options.num_threads)
         sharpener: Sharpener = model
         return sharpener
 

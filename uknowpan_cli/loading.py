@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from uknowpan.errors import OutOfMemory, UsageError, is_out_of_memory
-from uknowpan.models.devices import free_memory, keep_memory, tune_cpu, tune_gpu
+from uknowpan.models.devices import free_memory, has_torch, keep_memory, thread_count, tune_cpu, tune_gpu
 from uknowpan.models.sharpeners import Sharpener, load_sharpener
 from uknowpan.options import SharpenOptions
 
@@ -33,6 +33,7 @@ def load_for(options: SharpenOptions) -> Sharpener:
             "--softness": options.softness is not None,
             "--dtype": options.dtype != "fp32",
             "--device": options.device not in ("auto", "cpu"),
+            "--engine": options.engine != "auto",
         }
         for flag, given in idle.items():
             if given:
@@ -41,24 +42,42 @@ def load_for(options: SharpenOptions) -> Sharpener:
             choose_device(options.device)  # whether there is one
         weights: Any = options.weights
         return load_sharpener(None, options.method, weights=weights, consistency=options.consistency)
-    import torch
-
-    tune_cpu(options.num_threads)
-    device = choose_device(options.device)
+    own = _of_onnx(options) if options.engine == "onnx" or not has_torch() else _of_torch(options)
     try:
         return load_sharpener(
             None if options.model is None else str(options.model),
             softness=options.softness,
             consistency=options.consistency,
             steps=options.steps,
-            seed=options.seed,
-            device=device,
-            dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+            **own,
         )
     except ValueError as error:
         if options.steps is None:
             raise
         raise UsageError(f"--steps: {error}.") from error
+
+
+def _of_torch(options: SharpenOptions) -> dict[str, Any]:
+    """PyTorch's own options of a network, and its set-up for this process."""
+    import torch
+
+    tune_cpu(options.num_threads)
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    return {"seed": options.seed, "device": choose_device(options.device), "dtype": dtype}
+
+
+def _of_onnx(options: SharpenOptions) -> dict[str, Any]:
+    """ONNX Runtime's own options of a network, and the set-up of this process.
+
+    Raises:
+        UsageError: it cannot do what is asked.
+    """
+    if options.engine == "torch":
+        raise UsageError("--engine torch: PyTorch is not installed; `pip install torch` brings it.")
+    if options.dtype != "fp32" or options.device not in ("auto", "cpu"):
+        raise UsageError("--engine onnx computes in fp32 on the CPU; leave out --dtype and --device.")
+    keep_memory()
+    return {"engine": "onnx", "threads": thread_count(options.num_threads)}
 
 
 @lru_cache(maxsize=1)
@@ -92,6 +111,10 @@ def choose_device(name: str) -> str:
     Raises:
         UsageError: the name is unknown or PyTorch has no such device.
     """
+    if not has_torch():
+        if name in ("auto", "cpu"):
+            return "cpu"
+        raise UsageError(f"--device {name} needs PyTorch, which is not installed; `pip install torch` brings it.")
     import torch
 
     if name == "auto":

@@ -165,6 +165,15 @@ class SharpenOptions:
     seed: Annotated[int, Option("--seed", MODEL, "Seed of the initial noise.", "N")] = 0
     device: Annotated[str, Option("--device", MODEL, "auto, cpu, cuda or cuda:N.", "DEVICE")] = "auto"
     dtype: Annotated[Literal["fp32", "bf16"], Option("--dtype", MODEL, "Precision of the network.")] = "fp32"
+    engine: Annotated[
+        Literal["auto", "torch", "onnx"],
+        Option(
+            "--engine",
+            MODEL,
+            "Library that runs the network: PyTorch, or ONNX Runtime (the bundled model on a CPU); auto: PyTorch "
+            "where it is installed.",
+        ),
+    ] = "auto"
     tile: Annotated[int, Option("--tile", TILING, "Side of a tile in PAN pixels.", "PIXELS", 16)] = 512
     overlap: Annotated[
         int | None,
@@ -262,7 +271,10 @@ class SharpenOptions:
         return tuple((name, getattr(self, name)) for name in OF_MODEL)
 
 
-OF_MODEL = ("model", "method", "weights", "softness", "consistency", "steps", "seed", "device", "dtype", "num_threads")
+OF_MODEL = (
+    *("model", "method", "weights", "softness", "consistency", "steps", "seed", "device", "dtype", "engine"),
+    "num_threads",
+)
 
 
 @cache

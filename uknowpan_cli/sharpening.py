@@ -129,7 +129,7 @@ class _Fetched:
     def __init__(self, done: Sharpened, scale: float):
         self._arrived: Any = None
         if isinstance(done.hrms, np.ndarray):
-            self._parts = [done.hrms * np.float32(scale)]
+            self._parts = [x * np.float32(scale) for x in (done.hrms, done.sigma) if x is not None]
             return
         import torch
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from uknowpan.models.checkpoints import network_of
 from uknowpan.models.diffusion import NoiseSchedule, add_noise
+from uknowpan.models.features import StreamsConfig
 from uknowpan.models.network import LiteConfig
-from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.bounds import share
 from uknowpan.models.training.loop import Stage
 from uknowpan.models.training.losses import beta_nll, contrast_weighted_l1, contrast_weighted_rms

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from uknowpan.models.checkpoints import network_of
-from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES
+from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, StreamsConfig
 from uknowpan.models.network import LiteConfig, compress
-from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.types import Condition
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)

@@ -8,16 +8,15 @@ from textures import make_pair
 
 from uknowpan.models.architectures import name_of
 from uknowpan.models.checkpoints import Card, network_of, save_checkpoint
-from uknowpan.models.denoising import AS_MS, StudentSharpener, UNetSharpener
+from uknowpan.models.denoising import StudentSharpener, UNetSharpener
 from uknowpan.models.diffusion import position_noise
 from uknowpan.models.errors import CheckpointError, ModelMismatch
-from uknowpan.models.features import SCENE_FEATURES
+from uknowpan.models.features import SCENE_FEATURES, StreamsConfig
 from uknowpan.models.network import FSAStudentLite, LiteConfig
 from uknowpan.models.published.uknow.student import FSAStudent, StudentConfig
 from uknowpan.models.resample import crop, degrade, mirrored, upsample
-from uknowpan.models.sharpeners import ClassicalSharpener, ConsistentSharpener, load_sharpener, sharpen_array
+from uknowpan.models.sharpeners import AS_MS, ClassicalSharpener, ConsistentSharpener, load_sharpener, sharpen_array
 from uknowpan.models.statistics import USUAL_SOFTNESS, scene_statistics
-from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.types import Denoised
 
 TINY = LiteConfig(width=8, deep_width=8, deep_blocks=1)

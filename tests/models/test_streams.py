@@ -5,7 +5,8 @@ import torch
 from test_network import STREAMS, inputs, student
 
 from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
-from uknowpan.models.streams import LOG_V, MAPS, StreamsConfig, StreamsStudent
+from uknowpan.models.features import LOG_V, MAPS, StreamsConfig
+from uknowpan.models.streams import StreamsStudent
 
 LAST = 499
 

@@ -15,6 +15,7 @@ from uknowpan.archive.manifest import Scene
 from uknowpan.archive.run import BatchSettings, SceneOutcome, attempts, lost
 from uknowpan.errors import UsageError
 from uknowpan.loading import choose_device
+from uknowpan.models.devices import gpu_count
 from uknowpan.options import SharpenOptions
 
 if TYPE_CHECKING:
@@ -154,11 +155,9 @@ def _local(settings: BatchSettings, workers: int | None) -> Iterator[tuple[Batch
 
 def _gpus(options: SharpenOptions) -> int:
     """Number of GPUs that the scenes are spread over; 0: none, or not wanted."""
-    if options.method is not None or options.device == "cpu":
+    if options.method is not None or options.device == "cpu" or options.engine == "onnx":
         return 0
-    import torch
-
-    return torch.cuda.device_count() if options.device == "auto" else 1
+    return gpu_count() if options.device == "auto" else 1
 
 
 _TURN = threading.Lock()

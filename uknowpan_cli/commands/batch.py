@@ -193,9 +193,9 @@ def _own_device(device: str) -> str:
     rank = os.environ.get("LOCAL_RANK", "")
     if device != "auto" or not rank.isdigit():
         return device
-    import torch
+    from uknowpan.models.devices import gpu_count
 
-    count = torch.cuda.device_count()
+    count = gpu_count()
     return f"cuda:{int(rank) % count}" if count else device
 
 

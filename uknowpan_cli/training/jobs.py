@@ -14,13 +14,13 @@ from uknowpan.models.architectures import resolve as imported
 from uknowpan.models.checkpoints import load_model, read_card
 from uknowpan.models.denoising import StudentSharpener
 from uknowpan.models.errors import ModelMismatch
+from uknowpan.models.features import StreamsConfig
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.pancollection.dataset import PanCollectionDataset, PatchBatches, PatchSampler
 from uknowpan.models.pancollection.file import DAMAGE, PanCollectionFile
 from uknowpan.models.published.stages import PatchData
 from uknowpan.models.published.uknow.cache import CachedDataset, CacheFile
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
-from uknowpan.models.streams import StreamsConfig
 from uknowpan.models.training.loop import Stage, TrainConfig
 from uknowpan.models.training.parallel import current_world
 from uknowpan.models.training.presets import PRESETS, Settings, preset

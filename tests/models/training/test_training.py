@@ -15,9 +15,10 @@ from textures import make_pair
 
 from uknowpan.models.checkpoints import Card, load_model, read_card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, DataError, ModelMismatch
+from uknowpan.models.features import StreamsConfig
 from uknowpan.models.network import LiteConfig
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
-from uknowpan.models.streams import StreamsConfig, StreamsStudent
+from uknowpan.models.streams import StreamsStudent
 from uknowpan.models.training import scenes
 from uknowpan.models.training.loop import Diverged, Interrupted, TrainConfig, train
 from uknowpan.models.training.parallel import World

@@ -1,0 +1,1 @@
+"""The bundled student without PyTorch: its graph, and ONNX Runtime to run it."""

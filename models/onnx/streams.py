@@ -1,0 +1,171 @@
+"""The student of two streams as a graph: `uknowpan.models.streams` at the last timestep, where x_t is zeros.
+
+The bands of one image are the first axis, of any length. The sine and cosine of the time are constants. Depth and
+space are exchanged by turning, which ONNX Runtime does faster than its own operator for that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from uknowpan.models.features import (
+    BACK_PROJECTION,
+    BAND_FEATURES,
+    CELLS,
+    CORRECTION,
+    INJECTIONS,
+    LEAST_POWER,
+    LOG_SIGMA,
+    MAPS,
+    MISSING,
+    ON_PAN,
+    PAN_FEATURES,
+    StreamsConfig,
+)
+from uknowpan.models.onnx.graph import Graph
+from uknowpan.models.resample import Array
+
+
+class _Network(Graph):
+    """Layers by the names of their weights."""
+
+    def __init__(self, weights: Mapping[str, Array]):
+        super().__init__()
+        self.unused = dict(weights)
+
+    def take(self, name: str, *shape: int) -> tuple[Array, Array]:
+        """Weight and bias of a layer, whose first sizes are given."""
+        weight, bias = (self.unused.pop(f"{name}.{part}") for part in ("weight", "bias"))
+        if weight.shape[: len(shape)] != shape:
+            raise ValueError(f"{name} has the shape {weight.shape}")
+        return weight, bias
+
+    def conv(self, x: str, weight: Array, bias: Array, stride: int = 1) -> str:
+        side = weight.shape[-1]
+        pads = [side // 2 if stride == 1 else 0] * 4
+        return self("Conv", x, weight, bias, kernel_shape=[side] * 2, pads=pads, strides=[stride] * 2)
+
+    def linear(self, x: str, name: str) -> str:
+        return self("Gemm", x, *self.take(name), transB=1)
+
+    def silu(self, x: str) -> str:
+        return self("Mul", x, self("Sigmoid", x))
+
+    def norm(self, x: str, name: str) -> str:
+        """`uknowpan.models.network.PixelNorm`."""
+        weight, bias = (part.reshape(1, -1, 1, 1) for part in self.take(name))
+        centred = self("Sub", x, self("ReduceMean", x, np.array([1])))
+        variance = self("ReduceMean", self("Mul", centred, centred), np.array([1]))
+        y = self("Div", centred, self("Sqrt", self("Add", variance, np.array(1e-5))))
+        return self("Add", self("Mul", y, weight), bias)
+
+    def compress(self, x: str) -> str:
+        """`uknowpan.models.network.compress`."""
+        size = self("Abs", x)
+        root = self("Sqrt", self("Add", self("Mul", size, size), np.array(1.0)))
+        return self("Mul", self("Sign", x), self("Log", self("Add", size, root)))
+
+    def mean_of_cells(self, x: str) -> str:
+        return self("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+
+    def to_space(self, x: str, channels: int, size: str) -> str:
+        """(N, 4 channels, h, w) -> (N, channels, 2 h, 2 w), `size` being (2 h, 2 w)."""
+        y = self("Reshape", x, np.array([0, 2 * channels, 2, -1]))
+        y = self("Transpose", y, perm=[0, 1, 3, 2])
+        lines = self("Concat", np.array([-1, 2]), self("Div", size, np.array([2, 1])), axis=0)
+        y = self("Transpose", self("Reshape", y, lines), perm=[0, 2, 1, 3])
+        return self("Reshape", y, self("Concat", np.array([-1, channels]), size, axis=0))
+
+    def block(self, x: str, name: str, embedding: str, other: str) -> str:
+        """`uknowpan.models.streams.StreamBlock`."""
+        embedded = self("Unsqueeze", self.linear(embedding, f"{name}.embed"), np.array([2, 3]))
+        shared = self("Add", self.conv(other, *self.take(f"{name}.context")), embedded)
+        y = self("Add", self.conv(self.norm(x, f"{name}.norm"), *self.take(f"{name}.first")), shared)
+        return self("Add", x, self.conv(self.silu(y), *self.take(f"{name}.second")))
+
+
+def student_graph(weights: Mapping[str, Array], config: StreamsConfig) -> bytes:
+    """The ONNX file of a student.
+
+    Args:
+        weights: those of the checkpoint, by name.
+        config: the card's.
+
+    Returns:
+        A model of band (C, 7, H, W), pan (1, 3, H, W) and scene (1, S), H and W multiples of 4, that gives x0 and
+        log_sigma, (C, 1, H, W).
+
+    Raises:
+        KeyError, ValueError: the weights are not those of the config.
+    """
+    net = _Network(weights)
+    size = net("Shape", "band", start=2)
+    embedding = _embedding(net, config)
+    weight, bias = net.take("pan_in", config.pan_width)
+    fine = net.silu(net.conv(_grid(net, "pan"), _of_grid(weight, PAN_FEATURES), bias))
+    trunk = net.conv(fine, *net.take("down", config.trunk_width), stride=2)
+    weight, bias = net.take("band_in", config.band_width)
+    y = net.conv(_grid(net, _cells(net)), _of_grid(weight[:, :CELLS], BAND_FEATURES), bias)
+    mean = net("ReduceMean", y, np.array([0]))
+    for k in range(config.trunk_blocks):
+        trunk = net.block(trunk, f"trunk_blocks.{k}", embedding, mean)
+    for k in range(config.band_blocks):
+        y = net.block(y, f"band_blocks.{k}", embedding, trunk)
+    up = net("Add", net.conv(y, *net.take("band_up")), net.conv(trunk, *net.take("trunk_up")))
+    up = net.to_space(up, config.head_width, net("Div", size, np.array([2, 2])))
+    head = net.silu(net.norm(net("Add", up, net.conv(fine, *net.take("pan_out", config.head_width))), "norm_out"))
+    _mixed(net, head, size)
+    if net.unused:
+        raise ValueError(f"there is no place for {next(iter(net.unused))}")
+    band: list[int | str] = ["bands", 1, "rows", "columns"]
+    return net.model(
+        {
+            "band": ["bands", BAND_FEATURES, "rows", "columns"],
+            "pan": [1, PAN_FEATURES, "rows", "columns"],
+            "scene": [1, config.scene_features],
+        },
+        {"x0": band, "log_sigma": band},
+    )
+
+
+def _embedding(net: _Network, config: StreamsConfig) -> str:
+    """(1, E) of the scene's numbers and the last timestep, see `uknowpan.models.network.time_features`."""
+    angle = np.float32((config.timesteps - 1) / config.timesteps) * 2.0 ** np.arange(16) * (math.pi / 64) * 8
+    time = np.concatenate([np.sin(angle), np.cos(angle)])
+    weight, bias = net.take("embed.0", 4 * config.pan_width, len(time) + config.scene_features)
+    first = net("Gemm", "scene", weight[:, len(time) :], bias + weight[:, : len(time)] @ time, transB=1)
+    return net.silu(net.linear(net.silu(first), "embed.2"))
+
+
+def _cells(net: _Network) -> str:
+    """(C, F, H / 2, W / 2) `uknowpan.models.streams._cells`."""
+    on_pan, smooth = net.split("band", [ON_PAN, BAND_FEATURES - ON_PAN])
+    detail = net.split("pan", [1, PAN_FEATURES - 1])[0]
+    power = net("Add", net.mean_of_cells(net("Mul", detail, detail)), np.array(LEAST_POWER))
+    gain = net("Div", net.mean_of_cells(net("Mul", on_pan, detail)), power)
+    return net("Concat", gain, net.mean_of_cells(smooth), axis=1)
+
+
+def _grid(net: _Network, x: str) -> str:
+    return net("SpaceToDepth", net.compress(x), blocksize=2)
+
+
+def _of_grid(weight: Array, channels: int) -> Array:
+    """Weights for channels in the order of SpaceToDepth; PyTorch's has the four places of a channel side by side."""
+    own = weight.reshape(len(weight), channels, 4, *weight.shape[2:])
+    return own.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _mixed(net: _Network, head: str, size: str) -> None:
+    """The outputs: band features in the proportions of the maps, and log sigma."""
+    order = [*range(INJECTIONS), MISSING, CORRECTION, LOG_SIGMA]
+    weight, bias = (x.reshape(MAPS, 4, *x.shape[1:])[order].reshape(-1, *x.shape[1:]) for x in net.take("out"))
+    maps = net.to_space(net.conv(head, weight, bias), len(order), size)
+    injections, missing, correction, log_sigma = net.split(maps, [INJECTIONS, 1, 1, 1])
+    details, _, projected = net.split("band", [INJECTIONS, BACK_PROJECTION - INJECTIONS, 1])
+    mixed = net("ReduceSum", net("Mul", injections, details), np.array([1]))
+    net.many("Add", [mixed, net("Add", net("Mul", missing, projected), correction)], ["x0"])
+    net.many("Clip", [log_sigma, np.array(-8.0), np.array(6.0)], ["log_sigma"])
