@@ -23,10 +23,11 @@ from uknowpan.tiling.window import Grid
 Points: TypeAlias = tuple[tuple[float, float, float, float], ...]
 """(column, row) in the MS and (column, row) in the PAN of points on the ground"""
 
-_SIDE, _SIDE_ON_DEM = 5, 17
-"""Points along each side of the PAN: RPCs are smooth, terrain is less so."""
-_STRAIGHT = 0.05
-"""MS pixels that an affine map may leave; beyond it a spline goes through all points."""
+_SIDE, _SIDE_ON_DEM = 5, 11
+"""Points along each side of the PAN: RPCs are smooth, terrain is less so. Each adds 0.06 us to an MS pixel of a spline.
+"""
+_LEFT = 0.05
+"""MS pixels that an affine map, or else a cubic one, may leave; beyond it a spline goes through all points."""
 _MOST_LEFT = 0.02
 """Part of the MS that an affine map leaves at most where the RPCs of PAN and MS are good."""
 _SOLVED = "1e-4"
@@ -62,6 +63,8 @@ class SensorMap:
     """MS (column, row) -> PAN (column, row), fitted to the points"""
     left: float
     """MS pixels that it leaves at most"""
+    order: int
+    """of the polynomial that follows the points: 1 or 3; 0: only a spline does"""
 
 
 def map_by_rpcs(pan: Raster, ms: Raster, surface: Surface) -> SensorMap:
@@ -80,16 +83,22 @@ def map_by_rpcs(pan: Raster, ms: Raster, surface: Surface) -> SensorMap:
     if surface.dem is not None and not np.isfinite(there).all():
         without = _through(pan, ms, rows, cols, None, AT_OFFSET.at(pan))[0]
         raise _no_height(surface.dem, pan) if np.isfinite(without).all() else _strange(pan, ms)
-    terms = np.stack([cols, rows, np.ones(rows.size)], axis=1)
-    left = np.inf
-    if np.isfinite(there).all() and np.abs(back - [rows, cols]).max() < 1:
-        fit = np.linalg.lstsq(terms, there[::-1].T, rcond=None)[0].T
-        affine = Affine(*fit.ravel())
-        left = float(np.abs(terms @ fit.T - there[::-1].T).max())
-    if left > _MOST_LEFT * max(ms.grid.shape) or affine.is_degenerate:
+    if not np.isfinite(there).all() or np.abs(back - [rows, cols]).max() > 1:
         raise _strange(pan, ms)
+    fit, left = _polynomial(cols, rows, there, 1)
+    straight = Affine(*fit[[2, 1, 0]].T[::-1].ravel())
+    if left > _MOST_LEFT * max(ms.grid.shape) or straight.is_degenerate:
+        raise _strange(pan, ms)
+    order = 1 if left < _LEFT else 3 if _polynomial(cols / width, rows / height, there, 3)[1] < _LEFT else 0
     points = tuple(zip(*(v.tolist() for v in (there[1], there[0], cols, rows)), strict=True))
-    return SensorMap(points, ~affine, left)
+    return SensorMap(points, ~straight, left, order)
+
+
+def _polynomial(x: DoubleArray, y: DoubleArray, z: DoubleArray, order: int) -> tuple[DoubleArray, float]:
+    """Coefficients (T, K) of the terms x^i y^j, i + j <= order, fitted to z (K, N), and the largest residual."""
+    terms = np.stack([x**i * y**j for i in range(order + 1) for j in range(order + 1 - i)], axis=1)
+    fit = np.linalg.lstsq(terms, z.T, rcond=None)[0]
+    return fit, float(np.abs(terms @ fit - z.T).max())
 
 
 def _no_height(dem: str, pan: Raster) -> IncompatiblePair:
@@ -138,7 +147,7 @@ def curved(
         f'<GCP Id="{i}" Pixel="{col!r}" Line="{row!r}" X="{x!r}" Y="{y!r}"/>'
         for i, (col, row, x, y) in enumerate(way.points)
     )
-    kind, order = ("GCP", "<Order>1</Order>") if way.left < _STRAIGHT else ("TPS", "")
+    kind, order = ("GCP", f"<Order>{way.order}</Order>") if way.order else ("TPS", "")
     algorithm = "NearestNeighbour" if resampling.name == "nearest" else resampling.name.title().replace("_", "")
     places = (", ".join(map(repr, place.to_gdal())) for place in (grid.transform, ~grid.transform))
     numbers = range(1, len(raster.bands) + 1)
