@@ -1,11 +1,14 @@
 """Made-up deliveries, small, in the layouts that the vendors publish."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from affine import Affine
 from rasters import ORIGIN, centres, ground, write_raster
+from sensors import rpcs
 
 OLI = {1: "coastal", 2: "blue", 3: "green", 4: "red", 5: "nir", 6: "swir 1", 7: "swir 2", 9: "cirrus"}
 
@@ -142,6 +145,30 @@ def maxar(folder: Path, *, tiled: bool = True, part: str = "P001", size: int = 2
         head += ["BEGIN_GROUP = MAP_PROJECTED_PRODUCT", *corner, "END_GROUP = MAP_PROJECTED_PRODUCT"]
         head += ["BEGIN_GROUP = IMAGE_1", '\tsatId = "WV02";', "END_GROUP = IMAGE_1", "END;", ""]
         (home / f"{stem}-{end}.IMD").write_text("\n".join(head))
+    return product
+
+
+def in_sensor_geometry(product: Path, size: int = 24) -> Path:
+    """A Maxar order as level 1B: its rasters lose their places, and an RPB file beside each TIL has RPCs."""
+    for path in product.rglob("*.TIF"):
+        with rasterio.open(path) as data:
+            values = data.read()
+        path.unlink()
+        write_raster(path, values, None, crs=None)
+    for path in product.rglob("*.IMD"):
+        text = path.read_text().replace("LV2A", "LV1B")
+        path.write_text(re.sub("(?s)BEGIN_GROUP = MAP_PROJ.*END_GROUP = MAP_PROJECTED_PRODUCT\n", "", text))
+        ratio = 4 if "_PAN" in path.parent.name else 1
+        it = rpcs(size * ratio, 2 / ratio, (0.07 * ratio, -0.05 * ratio))
+        lines = ["BEGIN_GROUP = IMAGE", "\terrBias = 1.0;", "\terrRand = 0.1;"]
+        for key in ("line", "samp", "lat", "long", "height"):
+            lines += [f"\t{key}{kind.title()} = {float(getattr(it, f'{key}_{kind}'))!r};" for kind in ("off", "scale")]
+        for key in ("line_num", "line_den", "samp_num", "samp_den"):
+            first, second = key.split("_")
+            values = ",\n".join(f"\t\t{float(value)!r}" for value in getattr(it, f"{key}_coeff"))
+            lines.append(f"\t{first}{second.title()}Coef = (\n{values});")
+        text = "\n".join([*lines, "END_GROUP = IMAGE", "END;", ""]).replace("Off =", "Offset =")
+        path.with_suffix(".RPB").write_text(text)
     return product
 
 
