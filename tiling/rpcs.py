@@ -97,7 +97,7 @@ def map_by_rpcs(pan: Raster, ms: Raster, surface: Surface) -> SensorMap:
 def _polynomial(x: DoubleArray, y: DoubleArray, z: DoubleArray, order: int) -> tuple[DoubleArray, float]:
     """Coefficients (T, K) of the terms x^i y^j, i + j <= order, fitted to z (K, N), and the largest residual."""
     terms = np.stack([x**i * y**j for i in range(order + 1) for j in range(order + 1 - i)], axis=1)
-    fit = np.linalg.lstsq(terms, z.T, rcond=None)[0]
+    fit: DoubleArray = np.linalg.lstsq(terms, z.T, rcond=None)[0].astype(np.float64)
     return fit, float(np.abs(terms @ fit - z.T).max())
 
 
