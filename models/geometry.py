@@ -7,7 +7,7 @@ and sampled at the places that the MS pixels show. Nothing is resampled twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +109,14 @@ class Displaced:
         shape = (self.shape[0] * self.finer, self.shape[1] * self.finer)
         if self.finer > 1:
             x = upsample(x, self.finer, 0.0, self.kernel)
-        parts = []
+        parts: list[Image] = []
         for k, band in enumerate(self.bands):
+            if self._is_separable(x):
+                parts.append(self._along(self._ms_taps, x[:, k :: len(self.bands)], band, height, width))
+                continue
             if band not in self._up:
-                self._up[band] = _joined([self._ms_taps(start, band) for start in self.starts], shape, x)
+                taps = [self._ms_taps(start, band, height, width) for start in self.starts]
+                self._up[band] = _joined(taps, shape, x)
             parts.append(_gathered(x[:, k :: len(self.bands)], self._up[band], height, width))
         return _interleaved(parts)
 
@@ -122,19 +126,35 @@ class Displaced:
         A PAN has one channel, (B, 1, h, w), where the bands lie on each other, else one for each band.
         """
         shape = (self.shape[0] * self.ratio, self.shape[1] * self.ratio)
-        parts = []
+        parts: list[Image] = []
         for k, band in enumerate(self.bands):
-            if band not in self._down:
-                self._down[band] = _joined([self._pan_taps(start, band) for start in self.starts], shape, pan)
             own = pan if pan.shape[1] == 1 else pan[:, k :: len(self.bands)]
+            if self._is_separable(pan):
+                parts.append(self._along(self._pan_taps, own, band, *self.shape))
+                continue
+            if band not in self._down:
+                taps = [self._pan_taps(start, band, *self.shape) for start in self.starts]
+                self._down[band] = _joined(taps, shape, pan)
             parts.append(_gathered(own, self._down[band], *self.shape))
         return _interleaved(parts)
 
-    def _ms_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
-        """The 4 x 4 taps on the MS, as fine as it was made, of each PAN pixel."""
+    def _is_separable(self, x: Image) -> bool:
+        """Whether all pixels lie off alike, so that an array is interpolated along one axis after the other."""
+        even = self.field.nodes is None and not self.field.coefficients[:, 1:].any()
+        return even and isinstance(x, np.ndarray)
+
+    def _along(self, taps: Callable[..., WindowTaps], x: Any, band: int | None, height: int, width: int) -> Any:
+        """(B, C, height, width) weighted sums of pixels of arrays, along the columns' axis first."""
+        done = []
+        for window, start in zip(x, self.starts, strict=True):
+            (row, _, down, _), (_, col, _, across) = taps(start, band, height, 1), taps(start, band, 1, width)
+            done.append(_lines(_lines(window.swapaxes(1, 2), col, across).swapaxes(1, 2), row, down))
+        return np.stack(done)
+
+    def _ms_taps(self, start: tuple[int, int], band: int | None, height: int, width: int) -> WindowTaps:
+        """The 4 x 4 taps on the MS, as fine as it was made, of each PAN pixel of a window without the `rim`."""
         ratio, finer = self.ratio, self.finer
         row, col = (k * ratio + self.rim for k in start)
-        height, width = (n * ratio - 2 * self.rim for n in self.shape)
         off = self.field.over(row, col, height, width, band)
         lines = row + np.arange(height, dtype=float)[:, None], col + np.arange(width, dtype=float)[None, :]
         # In the frame, not in the window, or rounding would depend on the cut.
@@ -146,10 +166,10 @@ class Displaced:
         first = [n * finer + 1 for n in start]
         return whole[0].ravel() - first[0], whole[1].ravel() - first[1], down, across
 
-    def _pan_taps(self, start: tuple[int, int], band: int | None) -> WindowTaps:
+    def _pan_taps(self, start: tuple[int, int], band: int | None, height: int, width: int) -> WindowTaps:
         """The taps of the Gaussian around the place of each MS pixel on the PAN."""
         half = math.ceil(3 * self.sigma) + 1
-        places = self.field.places(*start, *self.shape, self.ratio, band)
+        places = self.field.places(*start, height, width, self.ratio, band)
         whole, weights = [], []
         for x, first in zip(places, start, strict=True):
             n = np.floor(x)
@@ -218,6 +238,18 @@ def _gathered(x: Image, taps: Taps, height: int, width: int) -> Image:
     pixels = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).view(-1, x.shape[1])
     bags = torch.nn.functional.embedding_bag(index, pixels, mode="sum", per_sample_weights=weights)
     return bags.view(len(x), height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _lines(x: Any, first: Array, weights: Any) -> Any:
+    """(C, N, W) weighted sums of rows of (C, h, W), from `first` (N,) on; rows beyond the array are its border's."""
+    from scipy.sparse import csr_array
+
+    (channels, height, width), (count, taps) = x.shape, weights.shape
+    index = (first[:, None] + np.arange(taps)).clip(0, height - 1).astype(np.int32)
+    ends = np.arange(0, index.size + 1, taps, dtype=np.int32)
+    matrix = csr_array((weights.astype(np.float32).ravel(), index.ravel(), ends), (count, height))
+    sums = matrix @ x.swapaxes(0, 1).reshape(height, channels * width)
+    return np.ascontiguousarray(sums.reshape(count, channels, width).swapaxes(0, 1))
 
 
 def _interleaved(parts: list[Image]) -> Image:

@@ -96,6 +96,20 @@ def test_windows_are_parts_of_the_whole_to_the_bit(own: bool) -> None:
         assert torch.equal(small[1][k, :, inner, inner], large[1][0, :, r + 4 : r + 14, c + 4 : c + 16])
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_arrays_that_lie_off_alike_take_one_axis_after_the_other(own: bool) -> None:
+    """A batch of two windows equals the tensors' sums over whole neighbourhoods, and each window by itself."""
+    field = field_of(4, own=own, kind="shift")
+    pan, ms, statistics = scene(4, replace(field, coefficients=field.coefficients * [1, 0, 0]))
+    origins, rim = [(0, 0), (64, 32)], 8
+    pans, parts = (torch.stack([x, x.flip(1)]) for x in (pan, ms))
+    geometry = Displaced(statistics, origins, 2, SIZE, rim)
+    for way, x in ((Displaced.enlarged, parts), (Displaced.degraded, pans)):
+        both, alone = way(geometry, x.numpy()), way(Displaced(statistics, origins[1:], 2, SIZE, rim), x[1:].numpy())
+        torch.testing.assert_close(torch.from_numpy(both), way(geometry, x), rtol=1e-5, atol=2e-5)
+        assert np.array_equal(both[1:], alone)
+
+
 @pytest.mark.parametrize("name", ["brovey", "mtf-glp", "consistent", "network"])
 def test_tiles_agree(name: str, tiny_model: Path) -> None:
     ratio = 4
