@@ -54,7 +54,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if mkdocs is None:
         pytest.skip("MkDocs is not installed: `make docs` does it")
     folder = tmp_path_factory.mktemp("site")
-    command = [mkdocs, "build", "--quiet", "--strict", "--config-file", ROOT / "docs/mkdocs.yml", "--site-dir", folder]
+    # --quiet would hide the warnings from --strict, too.
+    command = [mkdocs, "build", "--strict", "--config-file", ROOT / "docs/mkdocs.yml", "--site-dir", folder]
     paths = os.pathsep.join([str(Path(uknowpan.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -117,7 +117,8 @@ def open_pair(pan: RasterLike, ms: RasterLike | Sequence[RasterLike] = (), **opt
     """Open PAN and MS as one pair; use it in a `with` statement.
 
     Args:
-        pan, ms: as of `sharpen`.
+        pan: as of `sharpen`.
+        ms: as of `sharpen`.
         **options: bidx, pan_bidx, nodata, ratio, resampling, bounds, valid, mask_clouds, height, dem.
 
     Raises:
