@@ -271,7 +271,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, Card]:
 def bundled_models() -> dict[str, Path]:
     """Name -> file of the checkpoints inside the package."""
     folder = Path(str(resources.files("uknowpan.models"))) / "weights"
-    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+    return {stem: folder / f"{stem}.safetensors" for stem in sorted(p.stem for p in folder.glob("*.safetensors"))}
 
 
 def find_checkpoint(name_or_path: str) -> Path:

@@ -267,10 +267,9 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
             sigma_scale=round(scale, 4),
             scores={"reduced_resolution": scores},
             limits=(
-                "Trained on reduced-resolution simulations, one 8-band VHR pair among them. Colours "
-                "that PAN does not show keep the MS's sharpness. Moving objects and clouds show "
-                "the time lag between the bands. Look before measuring: sharpened bands are no "
-                "calibrated radiometry."
+                "Trained on reduced-resolution simulations. Colours that PAN does not show keep the MS's sharpness. "
+                "Moving objects and clouds show the time lag between the bands. Look before measuring: sharpened "
+                "bands are no calibrated radiometry."
             ),
         ),
     )
