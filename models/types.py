@@ -49,7 +49,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return value.map(function)
     if isinstance(value, tuple):
         return tuple(map(function, value))
-    return value if value is None or isinstance(value, str) else function(value)
+    return value if value is None else function(value)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -123,7 +123,7 @@ class TurnBatch(Bundle):
     """Patches, and the branch whose turn it is; None trains all."""
 
     patches: PatchBatch
-    branch: str | None = None
+    branch: str | None = field(default=None, metadata={"fixed": True})
 
 
 class SSDiffStage(DiffusionStage):

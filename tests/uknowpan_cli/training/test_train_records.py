@@ -1,4 +1,4 @@
-"""What `train` writes for other tools: TensorBoard's events, and the time of each operation."""
+"""Files that `train` writes for other tools: TensorBoard's events, and the time of each operation."""
 
 from pathlib import Path
 
