@@ -58,11 +58,7 @@ bench: $(INSTALLED)
 	$(RUN)/python tests/benchmarks/bench.py
 
 # The site of the pages in docs/, which needs no network: build/site/index.html.
-$(VENV)/.docs: pyproject.toml | $(INSTALLED)
-	$(RUN)/python -m pip install --quiet -e ".[docs]" --config-settings editable_mode=strict
-	touch $@
-
-docs: $(INSTALLED) $(VENV)/.docs
+docs: $(INSTALLED)
 	$(RUN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 # The plugin for QGIS, which QGIS installs from this file.

@@ -52,7 +52,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mkdocs = shutil.which("mkdocs", path=TOOLS)
     if mkdocs is None:
-        pytest.skip("MkDocs is not installed: `make docs` does it")
+        pytest.skip("MkDocs is not installed")
     folder = tmp_path_factory.mktemp("site")
     # --quiet would hide the warnings from --strict, too.
     command = [mkdocs, "build", "--strict", "--config-file", ROOT / "docs/mkdocs.yml", "--site-dir", folder]
