@@ -1,19 +1,22 @@
 """Claims of the three papers, tested at `lite` size: each part of a network against the same network without it.
 
     uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
-    python tests/benchmarks/claims.py runs/scenes4.h5 -o runs/claims
+    python tests/benchmarks/claims.py runs/scenes4.h5 -o runs/claims          # the papers' parts
+    python tests/benchmarks/claims.py runs/scenes4.h5 -o runs/claims --flags  # the flags of the preset release
 
-Trains on the pairs of the split "train", scores on those of "valid", and prints Markdown. A part is worth something
-where the mean gain over the seeds exceeds its spread (largest less smallest). Run again, the command goes on.
+Trains on the pairs of the split "train", scores on those of "valid", and prints a row of Markdown as soon as it is
+measured. A part is worth something where the mean gain over the seeds exceeds its spread (largest less smallest).
+Run again, the command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,24 +58,30 @@ class Trial:
     kind: str
     needs: tuple[str, ...] = ()
     """Trials of the same seed: the PriorNet of a teacher, or the teacher of a student."""
-    tables: dict[str, Any] = field(default_factory=dict)
+    settings: str = ""
+    """TOML over the preset."""
     without: str = ""
     data: str = "plain"
+    weights: str = ""
+    """Trial whose weights are scored with these settings; "": the trial trains its own."""
 
 
+FEWER = "train.validation_samples = 64\n"
 TRIALS = {
     "prior": Trial("prior"),
     "teacher": Trial("fsa-t", ("prior",)),
     "teacher, no frequency attention": Trial("fsa-t", ("prior",), without="frequency attention"),
     "student": Trial("fsa-s"),
     "student, distilled": Trial("fsa-s", ("teacher",)),
-    "student, distilled without theta": Trial("fsa-s", ("teacher",), {"options": {"raw_uncertainty": True}}),
+    "student, distilled without theta": Trial("fsa-s", ("teacher",), "options.raw_uncertainty = true"),
     "pan-crafter": Trial("pan-crafter", data="displaced"),
-    "pan-crafter, no MARs": Trial("pan-crafter", tables={"options": {"pan_weight": 0.0}}, data="displaced"),
+    "pan-crafter, no MARs": Trial("pan-crafter", settings="options.pan_weight = 0.0", data="displaced"),
     "pan-crafter, no CM3A": Trial("pan-crafter", without="CM3A", data="displaced"),
     "ssdiff": Trial("ssdiff"),
     "ssdiff, no APFM": Trial("ssdiff", without="APFM"),
-    "ssdiff, no FMIM": Trial("ssdiff", tables={"network": {"frequency_modulation": False}}),
+    "ssdiff, no FMIM": Trial("ssdiff", settings="network.frequency_modulation = false"),
+    "teacher, 25 steps": Trial("fsa-t", ("prior",), f"{FEWER}options.steps = 25", weights="teacher"),
+    "ssdiff, 10 steps": Trial("ssdiff", settings=f"{FEWER}options.steps = 10", weights="ssdiff"),
 }
 CLAIMS = [
     ("U-Know: distillation helps the student", "student, distilled", "student", "plain"),
@@ -87,6 +96,44 @@ CLAIMS = [
     ("SSDiff: frequency modulation (FMIM) helps", "ssdiff", "ssdiff, no FMIM", "plain"),
 ]
 """Claim, network with the part, network without it, validation pairs."""
+FLAGS = [
+    ("prior", "network.highpass_pan = true"),
+    ("prior", "network.variance_floor = 0.0"),
+    ("student", "train.ema = 0.0"),
+    ("ssdiff, 10 steps", "options.strided_timesteps = true"),
+    ("ssdiff, 10 steps", "options.respaced_time_index = true"),
+    ("ssdiff, 10 steps", "options.clamped_hrms = true"),
+    ("ssdiff", "network.detail_gain = 1.0"),
+    ("ssdiff", "network.noise_gain = 1.0"),
+    ("ssdiff", "network.batch_norm = true"),
+    ("ssdiff", "network.group_norm = true"),
+    ("ssdiff", "options.raw_residual = true"),
+    ("ssdiff", "network.window = 0"),
+    ("ssdiff", "network.measured_ms = true"),
+    ("pan-crafter", "options.raw_residual = true"),
+    ("pan-crafter, options.raw_residual = true", "network.bicubic_base = true"),
+    ("pan-crafter", "options.released_crops = true"),
+    ("pan-crafter", "network.overwritten_pan_keys = true"),
+    ("pan-crafter", "network.scrambled_ms_keys = true"),
+    ("pan-crafter", "network.random_shifts = true"),
+    ("teacher, 25 steps", "options.strided_timesteps = true"),
+    ("teacher, 25 steps", "options.respaced_time_index = true"),
+    ("teacher, 25 steps", "options.self_conditioning = false"),
+    ("ssdiff", "train.amp = false"),
+    ("teacher", "network.raw_prior = true"),
+    ("teacher", "network.teacher.dead_prior = true"),
+]
+"""Network without the flag, and the flag. Absent are flags without effect on patches of 32 x 32 pixels."""
+
+
+def flag_rows() -> list[tuple[str, str, str, str]]:
+    """`FLAGS` as rows like those of `CLAIMS`; adds their networks to `TRIALS`."""
+    rows = []
+    for base, flag in FLAGS:
+        name, trial = f"{base}, {flag}", TRIALS[base]
+        TRIALS[name] = replace(trial, settings=f"{trial.settings}\n{flag}")
+        rows.append((name, name, base, trial.data))
+    return rows
 
 
 def write_patches(path: Path, scenes: Sequence[Scene], variants: int, displaced: bool) -> None:
@@ -132,7 +179,9 @@ def score(folder: Path, name: str, seed: int, iterations: int) -> dict[str, floa
     needs = [folder / f"{need} {seed}" for need in trial.needs]
     for need in trial.needs:
         score(folder, need, seed, iterations)
-    out, result = folder / f"{name} {seed}", folder / f"{name} {seed}.json"
+    if trial.weights:
+        score(folder, trial.weights, seed, iterations)
+    out, result = folder / f"{trial.weights or name} {seed}", folder / f"{name} {seed}.json"
     if result.exists():
         known: dict[str, float] = json.loads(result.read_text())
         return known
@@ -148,8 +197,9 @@ def score(folder: Path, name: str, seed: int, iterations: int) -> dict[str, floa
             valid = [folder / f"{kind}_valid.h5"]
             data = [folder / f"{trial.data}_train.h5"]
             options = TrainOptions(data=data, valid=valid, out=out, resume=True, device="cpu", **kind_of, **given)
-            settings = resolve(options, {"train": train, **trial.tables})
-            if kind == trial.data:
+            tables = tomllib.loads(trial.settings)
+            settings = resolve(options, {**tables, "train": {**train, **tables.get("train", {})}})
+            if kind == trial.data and not trial.weights:
                 run(options, settings, quiet=True)
             stage = make_job(options, settings)
             assert isinstance(stage, PatchStage)
@@ -172,6 +222,7 @@ def main() -> None:
     parser.add_argument("-o", dest="folder", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--flags", action="store_true")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,15 +231,16 @@ def main() -> None:
         if not path.exists():
             scenes = usable(read_scenes(arguments.scenes, split))
             write_patches(path, scenes, 4 if displaced and split == "train" else 1, displaced)
-    seeds = range(arguments.seeds)
-    scores = {(name, s): score(folder, name, s, arguments.iterations) for s in seeds for name in TRIALS}
     print("| claim | with | without | gain | spread | |\n|---|---|---|---|---|---|")
-    for claim, with_part, without, kind in CLAIMS:
-        pairs = [(scores[with_part, s][kind], scores[without, s][kind]) for s in seeds]
+    for claim, with_part, without, kind in flag_rows() if arguments.flags else CLAIMS:
+        pairs = [
+            tuple(score(folder, name, seed, arguments.iterations)[kind] for name in (with_part, without))
+            for seed in range(arguments.seeds)
+        ]
         gains = [100 * (1 - one / other) for one, other in pairs]
         means = [f"{sum(column) / len(pairs):.2f}" for column in zip(*pairs, strict=True)]
         numbers = f"{sum(gains) / len(gains):+.1f} % | {max(gains) - min(gains):.1f}"
-        print(f"| {claim} | {means[0]} | {means[1]} | {numbers} | {verdict(gains)} |")
+        print(f"| {claim} | {means[0]} | {means[1]} | {numbers} | {verdict(gains)} |", flush=True)
 
 
 if __name__ == "__main__":
