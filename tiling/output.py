@@ -25,6 +25,8 @@ from uknowpan.tiling.raster import GDAL_ERRORS, quiet, reason, usable_nodata
 from uknowpan.tiling.window import Grid
 
 _BLOCK = 512
+_DEFLATE_LEVEL = "2"
+"""0.3 of the time of GDAL's own 6, for 2 % more bytes of 16-bit results; 8-bit ones grow by up to 6 %."""
 _LOSSLESS = {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS"}
 _WITH_PREDICTOR = {"DEFLATE", "LZW", "ZSTD"}
 _STALE_TAG = re.compile(r"STATISTICS_|TIFFTAG_[XY]RESOLUTION$|TIFFTAG_RESOLUTIONUNIT$|AREA_OR_POINT$")
@@ -232,7 +234,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             if self._creation.get("TILED", "YES").upper() in ("NO", "FALSE", "OFF"):
                 del creation["BLOCKXSIZE"], creation["BLOCKYSIZE"]
             creation |= self._creation
-        _predict(creation, "3" if np.dtype(self.encoding.dtype).kind == "f" else "2")
+        _compress(creation, "3" if np.dtype(self.encoding.dtype).kind == "f" else "2", "ZLEVEL")
         with quiet():
             return rasterio.open(
                 self._temp, "w", driver="GTiff", width=grid.width, height=grid.height,
@@ -339,7 +341,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             self.abort()
 
     def _verify(self, path: Path, exactly: bool) -> None:
-        with quiet(), rasterio.open(path) as dataset:
+        with quiet(), rasterio.open(path, num_threads=str(self._options.num_threads)) as dataset:
             for row, n, checksum, mask in self._sums:
                 window = GdalWindow(0, row, self._grid.width, n)
                 rows = dataset.read(window=window)
@@ -389,7 +391,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             "OVERVIEW_RESAMPLING": "AVERAGE",
             "NUM_THREADS": str(self._options.num_threads),
         } | self._creation
-        _predict(creation, "YES")
+        _compress(creation, "YES", "LEVEL")
         with quiet():
             raster_copy(self._temp, self._temp_cog, driver="COG", **creation)
 
@@ -408,7 +410,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
             yield
         except TilingError:
             raise
-        except GDAL_ERRORS as error:
+        except (*GDAL_ERRORS, SystemError) as error:  # the latter where GDAL fails without a word
             free = shutil.disk_usage(Path(os.path.realpath(self.path)).parent).free / 2**20
             raise OutputError(
                 f"{self.path} cannot be written ({reason(error)}); "
@@ -427,7 +429,10 @@ def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if not _STALE_TAG.match(key)}
 
 
-def _predict(creation: dict[str, str], predictor: str) -> None:
-    """Set a default PREDICTOR where the compression has one."""
-    if creation["COMPRESS"].upper() in _WITH_PREDICTOR and "NBITS" not in creation:
+def _compress(creation: dict[str, str], predictor: str, level: str) -> None:
+    """Set the default predictor and level of a compression that has them."""
+    kind = creation["COMPRESS"].upper()
+    if kind in _WITH_PREDICTOR and "NBITS" not in creation:
         creation.setdefault("PREDICTOR", predictor)
+    if kind == "DEFLATE":
+        creation.setdefault(level, _DEFLATE_LEVEL)

@@ -424,9 +424,10 @@ def complete_size(tmp_path_factory):
     ("fmt", "kind", "share", "extra"),
     # 1 byte short: GDAL notices only while closing, and keeps it to itself.
     [("gtiff", "plain", 0.3, 0), ("gtiff", "plain", 1, -1), ("gtiff", "overviews", 1, 2000),
-     ("cog", "plain", 1, 60000)],
+     ("cog", "plain", 1, 60000), ("cog", "plain", 1, 15000)],
 )  # fmt: skip
 def test_full_disk(tmp_path, complete_size, fmt, kind, share, extra):
+    """A disk that fills up: one sentence, also where GDAL names no error."""
     done = full_disk(tmp_path, int(complete_size * share) + extra, fmt, kind)
     assert done.returncode == 3, done.stderr
     assert "MiB are free" in done.stdout or "disk full" in done.stdout
