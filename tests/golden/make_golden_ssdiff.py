@@ -20,7 +20,7 @@ CASES = {
     "coarse": SSDiffConfig(bands=3, width=16, window=8, grid=2),
     "published": SSDiffConfig(
         bands=3, width=32, window=0, frequency_window=0, batch_norm=True, group_norm=True,
-        detail_gain=1.0, noise_gain=1.0,
+        detail_gain=1.0, noise_gain=1.0, measured_ms=True,
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ PRIOR_CASES = {
 }
 SHAPE = {"bands": 3, "width": 8, "heads": 4, "blocks": 1}
 TEACHER_CASES = {
-    "published": TeacherConfig(**SHAPE, highpass_pan=True, variance_floor=0),
+    "published": TeacherConfig(**SHAPE, highpass_pan=True, variance_floor=0, dead_prior=True),
     "folded": TeacherConfig(**SHAPE, patch=2),
 }
 

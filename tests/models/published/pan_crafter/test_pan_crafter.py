@@ -26,6 +26,7 @@ from uknowpan.models.published.pan_crafter.stage import PanCrafterOptions, PanCr
 from uknowpan.models.published.stages import residual_std_of
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.training.loop import train
+from uknowpan.models.training.presets import preset
 from uknowpan.models.types import Condition
 
 SMALL = PanCrafterConfig(
@@ -145,6 +146,10 @@ def reference(state, config, lms, pan, mode):
         k_pan = conv(f"{name}.key_pan", torch.cat([seen, low], 1))
         v_pan = conv(f"{name}.value_pan", torch.cat([seen, low, pan, pan - low], 1))
         k_ms, v_ms = conv(f"{name}.key_value_ms", torch.cat([seen, ms], 1)).chunk(2, 1)
+        if config.scrambled_ms_keys:  # (h, w, channels) in memory, read as (channels, h, w)
+            k_ms = torch.stack([torch.stack(list(k), -1).flatten().view(k.shape) for k in k_ms])
+        if config.overwritten_pan_keys:
+            k_pan = k_ms
         gates = linear(f"{name}.gates", silu(token))[:, :, None, None].chunk(2, 1)
         y_ms = conv(f"{name}.out_ms", attention(f"{name}.attention", q, k_ms, v_ms))
         y_pan = conv(f"{name}.out_pan", attention(f"{name}.attention", q, k_pan, v_pan))
@@ -183,13 +188,25 @@ def reference(state, config, lms, pan, mode):
     return conv("head.2", silu(norm("head.0", h)))
 
 
-@pytest.mark.parametrize("changes", [{}, {"blocks": 2, "random_shifts": True}, {"attention_from": 2, "bands": 3}])
-def test_forward_is_that_of_a_second_implementation(changes):
-    config = replace(SMALL, **changes)
-    model, condition = network(config).double(), inputs(config)
+SHAPE = ("widths", "blocks", "token_width", "head_width", "groups", "expansion", "dropout")
+RELEASE = replace(preset("release", "pan-crafter", 2).network, **{name: getattr(SMALL, name) for name in SHAPE})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, replace(SMALL, blocks=2, random_shifts=True), replace(SMALL, attention_from=2, bands=3), RELEASE],
+)
+def test_forward_is_that_of_a_second_implementation(config):
+    model, condition = network(config).double(), inputs(config).to(torch.float64)
+    condition = replace(condition, ms=condition.lms[..., ::4, ::4])
+    lms = base = condition.lms
+    if config.bicubic_base:
+        base = F.interpolate(condition.ms, scale_factor=4, mode="bicubic", align_corners=False)
     state = {name: x.detach() for name, x in model.state_dict().items()}
-    expected = reference(state, config, condition.lms.double(), condition.pan.double(), BOTH)
-    found = answer(model, condition.to(torch.float64), BOTH).detach()
+    expected = reference(state, config, base, condition.pan, BOTH)
+    if config.bicubic_base:
+        expected = expected / 2 + (base - lms) * (BOTH == MS_MODE).view(2, 1, 1, 1)
+    found = answer(model, condition, BOTH).detach()
     assert expected.std() > 0.05
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 

@@ -252,14 +252,21 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("respaced", [False, True])
-def test_timesteps_that_the_network_gets(files, name, respaced):
-    stage = STAGES[name](files, steps=4, respaced_time_index=respaced)
+@pytest.mark.parametrize(
+    ("option", "timesteps"),
+    [
+        ({}, [499, 374, 249, 124]),
+        ({"respaced_time_index": True}, [3, 2, 1, 0]),
+        ({"strided_timesteps": True}, [375, 250, 125, 0]),
+    ],
+)
+def test_timesteps_that_the_network_gets(files, name, option, timesteps):
+    stage = STAGES[name](files, steps=4, **option)
     model = stirred(stage.build())
     heard = Heard(model)
     with torch.no_grad():
         stage.predict(model, stage.data.valid[0], 0)
-    assert heard.timesteps == ([3, 2, 1, 0] if respaced else [499, 374, 249, 124])
+    assert heard.timesteps == timesteps
 
 
 @pytest.mark.parametrize("name", ["teacher", "paper"])
