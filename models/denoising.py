@@ -1,6 +1,7 @@
 """Networks as sharpeners: a window becomes a condition, the condition is denoised, the residual joins the lms."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class NetworkSharpener(CardedSharpener):
             clamped_unit=self._residual_unit if "clamped_hrms" in self.card.sampling else None,
         )
 
-    @property
+    @cached_property
     def _residual_unit(self) -> Tensor:
         """(1, C, 1, 1) the unit of x0."""
         return torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)

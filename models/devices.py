@@ -1,9 +1,16 @@
 """Settings of CPU and GPU for this process."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
@@ -17,6 +24,11 @@ def thread_count(threads: int | None = None) -> int:
 def has_torch() -> bool:
     """Whether PyTorch is installed; looking for it takes no import."""
     return find_spec("torch") is not None
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; the host does not wait for what the device has to do."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def gpu_count() -> int:

@@ -312,5 +312,16 @@ def reflect(x: Image, margin: int, height: int | None = None, width: int | None 
         width: columns between the margins; None: w.
     """
     h, w = x.shape[-2:]
-    x = x[..., mirrored(-margin, (height or h) + 2 * margin, h), :]
-    return x[..., mirrored(-margin, (width or w) + 2 * margin, w)]
+    rows, cols = (-margin, (height or h) + 2 * margin, h), (-margin, (width or w) + 2 * margin, w)
+    if isinstance(x, np.ndarray):
+        return x[..., mirrored(*rows), :][..., mirrored(*cols)]
+    return x[..., _mirrored_on(*rows, x.device), :][..., _mirrored_on(*cols, x.device)]
+
+
+@lru_cache(maxsize=64)
+def _mirrored_on(start: int, count: int, length: int, device: torch.device) -> Tensor:
+    """`mirrored` on a device: a copy for every image would make the host wait."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.from_numpy(mirrored(start, count, length)).to(device)

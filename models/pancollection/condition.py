@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uknowpan.models.blur import Psf, default_psf, estimate_psf
 from uknowpan.models.denoising import NetworkSharpener
+from uknowpan.models.devices import sent
 from uknowpan.models.features import condition_reach, generic_condition
 from uknowpan.models.pancollection.dataset import PanCollectionDataset
 from uknowpan.models.pancollection.file import PanCollectionFile, PanCollectionHeader, check_serves
@@ -120,12 +121,12 @@ class PatchConditioner:
         Raises:
             ValueError: the batch was drawn from no dataset, or from another.
         """
-        origin = _origin(batch, self.statistics)
-        turns = origin[:, 1:].bool()
+        origin, device = _origin(batch, self.statistics), batch.ms.device
+        turns = sent(origin[:, 1:].bool(), device)
         pan, ms = _turned(batch.pan, turns), _turned(batch.ms, turns)
         parts, scales, order = [], [], []
         for scene in sorted(set(origin[:, 0].tolist())):
-            own = (origin[:, 0] == scene).nonzero()[:, 0]
+            own = sent((origin[:, 0] == scene).nonzero()[:, 0], device)
             statistics = self.statistics[scene]
             margin = condition_reach(statistics)
             window = reflect(pan[own], margin * self.ratio), reflect(ms[own], margin)
@@ -161,7 +162,5 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Images (B, ..., H, W) whose rows or columns are flipped where `turns` (B, 2) is True."""
     for axis in (0, 1):
-        some = turns[:, axis].nonzero()[:, 0]
-        if len(some):
-            x = x.index_copy(0, some.to(x.device), x[some].flip(axis - 2))
+        x = torch.where(turns[:, axis].view(-1, *[1] * (x.ndim - 1)), x.flip(axis - 2), x)
     return x

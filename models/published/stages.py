@@ -231,11 +231,12 @@ class ResidualStage(PatchStage):
         self.residual_std = torch.ones(data.bands) if options.raw_residual else residual_std_of(data.dataset)
 
     def scale(self, like: Tensor) -> Tensor:
-        """(1, C, 1, 1) `residual_std` on the device of a tensor."""
-        return self.residual_std.to(like).view(1, -1, 1, 1)
+        """(1, C, 1, 1) `residual_std`, which stays on the device of the tensor."""
+        self.residual_std = self.residual_std.to(like)
+        return self.residual_std.view(1, -1, 1, 1)
 
     def card_fields(self) -> dict[str, Any]:
-        return {**super().card_fields(), "residual_std": [round(v, 9) for v in self.residual_std.tolist()]}
+        return {**super().card_fields(), "residual_std": [round(v, 9) for v in self.residual_std.cpu().tolist()]}
 
 
 class DiffusionStage(ResidualStage):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from uknowpan.errors import InputError, Interrupted
 from uknowpan.models.architectures import name_of
@@ -169,7 +169,7 @@ class _Run:
         if init is not None:
             _start_from(init, stage.deployed(self.model), stage.network)
         self.model.to(device)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.ema = AveragedModel(self.model, use_buffers=True)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
@@ -198,7 +198,7 @@ class _Run:
             forward = DistributedDataParallel(forward, device_ids=places)
         self.forward = forward
 
-    def take(self, batch: Any) -> dict[str, Tensor]:
+    def take(self, batch: Any) -> dict[str, float]:
         """Take one step; return its losses."""
         config, step = self.config, self.step
         seed = config.seed * 1_000_003 + step
@@ -214,21 +214,31 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip)
-        if not bool(torch.isfinite(loss.detach() + norm)):
+        self.optimizer.step()
+        self._average()
+        values = {name: value.detach().double() for name, value in {**parts, "gradient_norm": norm}.items()}
+        numbers = torch.stack(list(values.values())).cpu().tolist()  # the one wait of a step, when all of it is queued
+        if not all(map(math.isfinite, numbers)):
             raise Diverged(
-                f"step {step + 1} has a loss of {float(loss.detach()):.4g} with a gradient of norm {float(norm):.4g}; "
+                f"step {step + 1} has a loss of {sum(numbers[:-1]):.4g} with a gradient of norm {numbers[-1]:.4g}; "
                 "begin anew with a lower learning_rate, and look for values that are not finite in the scenes."
             )
-        self.optimizer.step()
-        if step < config.ema_start:
-            self.ema.n_averaged.zero_()  # the next update copies
-        self.ema.update_parameters(self.model)
         self.step += 1
-        for name, value in {**parts, "gradient_norm": norm}.items():
-            value = value.detach().double()
+        for name, value in values.items():
             self._window[name] = self._window.get(name, torch.zeros_like(value)) + value
         self._window_steps += 1
-        return parts
+        return dict(zip(parts, numbers, strict=False))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Update the averaged weights as `AveragedModel.update_parameters` does, without its wait for the device."""
+        share = 1.0 if self.step < max(self.config.ema_start, 1) else 1 - self.config.ema
+        ours, theirs = ([*model.parameters(), *model.buffers()] for model in (self.ema.module, self.model))
+        real = [i for i, x in enumerate(ours) if x.is_floating_point()]
+        torch._foreach_lerp_([ours[i] for i in real], [theirs[i] for i in real], share)
+        for i in set(range(len(ours))).difference(real):  # counters
+            ours[i].copy_(theirs[i])
+        self.ema.n_averaged += 1
 
     def _shared_window(self) -> dict[str, Tensor]:
         """The sums for the next line of the log, as means over all processes."""
@@ -348,7 +358,7 @@ def train(
                 parts = run.take(batch)
                 last = run.step == config.iterations
                 if on_step is not None:
-                    on_step(run.step, {k: float(v.detach()) for k, v in parts.items()})
+                    on_step(run.step, parts)
                 scored = run.step % config.validate_every == 0 or last
                 if scored or run.step % config.log_every == 0:
                     run.report(scored, on_log, on_examples)

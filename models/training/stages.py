@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uknowpan.models.checkpoints import network_of
+from uknowpan.models.devices import sent
 from uknowpan.models.diffusion import NoiseSchedule, add_noise
 from uknowpan.models.features import StreamsConfig
 from uknowpan.models.network import LiteConfig
@@ -61,8 +62,8 @@ def noised(
     count, last = len(x0) * world.size, len(schedule) - 1
     t = torch.randint(0, last + 1, (count,), generator=generator)
     at_end = torch.rand(count, generator=generator) < terminal_share
-    t = world.own(torch.where(at_end, torch.full_like(t, last), t)).to(x0.device)
-    noise = world.own(torch.randn((count, *x0.shape[1:]), generator=generator)).to(x0.device)
+    t = sent(world.own(torch.where(at_end, torch.full_like(t, last), t)), x0.device)
+    noise = sent(world.own(torch.randn((count, *x0.shape[1:]), generator=generator)), x0.device)
     return add_noise(schedule, x0, t, noise), t
 
 

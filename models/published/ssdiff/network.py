@@ -116,16 +116,18 @@ def lowest_frequencies(x: Tensor, window: int = 0) -> Tensor:
     axes = []
     for length in x.shape[-2:]:
         side = min(window or length, length)
-        axes.append([m.to(x.device) for m in _window_waves(length, side)])
+        axes.append(_window_waves(length, side, x.device))
     (rows, rows_back), (cols, cols_back) = axes
     with torch.autocast(x.device.type, enabled=False):
         waves = rows @ x.float() @ cols.T
         waves = waves.unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3))  # (B, C, n, 3, m, 3)
-        kept = torch.einsum("bcnumv,uvpq->bcnpmq", waves, _COUPLING.to(x.device))
+        kept = torch.einsum("bcnumv,uvpq->bcnpmq", waves, _coupling(x.device))
         return rows_back @ kept.flatten(-2).flatten(-3, -2) @ cols_back.T
 
 
-def _coupling() -> Tensor:
+@lru_cache
+@torch.inference_mode(False)  # first made while sharpening it must serve training too
+def _coupling(device: torch.device) -> Tensor:
     """(3, 3, 3, 3): the products of (1, cos, sin) along rows and columns that are kept.
 
     The wave (1, 1) is cos(i + j) and sin(i + j), two products each.
@@ -137,15 +139,12 @@ def _coupling() -> Tensor:
         for u, v, a in products:
             for p, q, b in products:
                 kept[u, v, p, q] += a * b
-    return kept
-
-
-_COUPLING = _coupling()
+    return kept.to(device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # first made while sharpening it must serve training too
-def _window_waves(length: int, side: int) -> tuple[Tensor, Tensor]:
+@torch.inference_mode(False)
+def _window_waves(length: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(3n, length) means of an axis with 1, cos and sin in each of n windows, and (length, 3n):
     the waves, times the window's share of each place."""
     count = 1 + math.ceil(2 * (length - side) / side)
@@ -159,7 +158,7 @@ def _window_waves(length: int, side: int) -> tuple[Tensor, Tensor]:
     share = share / share.sum(0)
     there = (waves / side).flatten(0, 1)
     back = (waves * share[:, None]).flatten(0, 1).T
-    return there.float(), back.contiguous().float()
+    return there.float().to(device), back.contiguous().float().to(device)
 
 
 class Apfm(nn.Module):

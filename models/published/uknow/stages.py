@@ -178,7 +178,8 @@ class StudentStage(DiffusionStage):
         if self.options.raw_uncertainty:
             return variance
         assert self.median is not None
-        return variance / (variance + self.median.to(variance).view(1, -1, 1, 1))
+        self.median = self.median.to(variance)
+        return variance / (variance + self.median.view(1, -1, 1, 1))
 
     def build(self) -> nn.Module:
         student = FSAStudent(self.network)
