@@ -154,6 +154,17 @@ def test_evaluate(trained: Trained, name: str) -> None:
     assert name in done.stdout and "ergas" in done.stdout.lower()
 
 
+def test_compare_shows_them_beside_the_bundled_model(trained: Trained, make_pair: MakePair, tmp_path: Path) -> None:
+    pair, page = make_pair(ms_shape=(24, 24), noise=40), tmp_path / "c.html"
+    models = ["generic", *(trained[name] / "best.safetensors" for name in MODELS)]
+    words = [word for model in models for word in ("-m", model)]
+    done = trained.uknowpan("compare", pair.pan, *pair.ms, "-o", page, *words, "--json", "-q", "-j", 1)
+    assert done.code == 0, done.stderr
+    scores = json.loads(done.stdout)["scores"]
+    assert list(scores)[-4:] == ["awlp", "generic", *MODELS]
+    assert all(0 < scores[name]["hqnr"] <= 1 for name in scores) and page.exists()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_blended_tiles_show_no_seams(trained: Trained, name: str, tmp_path: Path) -> None:
     """The mean step across a border of tiles, beyond what one tile would show, is smaller than
