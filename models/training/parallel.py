@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from uknowpan.models.devices import usable_cores
 from uknowpan.models.errors import DataError, ModelMismatch
 
 
@@ -74,7 +75,7 @@ def read_ahead(
         dataset: makes one sample of each entry of `wanted`.
         wanted: the entries of each batch.
         collate: makes a batch of samples.
-        workers: processes; 0: this one makes the batches, when they are asked for.
+        workers: processes, at most one for each core; 0: this one makes the batches, when they are asked for.
         device: where the batches go.
 
     Raises:
@@ -84,7 +85,7 @@ def read_ahead(
         dataset,
         batch_sampler=wanted,
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=min(workers, usable_cores()),
         pin_memory=torch.device(device).type == "cuda",
     )
     try:

@@ -281,8 +281,9 @@ def test_a_full_scale_that_the_file_contradicts_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("error:This DataLoader will create")
 def test_workers_read_what_one_process_reads(tmp_path, workers):
+    """Kind of fault: PyTorch's warning of too many workers, since `paper` and `release` take four on any machine."""
     paths = [write(tmp_path / "1.h5", arrays(7)), write(tmp_path / "2.h5", arrays(4, seed=9))]
     batches = batches_of(paths, batch_size=3, seed=5, flips=True)
     alone = list(batches.stream(2, 9))  # leaves the files open in this process

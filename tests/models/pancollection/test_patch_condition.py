@@ -216,7 +216,6 @@ def test_a_patch_is_told_nearly_what_its_scene_would_tell(dataset, conditioner):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_of_a_stream_say_where_they_come_from(dataset, conditioner, workers):
     batches = PatchBatches(dataset, PatchSampler(18, batch_size=6, seed=1, flips=True))
     for step, batch in enumerate(batches.stream(0, 2, workers=workers)):
