@@ -18,6 +18,7 @@ from uknowpan.models.metrics.sensors import Sensor
 from uknowpan.models.published.costs import Cost, cache_bytes, cost_of
 from uknowpan.models.published.uknow.distillation import FrozenTeacher
 from uknowpan.models.training.presets import Settings, preset
+from uknowpan.models.training.run_folder import RunFolder, resolved_config
 from uknowpan.training.caching import CacheRun, cache_answers
 from uknowpan.training.options import TrainOptions
 from uknowpan.training.run import run
@@ -76,12 +77,14 @@ class Reproduction:
         return self.out / "answers.h5"
 
     def is_done(self, stage: str) -> bool:
-        """Whether the stage has taken its last step."""
-        log = self.out / stage / "log.jsonl"
-        if not self.best(stage).exists() or not log.exists():
+        """Whether the stage has taken its last step; ConfigMismatch where it took it with other settings."""
+        settings, log = self.settings(stage), self.out / stage / "log.jsonl"
+        lines = log.read_text().splitlines() if self.best(stage).exists() and log.exists() else []
+        if not lines or int(parsed(lines[-1]).get("step", 0)) < settings.train.iterations:
             return False
-        lines = log.read_text().splitlines()
-        return bool(lines) and int(parsed(lines[-1]).get("step", 0)) >= self.settings(stage).train.iterations
+        wanted = resolved_config(stage, settings.train, settings.network, settings.options)
+        RunFolder(self.out / stage).check_config(wanted)
+        return True
 
 
 def read_stages(path: Path | None, system: str) -> dict[str, Any]:
