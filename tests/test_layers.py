@@ -177,6 +177,12 @@ def test_help_is_instant():
     assert cpu_seconds(code) < 0.5
 
 
+def test_a_command_starts_alone():
+    """A slow start: each command built the options of all others."""
+    loaded = child(f"from uknowpan.commands.main import application; application('info'); {LOADED}")
+    assert "uknowpan.commands.info" in loaded and "uknowpan.commands.batch" not in loaded
+
+
 LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 600, 80, 16
 
 

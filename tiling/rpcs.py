@@ -6,8 +6,8 @@ A point of the PAN is taken to the ground by the PAN's RPCs, and from there into
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from html import escape
 from typing import TypeAlias
-from xml.sax.saxutils import escape
 
 import numpy as np
 from affine import Affine

@@ -1,5 +1,6 @@
 """The terminal: progress, messages, logs and signals. stdout is kept for the result."""
 
+import gc
 import json
 import logging
 import math
@@ -179,8 +180,10 @@ _began: list[float] = []
 def own_process() -> None:
     """Let the seconds of reports count from the start of this process, and NumPy's small systems take one thread.
 
-    Threads of OpenBLAS spin: beside busy processes they took six times as long as one.
+    Threads of OpenBLAS spin: beside busy processes they took six times as long as one. Python looks for garbage less
+    often: while libraries are imported, the search took 0.1 s.
     """
+    gc.set_threshold(50_000)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

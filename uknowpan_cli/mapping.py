@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from uknowpan.options import pair_of
-from uknowpan.pictures import rgb_bands
 from uknowpan.tiling import Grid, MsMeta
 from uknowpan.tiling.fill import AnyArray
 from uknowpan.tiling.output import is_valid
@@ -56,6 +55,8 @@ def eight_bit(strips: Iterable[AnyArray], grid: Grid, meta: MsMeta, nodata: floa
         nodata: value of invalid pixels; None: there are none.
         wanted: "LOW,HIGH" in digital numbers, or "LOW%,HIGH%" of the valid pixels of each band.
     """
+    from uknowpan.pictures import rgb_bands  # Pillow takes time to import
+
     bands = tuple(
         dict.fromkeys(rgb_bands(meta.descriptions, [c.name for c in meta.colorinterp], len(meta.descriptions)))
     )

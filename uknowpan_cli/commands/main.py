@@ -2,7 +2,7 @@
 
 import re
 import sys
-import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,22 +10,16 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from uknowpan import __version__
-from uknowpan.commands.batch import batch
-from uknowpan.commands.compare import compare
-from uknowpan.commands.demo import demo
-from uknowpan.commands.distill_cache import distill_cache
-from uknowpan.commands.evaluate import evaluate
-from uknowpan.commands.info import info
-from uknowpan.commands.models import models_app
-from uknowpan.commands.pack import pack
-from uknowpan.commands.reproduce import reproduce
 from uknowpan.commands.shared import guarded
-from uknowpan.commands.sharpen import sharpen
-from uknowpan.commands.simulate import simulate
-from uknowpan.commands.train import train
 from uknowpan.console import open_streams, own_process
 from uknowpan.errors import UsageError
 from uknowpan.options import RUN
+
+COMMANDS = [
+    *("sharpen", "batch", "info", "compare", "demo", "train"),
+    *("pack", "simulate", "distill-cache", "evaluate", "reproduce"),
+]
+"""Names as the help lists them; each is a function in a module of that name."""
 
 METAVARS = {"str": "TEXT", "path": "FILE", "int": "N", "float": "VALUE", "bool": ""}
 """Type of a parameter -> how the help shows its value, where the option names nothing better."""
@@ -53,33 +47,48 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?<!\\)\[(?=[a-z])", r"\\[", text)
 
 
-app = typer.Typer(
-    name="uknowpan",
-    help="Pansharpening of real satellite scenes with a distilled diffusion student.",
-    epilog="Defaults of options come from UKNOWPAN_COMMAND_OPTION (UKNOWPAN_SHARPEN_TILE=256), or else from "
-    "uknowpan.toml in the working folder: a table for each command, as sharpen with tile = 256.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "UKNOWPAN"},
-)
-for command in (sharpen, batch, info, compare, demo, train, pack, simulate, distill_cache, evaluate, reproduce):
-    app.command(cls=Command)(command)
-app.add_typer(models_app, name="models")
-
-
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"uknowpan {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
+
+
+def application(wanted: str = "") -> typer.Typer:
+    """All commands, or the one that is wanted alone: the options of the others take a tenth of a second."""
+    app = typer.Typer(
+        name="uknowpan",
+        help="Pansharpening of real satellite scenes with a distilled diffusion student.",
+        epilog="Defaults of options come from UKNOWPAN_COMMAND_OPTION (UKNOWPAN_SHARPEN_TILE=256), or else from "
+        "uknowpan.toml in the working folder: a table for each command, as sharpen with tile = 256.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "UKNOWPAN"},
+    )
+    app.callback()(_options)
+    alone = wanted in COMMANDS
+    for name in [wanted] if alone else COMMANDS:
+        module = name.replace("-", "_")
+        app.command(cls=Command)(getattr(import_module(f"uknowpan.commands.{module}"), module))
+    if not alone:
+        from uknowpan.commands.models import models_app
+
+        app.add_typer(models_app, name="models")
+    return app
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`: all commands."""
+    if name != "app":
+        raise AttributeError(name)
+    return application()
 
 
 def _defaults(file: Path = Path("uknowpan.toml")) -> dict[str, dict[str, Any]]:
@@ -90,11 +99,13 @@ def _defaults(file: Path = Path("uknowpan.toml")) -> dict[str, dict[str, Any]]:
     """
     if not file.is_file():
         return {}
+    import tomllib
+
     try:
         tables = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no TOML: {error}.") from error
-    known: Any = typer.main.get_command(app)
+    known: Any = typer.main.get_command(application())
     for name, table in tables.items():
         options = {parameter.name for parameter in known.commands[name].params} if name in known.commands else set()
         if not isinstance(table, dict) or not set(table) <= options:
@@ -109,7 +120,7 @@ def main() -> None:
     try:
         with guarded():
             defaults = _defaults()
-        app(default_map=defaults)
+        application(*sys.argv[1:2])(default_map=defaults)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
