@@ -68,12 +68,10 @@ def assembled(
         values = [_nodata([tile.bands[i] for tile in placed], nodata) for i in range(len(first))]
         data = first[0][1]
         lines = [line for domain in ("", "RPC", "IMAGERY") for line in _metadata(data.tags(ns=domain or None), domain)]
-        for i, value in enumerate(values):
-            lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits)
         masked = any(has_mask(data) for data in opened.values())
-        if masked or (len(tiles) > 1 and None in values):  # between tiles there is nothing
-            sources = [_source(tile, (top, left), tile.bands[0][0], f"mask,{tile.bands[0][2]}") for tile in placed]
-            lines.append(mask_of("".join(sources)))
+        masked = masked or (len(tiles) > 1 and None in values)  # between tiles there is nothing
+        for i, value in enumerate(values):
+            lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits, masked)
         place = data.transform if data.transform.is_identity else data.transform * Affine.translation(left, top)
         return Assembly(name, virtual(width, height, data.crs, place, "\n".join(lines)), (*paths, *beside))
 
@@ -155,14 +153,20 @@ def _band(
     nodata: float | None,
     description: str | None,
     bits: int | None,
+    masked: bool,
 ) -> list[str]:
-    """Lines for one band, with what the first tile's file declares of it."""
+    """Lines for one band, with what the first tile's file declares of it, and its mask."""
     _, data, band = tiles[0].bands[index]
     kind = np.result_type(*(np.dtype(t.bands[index][1].dtypes[t.bands[index][2] - 1]) for t in tiles))
     height, width = data.block_shapes[band - 1]
     described = description or data.descriptions[band - 1]
     structure = {"NBITS": str(bits)} if bits else {}
     structure |= {k: v for k, v in data.tags(band, ns="IMAGE_STRUCTURE").items() if k == "NBITS"}
+
+    def sources(kind: str = "") -> str:
+        parts = ((tile, *tile.bands[index]) for tile in tiles)
+        return "".join(_source(tile, corner, path, f"{kind}{number}") for tile, path, _, number in parts)
+
     return [
         f'<VRTRasterBand dataType="{type_name(kind.name)}" band="{index + 1}"'
         f' blockXSize="{width}" blockYSize="{height}">',
@@ -174,7 +178,8 @@ def _band(
         f"<UnitType>{escape(data.units[band - 1] or '')}</UnitType>",
         f"<Offset>{data.offsets[band - 1]!r}</Offset>",
         f"<Scale>{data.scales[band - 1]!r}</Scale>",
-        *(_source(tile, corner, tile.bands[index][0], tile.bands[index][2]) for tile in tiles),
+        sources(),
+        *([mask_of(sources("mask,"))] if masked else []),
         "</VRTRasterBand>",
     ]
 

@@ -59,9 +59,8 @@ def _turned(path: str, ms: Raster, first: int, turn: int) -> str:
 
     bands = ""
     for band, dtype in zip(data.indexes, data.dtypes, strict=True):
-        used = band in ms.bands or band == ms.alpha
+        used = band in ms.bands or band in ms.alpha
         kind = type_name(dtype if used else "uint8")
-        bands += f'<VRTRasterBand dataType="{kind}" band="{band}">{sources(band) if used else ""}</VRTRasterBand>'
-    if ms.mask:
-        bands += mask_of(sources(f"mask,{ms.bands[0]}"))
+        content = (sources(band) if used else "") + (mask_of(sources(f"mask,{band}")) if used and ms.masks else "")
+        bands += f'<VRTRasterBand dataType="{kind}" band="{band}">{content}</VRTRasterBand>'
     return virtual(turn, height, data.crs, data.transform * Affine.translation(first, 0), bands)

@@ -197,8 +197,16 @@ def usable_nodata(value: float | None, dtype: str) -> float | None:
 
 
 def has_mask(dataset: DatasetReader) -> bool:
-    """Whether the file has a mask of its own, internal or .msk, apart from nodata and alpha."""
-    return any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in dataset.mask_flag_enums)
+    """Whether the file has masks of its own, internal or .msk, apart from nodata and alpha."""
+    return bool(masks_of(dataset, dataset.indexes))
+
+
+def masks_of(dataset: DatasetReader, bands: Sequence[int]) -> tuple[int, ...]:
+    """The bands whose masks count: one where all share a mask, else those with a mask of their own."""
+    flags = dataset.mask_flag_enums
+    if any(MaskFlags.per_dataset in of_band and MaskFlags.alpha not in of_band for of_band in flags):
+        return (bands[0],)
+    return tuple(band for band in bands if not flags[band - 1])
 
 
 @dataclass(frozen=True)
@@ -211,10 +219,10 @@ class Raster:
     """1-based"""
     nodata: tuple[float | None, ...]
     """per band, already checked against the dtype"""
-    mask: bool
-    """whether the file's own mask applies"""
-    alpha: int | None
-    """band used as mask; None where there is none or it was named as data"""
+    masks: tuple[int, ...]
+    """bands whose masks in the file apply"""
+    alpha: tuple[int, ...]
+    """bands used as masks; none that was named as data"""
     limits: FloatArray | None = None
     """(2, C, 1, 1) range that values are clipped to: cubic overshoot must not leave that of the sensor's integers"""
 
@@ -237,12 +245,15 @@ class Raster:
     @property
     def may_have_holes(self) -> bool:
         """Whether a pixel may be invalid, by the header alone; floats need no announcement of NaN."""
-        declared = self.mask or self.alpha is not None or any(n is not None for n in self.nodata)
-        return declared or any(np.dtype(dtype).kind == "f" for dtype in self.dtypes)
+        declared = self.masks or self.alpha or any(n is not None for n in self.nodata)
+        return bool(declared) or any(np.dtype(dtype).kind == "f" for dtype in self.dtypes)
 
     def single_bands(self) -> list["Raster"]:
         """Each band as a raster of its own."""
-        return [replace(self, bands=(b,), nodata=(n,)) for b, n in zip(self.bands, self.nodata, strict=True)]
+        return [
+            replace(self, bands=(b,), nodata=(n,), masks=masks_of(self.dataset, [b]))
+            for b, n in zip(self.bands, self.nodata, strict=True)
+        ]
 
     def _raw(self, place: GdalWindow) -> AnyArray:
         """(C, h, w) as stored, in the one dtype that holds the dtypes of all bands."""
@@ -261,10 +272,10 @@ class Raster:
         try:
             raw = self._raw(place)
             data = np.ones(raw.shape[1:], bool)
-            if self.mask:
-                data &= self.dataset.read_masks(self.bands[0], window=place) != 0
-            if self.alpha is not None:
-                data &= self.dataset.read(self.alpha, window=place) != 0
+            for band in self.masks:
+                data &= self.dataset.read_masks(band, window=place) != 0
+            for band in self.alpha:
+                data &= self.dataset.read(band, window=place) != 0
         except GDAL_ERRORS as error:
             raise InputUnreadable(
                 f"{self.path} cannot be read at rows {window.row} to {window.row + window.height - 1} "
@@ -304,8 +315,8 @@ def select_bands(
                     f"{'none' if value is None else f'its own, {value:g},'} is used there."
                 )
         values.append(value)
-    alpha = [b for b in alpha_bands(dataset) if b not in bands]
-    return Raster(dataset, path, tuple(bands), tuple(values), has_mask(dataset), alpha[0] if alpha else None)
+    alpha = tuple(b for b in alpha_bands(dataset) if b not in bands)
+    return Raster(dataset, path, tuple(bands), tuple(values), masks_of(dataset, bands), alpha)
 
 
 def _equals(band: AnyArray, nodata: float) -> BoolArray:
@@ -428,7 +439,7 @@ def as_floats(raster: Raster, view: DatasetReader, bands: tuple[int, ...]) -> Ra
     lows = [-np.inf if known is None else known.min for known in ranges]
     highs = [np.inf if known is None else known.max for known in ranges]
     return Raster(
-        view, raster.path, bands, (None,) * len(bands), mask=False, alpha=None,
+        view, raster.path, bands, (None,) * len(bands), masks=(), alpha=(),
         limits=np.array([lows, highs], np.float32)[..., None, None],
     )  # fmt: skip
 
@@ -466,8 +477,8 @@ def marked(raster: Raster, path: str) -> DatasetReader:
             + "</ComplexSource>"
         )
 
-    marks = [source(raster.alpha, 0, 0.0)] if raster.alpha is not None else []
-    marks += [source(f"mask,{raster.bands[0]}", 0, 0.0)] if raster.mask else []
+    marks = [source(band, 0, 0.0) for band in raster.alpha]
+    marks += [source(f"mask,{band}", 0, 0.0) for band in raster.masks]
     bands = "".join(
         f'<VRTRasterBand dataType="{name}" band="{number}" subClass="VRTDerivedRasterBand"><NoDataValue>nan'
         "</NoDataValue><PixelFunctionType>sum</PixelFunctionType>"

@@ -29,7 +29,7 @@ def source(path: str, band: int | str, read: Rectangle, col: int, row: int) -> s
 
 
 def mask_of(sources: str) -> str:
-    """The mask of all bands."""
+    """The mask of all bands, or inside of a band its own."""
     return f'<MaskBand><VRTRasterBand dataType="Byte">{sources}</VRTRasterBand></MaskBand>'
 
 

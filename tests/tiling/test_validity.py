@@ -12,6 +12,7 @@ from rasterio.vrt import WarpedVRT
 from rasters import ORIGIN, UTM, reproject_transform, write_raster
 
 from uknowpan.tiling import open_pair
+from uknowpan.tiling.assembly import assembled
 
 SIZE, RATIO = 20, 4
 LOWEST = float(np.finfo(np.float32).min)
@@ -113,6 +114,33 @@ def test_each_band_has_its_own_nodata(tmp_path, offset):
     tile = read(pan, stacked(tmp_path, ms, values, fills))
     np.testing.assert_array_equal(tile.ms_valid[2:-2, 2:-2], ~HOLES.any(axis=0)[2:-2, 2:-2])
     assert tile.ms.min() >= 95 and tile.ms.max() <= 205
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_each_band_has_its_own_mask(tmp_path, offset):
+    """Kind: masks of single bands count for nothing, or the first one for all bands."""
+    pan, ms = scene(tmp_path, fill=77, declare=False, offset=offset)
+    with rasterio.open(ms) as dataset:
+        values, place = dataset.read(), dataset.transform
+    masks = np.where(HOLES, 0, 255).astype("uint8")
+    paths = [write_raster(tmp_path / f"{b}.tif", values[b : b + 1], place, mask=masks[b]) for b in range(3)]
+    tile = read(pan, assembled("ms", [[(path, 1) for path in paths]]))
+    np.testing.assert_array_equal(tile.ms_valid[2:-2, 2:-2], ~HOLES.any(axis=0)[2:-2, 2:-2])
+    assert tile.ms.min() >= 95
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_every_alpha_band_counts(tmp_path, offset):
+    """Kind: of two alpha bands the second one masks nothing."""
+    pan, ms = scene(tmp_path, fill=77, declare=False, offset=offset)
+    with rasterio.open(ms) as dataset:
+        values, place = dataset.read(), dataset.transform
+    alphas = np.where([HOLES[0], HOLES[1:].any(axis=0)], 0, 65535).astype("uint16")
+    colours = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.undefined, ColorInterp.alpha, ColorInterp.alpha]
+    path = write_raster(tmp_path / "a.tif", np.concatenate([values, alphas]), place, colorinterp=colours)
+    tile = read(pan, path)
+    np.testing.assert_array_equal(tile.ms_valid[2:-2, 2:-2], ~HOLES.any(axis=0)[2:-2, 2:-2])
+    assert tile.ms.min() >= 95
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
