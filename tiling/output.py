@@ -31,6 +31,8 @@ _LOSSLESS = {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS"}
 _WITH_PREDICTOR = {"DEFLATE", "LZW", "ZSTD"}
 _STALE_TAG = re.compile(r"STATISTICS_|TIFFTAG_[XY]RESOLUTION$|TIFFTAG_RESOLUTIONUNIT$|AREA_OR_POINT$")
 _SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+_EXACT = 2.0**53
+"""Largest nodata of integers; GDAL would read one of -9.2e18 as -9."""
 # GDAL takes floats within 10 units of the last place for equal to nodata.
 _NODATA_ULPS = 32
 
@@ -91,6 +93,8 @@ def output_encoding(
             chosen = float("nan") if kind.kind == "f" else float(np.iinfo(kind).min)
     if kind.kind == "f":
         return Encoding(kind.name, chosen, -np.inf, np.inf)
+    if chosen is not None:
+        chosen = max(-_EXACT, min(chosen, _EXACT))
     info = np.iinfo(kind)
     low, high = float(info.min), float(info.max)
     if meta.nbits and name == meta.dtype and kind.kind == "u" and meta.nbits < info.bits:

@@ -320,12 +320,15 @@ def select_bands(
 
 
 def _equals(band: AnyArray, nodata: float) -> BoolArray:
-    """Float nodata is compared within two units of the last place: headers hold rounded text."""
+    """Float nodata is compared within two units of the last place: headers hold rounded text.
+
+    That of 64-bit integers comes as a float, which is rounded, too.
+    """
     equal: BoolArray
     if band.dtype.kind != "f":
-        equal = band == band.dtype.type(nodata)
-    elif np.isnan(nodata):
-        equal = np.isnan(band)
+        equal = band == (nodata if band.dtype.itemsize == 8 else band.dtype.type(nodata))
+    elif not np.isfinite(nodata):
+        equal = np.isnan(band) if np.isnan(nodata) else band == nodata
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             value = band.dtype.type(nodata)

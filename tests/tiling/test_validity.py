@@ -56,7 +56,7 @@ def read(pan, ms, **options):
 
 def stacked(folder, ms, bands, nodata=()):
     """A VRT of bands with a dtype and a nodata each, where the MS lies."""
-    names = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "float32": "Float32"}
+    names = {"uint8": "Byte", "uint16": "UInt16", "int16": "Int16", "int64": "Int64", "float32": "Float32"}
     with rasterio.open(ms) as dataset:
         place, crs = dataset.transform, dataset.crs.to_wkt()
     parts = ""
@@ -78,6 +78,7 @@ MARKS = {
     "nodata": {},
     "float nodata": {"dtype": "float32", "nodata": -9999.0},
     "float64 nodata": {"dtype": "float64", "nodata": -1e300},
+    "infinite nodata": {"dtype": "float32", "nodata": np.inf},
     "undeclared NaN": {"dtype": "float32", "fill": np.nan, "declare": False},
     "NaN beside a nodata": {"dtype": "float32", "fill": np.nan, "nodata": -9999.0},
     "undeclared infinity": {"dtype": "float32", "fill": -np.inf, "declare": False},
@@ -114,6 +115,15 @@ def test_each_band_has_its_own_nodata(tmp_path, offset):
     tile = read(pan, stacked(tmp_path, ms, values, fills))
     np.testing.assert_array_equal(tile.ms_valid[2:-2, 2:-2], ~HOLES.any(axis=0)[2:-2, 2:-2])
     assert tile.ms.min() >= 95 and tile.ms.max() <= 205
+
+
+def test_nodata_of_64_bits(tmp_path):
+    """Kind: NetCDF's fill of 64-bit integers comes rounded, and its pixels pass for data."""
+    fill = 2 - 2**63
+    pan, ms = scene(tmp_path, declare=False)
+    with rasterio.open(ms) as dataset:
+        values = np.where(HOLES, fill, dataset.read().astype("int64"))
+    np.testing.assert_array_equal(read(pan, stacked(tmp_path, ms, values, [fill] * 3)).ms_valid, ~HOLES.any(axis=0))
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

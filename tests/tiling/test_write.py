@@ -189,11 +189,12 @@ def test_rounding_is_half_to_even():
 
 
 def test_gdal_agrees_that_valid_pixels_are_valid(tmp_path):
-    """Its comparison with float nodata has a tolerance."""
-    for i, nodata in enumerate([-9999.0, 1e-7, 0.0]):
-        values = np.full((1, 20, 20), nodata, np.float32)
+    """Kind: its comparison with float nodata has a tolerance, and it reads -9.2e18 as -9."""
+    kinds = [("float32", -9999.0), ("float32", 1e-7), ("float32", 0.0), ("float32", np.inf)]
+    for i, (dtype, nodata) in enumerate([*kinds, ("int64", None), ("int64", -(2.0**63))]):
+        values = np.full((1, 20, 20), nodata if nodata in (-9999.0, 1e-7, 0.0) else -9, np.float32)
         valid = np.arange(400).reshape(20, 20) % 3 > 0
-        path = write(tmp_path / f"{i}.tif", values, meta(1, "float32", nodata), valid=valid)
+        path = write(tmp_path / f"{i}.tif", values, meta(1, dtype, nodata), valid=valid)
         with rasterio.open(path) as out:
             np.testing.assert_array_equal(out.read_masks(1) > 0, valid)
 
