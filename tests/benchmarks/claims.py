@@ -122,6 +122,7 @@ FLAGS = [
     ("teacher", "network.raw_prior = true"),
     ("teacher", "network.teacher.dead_prior = true"),
     ("ssdiff", "train.amp = false"),
+    ("teacher", "options.raw_residual = true"),
 ]
 """Network without the flag, and the flag. Absent are flags without effect on patches of 32 x 32 pixels."""
 
