@@ -16,7 +16,7 @@ from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.shutil import copy as raster_copy
 from rasterio.shutil import delete as delete_raster
@@ -54,8 +54,13 @@ margins only, so little is read twice, but for files in wide strips."""
 MOST_MEASURED = 3.4e37
 """Floats beyond it, such as an undeclared -3.4e38, count as invalid, as infinities do: no sensor measures them."""
 
-# GDAL wants some CRS to warp; where neither file has one, both are put into this one.
-_ANY_CRS = CRS.from_epsg(3857)
+try:
+    # GDAL wants some CRS to warp; where neither file has one, both are put into this one.
+    _ANY_CRS = CRS.from_epsg(3857)
+except CRSError as error:  # without its database results would lose the code of their CRS
+    raise InputUnreadable(
+        f"PROJ cannot read its database ({error}); unset PROJ_LIB and PROJ_DATA, which lead to another PROJ's."
+    ) from error
 # Exact transformation (GDAL refuses 0): an approximated one depends on the window asked for.
 _EXACT = 1e-9
 

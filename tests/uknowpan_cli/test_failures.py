@@ -227,6 +227,12 @@ def test_relative_paths_and_dashes(
     assert outcome.stdout == "out.tif\n"
 
 
+def test_a_proj_database_of_another_proj(make_pair: MakePair, tmp_path: Path) -> None:
+    """Kind: a variable that another program has set ends as an internal error."""
+    outcome = spawn("info", make_pair().pan, environment=dict.fromkeys(("PROJ_LIB", "PROJ_DATA"), str(tmp_path)))
+    assert outcome.code == 3 and "unset PROJ_LIB and PROJ_DATA" in outcome.stderr
+
+
 def test_gdal_debugging_spares_stdout(make_pair: MakePair, tiny_model: Path, tmp_path: Path) -> None:
     """CPL_DEBUG of the user must not get into the text that a script reads."""
     pair, output = make_pair(), tmp_path / "out.tif"

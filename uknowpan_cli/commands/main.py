@@ -102,7 +102,7 @@ def _defaults(file: Path = Path("uknowpan.toml")) -> dict[str, dict[str, Any]]:
     import tomllib
 
     try:
-        tables = tomllib.loads(file.read_text())
+        tables = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is no TOML: {error}.") from error
     known: Any = typer.main.get_command(application())

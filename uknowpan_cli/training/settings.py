@@ -25,7 +25,7 @@ PRESETS = ("lite", "paper", "release", "streams")
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML as a dictionary; one that cannot be read is a UsageError."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except RecursionError as error:
         raise UsageError(f"--config {path} cannot be read: it is nested too deeply.") from error
     except (OSError, ValueError) as error:

@@ -10,8 +10,9 @@ def test_order_of_defaults(make_pair: MakePair, tmp_path: Path, monkeypatch: pyt
     pair = make_pair()
     monkeypatch.chdir(tmp_path)
     words = ("sharpen", pair.pan, *pair.ms, "-o", "out.tif", "--dry-run")
-    Path("uknowpan.toml").write_text('[sharpen]\nmethod = "gsa"\n')
-    assert "gsa" in spawn(*words).stdout
+    Path("uknowpan.toml").write_text('# für\n[sharpen]\nmethod = "gsa"\n', "utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert "gsa" in spawn(*words, environment=ascii_locale).stdout
     variable = {"UKNOWPAN_SHARPEN_METHOD": "brovey"}
     assert "brovey" in spawn(*words, environment=variable).stdout
     assert "awlp" in spawn(*words, "--method", "awlp", environment=variable).stdout
