@@ -13,7 +13,7 @@ from uknowpan.deliveries import understood
 from uknowpan.errors import OutOfMemory, UsageError
 from uknowpan.files import check_outputs, check_suffixes, try_creation
 from uknowpan.loading import tiles_at_once
-from uknowpan.models.devices import machine_memory
+from uknowpan.models.devices import machine_memory, thread_count
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.registering import report
@@ -68,8 +68,10 @@ class Scene:
 
     @property
     def overlapped(self) -> bool:
-        """Blend in a thread and fetch results a batch late: the device computes meanwhile."""
-        return self.sharpener.device != "cpu"
+        """Blend, encode and keep in a thread, and fetch results a batch late: a device, or another core, computes
+        meanwhile. Networks on a CPU have all cores at work."""
+        spare = self.options.method is not None and thread_count(self.options.num_threads) > 1
+        return spare or self.sharpener.device != "cpu"
 
     @property
     def layers(self) -> dict[str, str]:

@@ -55,6 +55,14 @@ def test_overlapping_does_not_show(sharpen: Sharpen, make_pair: MakePair, tmp_pa
     assert json.loads(plain.stdout)["tiles"] == json.loads(late.stdout)["tiles"] > 10
 
 
+def test_a_second_core_does_not_show(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
+    """A classical method with two threads: one of them blends and encodes."""
+    pair, one = make_pair(ms_shape=(40, 36), noise=40), tmp_path / "one.tif"
+    sharpen(pair, "--tile", 32, "--method", "brovey", "-j", 1, output=one)
+    sharpen(pair, "--tile", 32, "--method", "brovey", "-j", 2)
+    assert one.read_bytes() == (tmp_path / "out.tif").read_bytes()
+
+
 @pytest.mark.parametrize("row", [0, 2, 4])
 def test_error_of_the_thread_beside(
     row: int, overlapped: None, sharpen: Sharpen, make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
