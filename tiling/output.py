@@ -113,7 +113,9 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
     kind = np.dtype(encoding.dtype)
     with np.errstate(over="ignore"):
         held = values.astype(kind) if kind.kind == "f" else values
-    if not (np.isfinite(held) | ~valid).all():
+    whole = bool(valid.all())  # most strips: nothing is to be replaced
+    finite = np.isfinite(held)
+    if not (finite if whole else finite | ~valid).all():
         raise InvalidResult(f"A valid pixel of the result is no finite {kind}; use another model or output dtype.")
     nodata = 0 if encoding.nodata is None else encoding.nodata
     if kind.kind == "f":
@@ -123,18 +125,19 @@ def encode(values: npt.NDArray[np.floating], valid: BoolArray, encoding: Encodin
             with np.errstate(over="ignore"):
                 near = np.abs(out - kind.type(nodata)) <= tolerance * abs(nodata)
             out[near] = kind.type(nodata * (1 - 2 * tolerance)) if nodata else np.finfo(kind).tiny
-        return np.where(valid, out, kind.type(nodata))
+        return out if whole else np.where(valid, out, kind.type(nodata))
     # float32 cannot hold the limits of 32-bit integers.
     wide = values.astype(np.float64) if kind.itemsize >= 4 else values
     limits = wide.dtype.type(encoding.low), wide.dtype.type(encoding.high)
-    out = np.clip(np.rint(np.where(valid, wide, 0)), *limits)
+    out = np.rint(wide if whole else np.where(valid, wide, 0))
+    out = np.clip(out, *limits, out=out)
     if kind.itemsize == 8:
         out = np.minimum(out, np.nextafter(encoding.high, 0))
     out = out.astype(kind)
     if encoding.nodata is not None:
         taken = out == kind.type(nodata)
         out[taken] = kind.type(nodata + 1 if nodata < encoding.high else nodata - 1)
-    return np.where(valid, out, kind.type(nodata))
+    return out if whole else np.where(valid, out, kind.type(nodata))
 
 
 def is_valid(values: AnyArray, nodata: float | None) -> BoolArray:
