@@ -231,6 +231,9 @@ class SharpenOptions:
             if self.method is not None and getattr(self, name) is not None:
                 raise UsageError(f"--method and --{name} exclude each other.")
         for name, (hint, option) in declared().items():
+            value = getattr(self, name)
+            if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a number of NumPy's
+                self._set(name, value.item())
             _check(getattr(self, name), hint, option)
         self._refuse_together()
         if self.max_memory is not None and not 0 < self.max_memory < math.inf:
@@ -302,6 +305,8 @@ def _check(value: object, hint: Any, option: Option) -> None:
     choices = [choice for kind in kinds if "Literal" in str(kind) for choice in get_args(kind) if type(choice) is str]
     if choices and value is not None and value not in choices:
         raise UsageError(f"{flag} takes {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}.")
+    if float in kinds and str not in kinds and value is not None and not isinstance(value, float | int):
+        raise UsageError(f"{flag} must be a number, not {value!r}.")
     if option.min is None or value is None:
         return
     if not isinstance(value, int) or not option.min <= value <= (option.max or math.inf):

@@ -112,6 +112,14 @@ def test_options_are_declared_once() -> None:
     assert (wanted.creation, wanted.max_value, wanted.bit_depth) == ({"A": "1", "B": "2"}, 2047.0, None)
 
 
+def test_options_of_other_types() -> None:
+    """Kind: a number of NumPy's is refused, or ends in JSON's TypeError, and text for a number in NumPy's."""
+    wanted = SharpenOptions(ratio=np.int64(4), max_value=np.float32(9), nodata=np.uint16(0))
+    assert [(type(v), v) for v in (wanted.ratio, wanted.max_value, wanted.nodata)] == [(int, 4), (float, 9), (int, 0)]
+    with pytest.raises(uknowpan.Error, match="--nodata must be a number, not 'x'"):
+        SharpenOptions(nodata="x")
+
+
 @pytest.fixture
 def arrays(make_pair: MakePair) -> tuple[np.ndarray, np.ndarray]:
     pair = make_pair(noise=30)
