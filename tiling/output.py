@@ -31,6 +31,8 @@ _LOSSLESS = {"NONE", "DEFLATE", "LZW", "ZSTD", "LZMA", "PACKBITS"}
 _WITH_PREDICTOR = {"DEFLATE", "LZW", "ZSTD"}
 _STALE_TAG = re.compile(r"STATISTICS_|TIFFTAG_[XY]RESOLUTION$|TIFFTAG_RESOLUTIONUNIT$|AREA_OR_POINT$")
 _SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+_LONGEST_NAME = 240
+"""Bytes; 255 are allowed, and names of strips and sidecars are longer."""
 _EXACT = 2.0**53
 """Largest nodata of integers; GDAL would read one of -9.2e18 as -9."""
 # GDAL takes floats within 10 units of the last place for equal to nodata.
@@ -155,6 +157,8 @@ def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False)
         raise OutputError(f"The name {path!a} is not UTF-8; choose another one.")
     if path.startswith("/vsi") or "://" in path:
         raise OutputError(f"{path} is no local file; write to a local one and copy it.")
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise OutputError(f"The name {target.name} is too long; choose one of at most {_LONGEST_NAME} bytes.")
     if target.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it.")
     if target.exists() and not target.is_file():  # the rename would put a file in its place

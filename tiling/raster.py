@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -104,6 +105,9 @@ def quiet() -> Iterator[None]:
 
 def open_raster(path: str) -> DatasetReader:
     """Open a raster. Raises InputUnreadable."""
+    with suppress(OSError, ValueError):
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # GDAL would wait for a writer for ever
+            raise InputUnreadable(f"{path} is a pipe; save it as a file first.")
     try:
         with quiet():
             dataset = rasterio.open(path)

@@ -62,6 +62,11 @@ def become_text(path: Path) -> None:
     path.write_text("This is no raster at all.\n" * 20)
 
 
+def become_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def become_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -252,6 +257,7 @@ TABLE = [
     Row("text as ms", 3, "cannot be opened", spoiled("ms", become_text)),
     Row("folder as pan", 3, "cannot be opened", spoiled("pan", become_folder)),
     Row("folder as ms", 3, "cannot be opened", spoiled("ms", become_folder)),
+    Row("pipe as ms", 3, "is a pipe", spoiled("ms", become_pipe)),
     Row("pan without a place", 3, "no georeferencing", plain(georeferenced=(False, True))),
     Row("ms without a place", 3, "no georeferencing", plain(georeferenced=(True, False))),
     Row("no place, odd sizes", 3, "no exact multiple", plain(georeferenced=(False, False), pan_shape=(97, 80))),
@@ -293,6 +299,7 @@ TABLE = [
     Row("output is a folder", 3, "is a folder", lambda b: b.typed("-o", b.folder)),
     Row("output under a file", 3, "does not exist", lambda b: b.typed("-o", Path(b.pair().pan) / "out.tif")),
     Row("output on a bucket", 3, "no local file", plain("-o", "/vsis3/bucket/out.tif")),
+    Row("output with a long name", 3, "too long", lambda b: b.typed("-o", b.folder / f"{'a' * 250}.tif")),
     Row("output exists", 4, "--overwrite", existing),
     Row("output is the pan", 3, "one of the inputs", onto("pan")),
     Row("output is the ms", 3, "one of the inputs", onto("ms")),
