@@ -30,6 +30,9 @@ SURVEY_WINDOWS, SURVEY_SIZE = 9, 512
 FEW_LEVELS = 16
 """Whole numbers that a band's range must hold, or rounding to integers is worth a warning."""
 
+FEW_STEPS = 256
+"""Steps of 32-bit floats that the range of a band must hold."""
+
 UNUSUAL = 30
 """A value this many usual ranges beyond the usual values is an outlier; moments leave it out."""
 
@@ -187,13 +190,19 @@ class _Look:
 
 
 def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:
-    """Sentences that name a frequent value far from all others: probably nodata that is not declared."""
+    """Sentences about values that 32-bit floats hold too coarsely, or that are frequent and far from all others.
+
+    The latter are probably nodata that is not declared.
+    """
     bands = [("the PAN", [s.pan[0][s.pan_valid] for s in samples])]
     bands += [(f"band {b + 1} of the MS", [s.ms[b][s.ms_valid] for s in samples]) for b in range(pair.bands)]
     named: set[float] = set()
     for name, parts in bands:
         values = np.concatenate(parts)
         if values.size == 0:
+            continue
+        if 0 < np.ptp(values) < FEW_STEPS * np.spacing(np.abs(values).max()):
+            yield f"{name} is computed in 32-bit floats, too coarse for its values: subtract a constant from it first"
             continue
         for value in (float(values.min()), float(values.max())):
             rest = values[values != value]

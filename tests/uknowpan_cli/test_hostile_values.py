@@ -118,6 +118,13 @@ def test_saturation_is_no_fill_value(altered, limit):
         assert list(fill_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)])) == []
 
 
+def test_values_that_differ_by_few_steps(altered):
+    """Kind: detail of values near 1e9 is lost in 32-bit floats, and a warning calls the rest fill values."""
+    with open_pair(*altered(ms=lambda x: x + np.float32(1e9))) as pair:
+        sentences = list(fill_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)]))
+    assert len(sentences) == pair.bands and all("subtract a constant" in sentence for sentence in sentences)
+
+
 def test_negative_data_in_brovey(altered, uknowpan: Run, tmp_path: Path):
     """Kind: the result of negative data is zero everywhere."""
     images = {}
