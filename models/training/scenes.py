@@ -92,7 +92,7 @@ class Variant:
 
 
 def read_scenes(path: str | Path, split: str) -> list[Scene]:
-    """Scenes of one split ("train" or "valid") of a scenes file; DataError where there is none, or a damaged one."""
+    """Scenes of one split (train, valid or test) of a scenes file; DataError where there is none, or a damaged one."""
     import h5py
 
     scenes = []

@@ -1,10 +1,10 @@
 """Claims of the three papers, tested at `lite` size: each part of a network against the same network without it.
 
-    uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
-    python tests/benchmarks/claims.py runs/scenes4.h5 -o runs/claims          # the papers' parts
-    python tests/benchmarks/claims.py runs/scenes4.h5 -o runs/claims --flags  # the flags of the preset release
+    uknowpan pack docs/recipes/scenes.csv --root IMAGERY -o runs/scenes.h5
+    python tests/benchmarks/claims.py runs/scenes.h5 -o runs/claims          # the papers' parts
+    python tests/benchmarks/claims.py runs/scenes.h5 -o runs/claims --flags  # the flags of the preset release
 
-Trains on the pairs of the split "train", scores on those of "valid", and prints a row of Markdown as soon as it is
+Trains on pairs of the splits "train" and "test", scores on those of "valid", and prints a row of Markdown as soon as it is
 measured. A part is worth something where the mean gain over the seeds exceeds its spread (largest less smallest).
 Run again, the command goes on.
 """
@@ -230,7 +230,9 @@ def main() -> None:
     for split, kind in product(("train", "valid"), ("plain", "displaced")):
         path, displaced = folder / f"{kind}_{split}.h5", kind == "displaced"
         if not path.exists():
-            scenes = usable(read_scenes(arguments.scenes, split))
+            splits = ("train", "test") if split == "train" else (split,)
+            every = sorted((s for n in splits for s in read_scenes(arguments.scenes, n)), key=lambda s: s.name)
+            scenes = usable(every)
             write_patches(path, scenes, 4 if displaced and split == "train" else 1, displaced)
     print("| claim | with | without | gain | spread | |\n|---|---|---|---|---|---|")
     for claim, with_part, without, kind in flag_rows() if arguments.flags else CLAIMS:

@@ -1,14 +1,14 @@
 """Reduced-resolution validation of models against the classical methods, scene by scene.
 
-    uknowpan pack docs/recipes/generic4-scenes.csv --root IMAGERY -o runs/scenes4.h5
-    python tests/benchmarks/validate.py runs/scenes4.h5 --model generic
+    uknowpan pack docs/recipes/scenes.csv --root IMAGERY -o runs/scenes.h5
+    python tests/benchmarks/validate.py runs/scenes.h5 --model generic
 
-Every scene of the split "valid" is degraded in several ways (Wald's protocol), two of them by
-kernels that training never draws, sharpened by every method and compared with the truth. PAN and
+Every scene of the split "valid" (or "test", with --split test) is degraded in several ways (Wald's protocol), two of
+them by kernels that training never draws, sharpened by every method and compared with the truth. PAN and
 truth lie on each other (`uknowpan pack` removed the shift between them, for all methods alike).
 With --sharp, the truths are those as sharp as their PAN, degraded in one way:
 
-    python tests/benchmarks/validate.py runs/scenes4.h5 --sharp --softness default
+    python tests/benchmarks/validate.py runs/scenes.h5 --sharp --softness default
 
 Prints Markdown; `--stamp FILE` writes the (one) model again with the measured calibration and
 scores on its card.
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--softness", default="own", help="own (that of each truth), default, or a number")
     parser.add_argument("--blur-pan", action="store_true", help="classical methods get a PAN as soft as the truth, too")
+    parser.add_argument("--split", default="valid", choices=("valid", "test"))
     parser.add_argument("--sharp", action="store_true", help="truths as sharp as their PAN, instead of the others")
     parser.add_argument("--only", help="comma-separated scene names")
     parser.add_argument("--stamp", help="write the model with calibration and scores here")
@@ -202,7 +203,7 @@ def main() -> None:
     models = arguments.model or ["generic"]
     methods: dict[str, Sharpener] = {m: load_sharpener(None, m) for m in CLASSICAL_METHODS}
     methods |= {name: load_sharpener(name, steps=arguments.steps) for name in models}
-    scenes = [s for s in read_scenes(arguments.scenes, "valid") if s.name.endswith(SHARP) == arguments.sharp]
+    scenes = [s for s in read_scenes(arguments.scenes, arguments.split) if s.name.endswith(SHARP) == arguments.sharp]
     if arguments.only:
         scenes = [s for s in scenes if s.name in arguments.only.split(",")]
 
@@ -253,7 +254,7 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
     scale = card.sigma_scale * sorted(factors)[len(factors) // 2]
     scores = {
         "against": "best of bicubic, weighted Brovey, GSA, MTF-GLP, AWLP, case by case",
-        "command": "python tests/benchmarks/validate.py runs/scenes4.h5",
+        "command": "python tests/benchmarks/validate.py runs/scenes.h5",
         "softness": "known: that of each truth against its PAN",
         **summary(seen, model),
         "unseen_kernels": summary(unseen, model),

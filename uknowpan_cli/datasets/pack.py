@@ -37,7 +37,7 @@ class PackedScene:
     sensor: str
     licence: str
     split: str
-    """train, valid, or skip (not packed)."""
+    """train, valid, test, or skip (not packed)."""
     weight: float
     nodata: float | None = None
     """Nodata of both rasters where they declare none; the column may be left out."""
@@ -77,7 +77,7 @@ def read_recipe(path: Path) -> list[PackedScene]:
             raise DataError(f"{path}: scene {scene.name!r} names a file with a null character.")
         for word, value, known in (
             ("kind", scene.kind, ("pair", "reduced", "ms", "sharp", "reduced-sharp")),
-            ("split", scene.split, ("train", "valid", "skip")),
+            ("split", scene.split, ("train", "valid", "test", "skip")),
         ):
             if value not in known:
                 raise DataError(f"{path}: {word} of scene {scene.name!r} is {value!r}, not {', '.join(known)}.")

@@ -50,7 +50,7 @@ def test_pack_makes_what_train_reads(uknowpan: Run, make_pair: MakePair, tmp_pat
         (HEADER + "a,ms,,scene_ms.tif,s,l,train,heavy\n", "is no recipe.*heavy"),
         (HEADER + "a,ms\n", "is no recipe"),
         (HEADER + "a,triplet,,scene_ms.tif,s,l,train,1\n", "kind of scene 'a' is 'triplet'"),
-        (HEADER + "a,ms,,scene_ms.tif,s,l,test,1\n", "split of scene 'a' is 'test'"),
+        (HEADER + "a,ms,,scene_ms.tif,s,l,exam,1\n", "split of scene 'a' is 'exam'"),
         (HEADER + 2 * "a,ms,,scene_ms.tif,s,l,train,1\n", "a name of its own"),
         (HEADER + "a,ms,,none.tif,s,l,train,1\n", "none.tif"),
         (HEADER + "a,pair,scene_ms.tif,scene_pan.tif,s,l,train,1\n", "4 bands"),
