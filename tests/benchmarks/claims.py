@@ -4,8 +4,8 @@
     python tests/benchmarks/claims.py runs/scenes.h5 -o runs/claims          # the papers' parts
     python tests/benchmarks/claims.py runs/scenes.h5 -o runs/claims --flags  # the flags of the preset release
 
-Trains on pairs of the splits "train" and "test", scores on those of "valid", and prints a row of Markdown as soon as it is
-measured. A part is worth something where the mean gain over the seeds exceeds its spread (largest less smallest).
+Trains on pairs of the splits "train" and "test", scores on those of "valid", and prints a row of Markdown as soon as
+it is measured. A part is worth something where the mean gain over the seeds exceeds its spread (largest less smallest).
 Run again, the command goes on.
 """
 
