@@ -178,13 +178,15 @@ _began: list[float] = []
 
 
 def own_process() -> None:
-    """Let the seconds of reports count from the start of this process, and NumPy's small systems take one thread.
+    """Let the seconds of reports count from the start of this process, and threads sleep while they wait.
 
-    Threads of OpenBLAS spin: beside busy processes they took six times as long as one. Python looks for garbage less
-    often: while libraries are imported, the search took 0.1 s.
+    Spinning threads starve beside busy processes: OpenBLAS took six times as long as with one thread, and PyTorch's
+    OpenMP 1.6 times as long as with sleeping ones. Python looks for garbage less often: while libraries are imported,
+    the search took 0.1 s.
     """
     gc.set_threshold(50_000)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -82,3 +82,14 @@ def test_age_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.run_began() >= before
     console.own_process()
     assert before - 36_000 < console.run_began() < before
+
+
+@pytest.mark.parametrize(("given", "counts"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep(given: str | None, counts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spinning threads starved beside busy processes; what the user asks for counts."""
+    monkeypatch.setattr(console, "_began", [])
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    console.own_process()
+    assert os.environ["OMP_WAIT_POLICY"] == counts
