@@ -172,7 +172,7 @@ def survey(
         None if seen.own is None else seen.own.softness,
         seen.known.ms,
         time.monotonic() - began,
-        tuple(fill_warnings(pair, seen.samples)),
+        tuple(value_warnings(pair, seen.samples)),
         displacement,
     )
 
@@ -189,7 +189,7 @@ class _Look:
     """with the scene's own blur, where it is measured"""
 
 
-def fill_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:
+def value_warnings(pair: ScenePair, samples: Sequence[TileArrays]) -> Iterator[str]:
     """Sentences about values that 32-bit floats hold too coarsely, or that are frequent and far from all others.
 
     The latter are probably nodata that is not declared.

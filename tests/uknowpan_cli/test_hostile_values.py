@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import uknowpan
 from uknowpan.models.network import INJECTIONS
-from uknowpan.surveying import fill_warnings, survey
+from uknowpan.surveying import value_warnings, survey
 from uknowpan.tiling import open_pair
 
 
@@ -107,7 +107,7 @@ def test_one_pixel_is_no_fill_value(altered):
     few = scattered(0.7, 0)
     pan, ms = altered(few, few, pan_nodata=0)
     with open_pair(pan, ms, nodata=0) as pair:
-        assert list(fill_warnings(pair, [pair.read_frame(0, 0, 20, 20)])) == []
+        assert list(value_warnings(pair, [pair.read_frame(0, 0, 20, 20)])) == []
 
 
 @pytest.mark.parametrize("limit", [1250, 1e9])
@@ -115,13 +115,13 @@ def test_saturation_is_no_fill_value(altered, limit):
     """Kind: a warning where values end for another reason."""
     pan, ms = altered(lambda x: np.minimum(x, limit), lambda x: np.minimum(x, limit))
     with open_pair(pan, ms) as pair:
-        assert list(fill_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)])) == []
+        assert list(value_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)])) == []
 
 
 def test_values_that_differ_by_few_steps(altered):
     """Kind: detail of values near 1e9 is lost in 32-bit floats, and a warning calls the rest fill values."""
     with open_pair(*altered(ms=lambda x: x + np.float32(1e9))) as pair:
-        sentences = list(fill_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)]))
+        sentences = list(value_warnings(pair, [pair.read_frame(0, 0, *pair.frame_shape)]))
     assert len(sentences) == pair.bands and all("subtract a constant" in sentence for sentence in sentences)
 
 
