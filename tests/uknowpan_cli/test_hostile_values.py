@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import uknowpan
 from uknowpan.models.network import INJECTIONS
-from uknowpan.surveying import value_warnings, survey
+from uknowpan.surveying import survey, value_warnings
 from uknowpan.tiling import open_pair
 
 
