@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_DRIVEN = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
+"""Devices in /dev of NVIDIA's drivers (nvhost, nvgpu: Jetson), AMD's, and of Windows beneath a Linux."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
@@ -31,9 +34,18 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
+def may_have_gpu() -> bool:
+    """Whether PyTorch may see a GPU. Its import takes seconds: on Linux a driver without devices needs none."""
+    if "torch" in sys.modules:
+        return True
+    hidden = any(os.environ.get(name) in ("", "-1") for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"))
+    driven = sys.platform != "linux" or any(next(Path("/dev").glob(name), None) for name in _DRIVEN)
+    return driven and not hidden and has_torch()
+
+
 def gpu_count() -> int:
     """GPUs that PyTorch sees; 0 where it is not installed."""
-    if not has_torch():
+    if not may_have_gpu():
         return 0
     import torch
 

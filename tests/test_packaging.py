@@ -91,7 +91,7 @@ def test_what_the_packages_import_is_declared():
     """A library that only the tests' extra installs is missing at a user's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"PIL": "pillow", "pywt": "pywavelets"}
-    extras = {"dask", "distributed", "cryptography", "xarray", "onnxruntime"}  # by an option, or the caller's array
+    extras = {"dask", "distributed", "cryptography", "xarray"}  # by an option, or the caller's array
     extras |= {"qgis", "processing", "uknowpan_qgis"}  # QGIS has these
     declared = {re.split("[<>=]", line)[0] for line in project["dependencies"]}
     for folder in FOLDERS:

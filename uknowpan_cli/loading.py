@@ -4,10 +4,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 from uknowpan.errors import OutOfMemory, UsageError, is_out_of_memory
-from uknowpan.models.devices import free_memory, has_torch, keep_memory, thread_count, tune_cpu, tune_gpu
+from uknowpan.models.checkpoints import DEFAULT_MODEL
+from uknowpan.models.devices import free_memory, has_torch, keep_memory, may_have_gpu, thread_count, tune_cpu, tune_gpu
 from uknowpan.models.sharpeners import Sharpener, load_sharpener
 from uknowpan.options import SharpenOptions
 
@@ -42,7 +44,7 @@ def load_for(options: SharpenOptions) -> Sharpener:
             choose_device(options.device)  # whether there is one
         weights: Any = options.weights
         return load_sharpener(None, options.method, weights=weights, consistency=options.consistency)
-    own = _of_onnx(options) if options.engine == "onnx" or not has_torch() else _of_torch(options)
+    own = _of_onnx(options) if _engine(options) == "onnx" else _of_torch(options)
     try:
         return load_sharpener(
             None if options.model is None else str(options.model),
@@ -57,8 +59,28 @@ def load_for(options: SharpenOptions) -> Sharpener:
         raise UsageError(f"--steps: {error}.") from error
 
 
+def _engine(options: SharpenOptions) -> str:
+    """The library that runs the network; `auto` is ONNX Runtime where PyTorch would do the same on the CPU."""
+    if options.engine != "auto":
+        return options.engine
+    if not has_torch():
+        return "onnx"
+    if options.dtype != "fp32" or options.device not in ("auto", "cpu") or find_spec("onnxruntime") is None:
+        return "torch"
+    from uknowpan.models.onnx.sharpener import serves
+
+    served = serves(DEFAULT_MODEL if options.model is None else str(options.model), options.steps)
+    return "onnx" if served and choose_device(options.device) == "cpu" else "torch"
+
+
 def _of_torch(options: SharpenOptions) -> dict[str, Any]:
-    """PyTorch's own options of a network, and its set-up for this process."""
+    """PyTorch's own options of a network, and its set-up for this process.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if not has_torch():
+        raise UsageError("--engine torch: PyTorch is not installed; `pip install torch` brings it.")
     import torch
 
     tune_cpu(options.num_threads)
@@ -72,8 +94,6 @@ def _of_onnx(options: SharpenOptions) -> dict[str, Any]:
     Raises:
         UsageError: it cannot do what is asked.
     """
-    if options.engine == "torch":
-        raise UsageError("--engine torch: PyTorch is not installed; `pip install torch` brings it.")
     if options.dtype != "fp32" or options.device not in ("auto", "cpu"):
         raise UsageError("--engine onnx computes in fp32 on the CPU; leave out --dtype and --device.")
     keep_memory()
@@ -111,9 +131,9 @@ def choose_device(name: str) -> str:
     Raises:
         UsageError: the name is unknown or PyTorch has no such device.
     """
+    if name == "cpu" or (name == "auto" and not may_have_gpu()):
+        return "cpu"
     if not has_torch():
-        if name in ("auto", "cpu"):
-            return "cpu"
         raise UsageError(f"--device {name} needs PyTorch, which is not installed; `pip install torch` brings it.")
     import torch
 

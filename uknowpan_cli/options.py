@@ -170,8 +170,8 @@ class SharpenOptions:
         Option(
             "--engine",
             MODEL,
-            "Library that runs the network: PyTorch, or ONNX Runtime (the bundled model on a CPU); auto: PyTorch "
-            "where it is installed.",
+            "Library that runs the network: ONNX Runtime runs the bundled model on a CPU, and starts faster; "
+            "PyTorch runs all; auto: ONNX Runtime where it can.",
         ),
     ] = "auto"
     tile: Annotated[int, Option("--tile", TILING, "Side of a tile in PAN pixels.", "PIXELS", 16)] = 512

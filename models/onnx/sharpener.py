@@ -38,7 +38,7 @@ class OnnxSharpener(StudentWindows):
         """Sharpen windows, see `Sharpener`; the network takes one after the other."""
         made: Any = self.condition(np.asarray(pan), np.asarray(ms), statistics, origins)
         answers = [
-            self.session.run(None, {"band": band, "pan": own[None], "scene": scene[None, : self.config.scene_features]})
+            self._run(band=band, pan=own[None], scene=scene[None, : self.config.scene_features])
             for band, own, scene in zip(made.band_features, made.pan_features, made.scene, strict=True)
         ]
         x0, log_sigma = (crop(np.stack(parts)[:, :, 0], self.halo) for parts in zip(*answers, strict=True))
@@ -46,9 +46,22 @@ class OnnxSharpener(StudentWindows):
         sigma = np.exp(log_sigma) * unit * np.float32(self.card.sigma_scale)
         return Sharpened(crop(made.lms, self.halo) + unit * x0, sigma)
 
+    def _run(self, **inputs: Array) -> list[Array]:
+        try:
+            answer: list[Array] = self.session.run(None, inputs)
+        except Exception as error:  # the runtime's errors have no base of their own; as PyTorch's for full memory
+            raise RuntimeError(str(error)) from error
+        return answer
+
     def provenance(self) -> dict[str, str]:
         tags = {"MODEL": self.name, "SHA256": self.digest, "STEPS": "1", "PRECISION": "float32", "DEVICE": "cpu"}
         return {**tags, "ENGINE": "onnx"} | self.softness_tag()
+
+
+def serves(model: str, steps: int | None) -> bool:
+    """Whether the engine runs that model, by name or path, with so many steps (None: as its card declares)."""
+    card = read_card(find_checkpoint(model))
+    return card.architecture == SERVED and (card.steps if steps is None else steps) == 1
 
 
 def load_student(
@@ -70,7 +83,7 @@ def load_student(
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelError("--engine onnx needs ONNX Runtime; pip install 'uknowpan[onnx]' brings it.") from error
+        raise ModelError("--engine onnx needs ONNX Runtime; `pip install onnxruntime` brings it.") from error
     path = find_checkpoint(model)
     card = read_card(path)
     if card.architecture != SERVED:

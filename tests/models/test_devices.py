@@ -1,11 +1,13 @@
 """Threads of this process."""
 
 import os
+import sys
 
 import pytest
 import torch
 
-from uknowpan.models.devices import tune_cpu
+from uknowpan.models import devices
+from uknowpan.models.devices import may_have_gpu, tune_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,20 @@ def test_systems_that_do_not_say_which_cores(monkeypatch):
     assert tune_cpu() == 2
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert tune_cpu() == 1
+
+
+def test_pytorch_is_asked_for_a_gpu_only_where_a_driver_has_devices(monkeypatch):
+    """Its import takes seconds."""
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delitem(sys.modules, "torch")
+    for platform, devices_of_driver, visible, expected in (
+        ("linux", "nul?", "0", True),
+        ("linux", "nul?", "", False),
+        ("linux", "none?", "0", False),
+        ("win32", "none?", "0", True),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(devices, "_DRIVEN", (devices_of_driver,))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert may_have_gpu() == expected
+    assert "torch" not in sys.modules

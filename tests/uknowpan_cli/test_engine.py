@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from running import MakePair, Run, read, spawn
+import torch
+from running import MakePair, Run, read, spawn, write_tiny_model
 
-pytest.importorskip("onnxruntime")
+from uknowpan import loading
+from uknowpan.options import SharpenOptions
 
 WITHOUT_TORCH = """
 from importlib.machinery import PathFinder
@@ -22,7 +24,7 @@ def test_without_torch(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> No
     words = ("sharpen", pair.pan, *pair.ms, "--tile", 64, "-o")
     done = spawn(*words, ours, "--uncertainty", tmp_path / "sigma.tif", before=WITHOUT_TORCH)
     assert done.code == 0, done.stderr
-    assert uknowpan(*words, theirs).code == 0
+    assert uknowpan(*words, theirs, "--engine", "torch").code == 0
     assert np.abs(read(ours).astype(float) - read(theirs)).max() <= 1
     assert (read(tmp_path / "sigma.tif") > 0).all()
     with rasterio.open(ours) as dataset:
@@ -41,6 +43,37 @@ def test_an_archive_keeps_its_engine(uknowpan: Run, make_pair: MakePair, tmp_pat
     """Results of one engine are not taken for those of the other."""
     make_pair(ms_shape=(16, 16))
     words = ("batch", "--pan-glob", tmp_path / "*_pan.tif", "--ms-glob", tmp_path / "*_ms.tif", "-o", tmp_path / "out")
-    assert uknowpan(*words).code == 0
-    again = uknowpan(*words, "--engine", "onnx")
+    assert uknowpan(*words, "--engine", "torch").code == 0
+    again = uknowpan(*words)
     assert again.code == 7 and "other inputs or options (engine, seed)" in again.stderr
+
+
+AT_EXIT = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_on_a_cpu_pytorch_is_not_imported(make_pair: MakePair, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Kind of fault: half of a short run was the import of PyTorch."""
+    pair = make_pair(ms_shape=(16, 16))
+    done = spawn(
+        *("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", *more), before=AT_EXIT,
+        environment={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.code == 0 and done.stderr.endswith("False\n")
+
+
+def test_who_runs_the_network_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only PyTorch can do is left to it: a GPU, bf16, more steps, other models."""
+
+    def engine(**options: object) -> str:
+        return loading._engine(SharpenOptions(**options))  # type: ignore[arg-type]
+
+    assert {engine(), engine(device="cpu"), engine(steps=1, model="generic", seed=3)} == {"onnx"}
+    assert {engine(dtype="bf16"), engine(steps=2), engine(model=write_tiny_model(tmp_path / "m.safetensors"))} == {
+        "torch"
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert (engine(), engine(device="cuda"), engine(device="cpu")) == ("torch", "torch", "onnx")
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    assert engine(device="cpu") == "torch"

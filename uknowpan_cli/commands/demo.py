@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,8 +72,8 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     import torch
 
     from uknowpan.datasets.synthetic import load_demo_scene, write_scene
+    from uknowpan.loading import load_for
     from uknowpan.models.metrics.indices import ergas, psnr, sam
-    from uknowpan.models.sharpeners import load_sharpener
     from uknowpan.options import SharpenOptions
     from uknowpan.pictures import write_png
     from uknowpan.scenes import prepared
@@ -86,9 +86,9 @@ def _run(out: Path, size: int, seed: int, model: str | None) -> dict[str, dict[s
     scores, images = {}, {}
     for name in (*METHODS, "uknowpan"):
         target = str(out / f"{name}.tif")
-        load = partial(load_sharpener, model) if name == "uknowpan" else partial(load_sharpener, None, name)
-        options = SharpenOptions(overwrite=True)
-        with prepared(str(paths.pan), [str(paths.ms)], target, options, load) as opened:
+        way: dict[str, Any] = {"model": model} if name == "uknowpan" else {"method": name}
+        options = SharpenOptions(overwrite=True, **way)
+        with prepared(str(paths.pan), [str(paths.ms)], target, options, partial(load_for, options)) as opened:
             report = sharpen_scene(opened)
         with rasterio.open(target) as dataset:
             images[name] = dataset.read()

@@ -15,7 +15,7 @@ from torch import Tensor
 from uknowpan.datasets.pack import largest_rectangle
 from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.report import TRUTH, Report
-from uknowpan.loading import choose_device, memory_watched
+from uknowpan.loading import load_for, memory_watched
 from uknowpan.models.blur import gain_to_sigma
 from uknowpan.models.checkpoints import DEFAULT_MODEL, find_checkpoint, read_card
 from uknowpan.models.classical import CLASSICAL_METHODS
@@ -121,11 +121,11 @@ def measure_sharp(pan: str, ms: Sequence[str], options: EvaluateOptions, on_prog
     Raises:
         Error: see `sharp_pair` and `uknowpan.sharpen`.
     """
-    device = choose_device(options.device)
     models = options.model or (DEFAULT_MODEL,)
-    run: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "softness": options.softness, "device": device}
+    names = ("steps", "seed", "softness", "device", "num_threads")
+    run: dict[str, Any] = {name: getattr(options, name) for name in names}
     methods: dict[str, Sharpener] = {name: load_sharpener(None, name) for name in CLASSICAL_METHODS}
-    methods |= {_row(model, methods): load_sharpener(model, **run) for model in models}
+    methods |= {_row(model, methods): load_for(SharpenOptions(model=model, **run)) for model in models}
     same = {name: getattr(options, name) for name in ("pan_bidx", "bidx", "nodata", "ratio")}
     with bounded_gdal_cache(), open_scene(pan, list(ms), SharpenOptions(**same)) as pair:
         look = survey(pair, coregister="auto")

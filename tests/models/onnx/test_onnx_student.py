@@ -7,13 +7,12 @@ import pytest
 import torch
 from textures import make_pair
 
+from uknowpan.errors import is_out_of_memory
 from uknowpan.models.checkpoints import Card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import StreamsConfig
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.streams import StreamsStudent
-
-pytest.importorskip("onnxruntime")
 
 FULL_SCALE = 10000.0
 """Digital numbers: those of a sensor of 14 bits."""
@@ -58,6 +57,21 @@ def test_both_engines_give_the_same_pixels(ratio, bands, shift, softness, consis
         ours, theirs = (np.asarray(getattr(done, name)) for done in made)
         assert ours.dtype == np.float32
         assert abs(ours - theirs).max() < most  # of 10000
+
+
+def test_full_memory_ends_as_pytorchs_does():
+    """The runtime's own class of errors was none that a smaller tile follows."""
+    pair = make_pair(2, (8, 8))
+    sharpener = load_sharpener(None, engine="onnx")
+
+    class Full:
+        def run(self, *given):
+            raise Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
+
+    sharpener.session = Full()
+    with pytest.raises(RuntimeError) as caught:
+        sharpen_array(sharpener, pair.pan.numpy(), pair.ms.numpy())
+    assert is_out_of_memory(caught.value)
 
 
 def test_what_the_engine_cannot_run(small):
