@@ -57,6 +57,8 @@ class Card:
     """Network evaluations taken by default."""
     sigma_scale: float = 1.0
     """Calibration: factor of the predicted 1-sigma, from validation scenes."""
+    sigmas_90: float | None = None
+    """Multiple of 1-sigma that holds 90 % of the errors, from the same scenes; None: not measured."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data with licences, iterations, seed, code version, command."""
     scores: dict[str, Any] = field(default_factory=dict)
@@ -81,10 +83,11 @@ class Card:
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
         if not self.ratios:
             raise ValueError("no ratios")
-        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale", "max_value")}
+        optional = [n for n in ("max_value", "sigmas_90") if getattr(self, n) is not None]
+        positive = {n: getattr(self, n) for n in ("residual_scale", "sigma_scale", *optional)}
         positive |= {f"residual_std {i}": v for i, v in enumerate(self.residual_std)}
         for name, value in positive.items():
-            if (name, value) != ("max_value", None) and (type(value) not in (int, float) or not 0 < value < math.inf):
+            if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.steps > self.timesteps:
             raise ValueError(f"steps must be at most its {self.timesteps} timesteps, not {self.steps}")

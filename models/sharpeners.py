@@ -51,6 +51,8 @@ class Sharpener(Protocol):
     local: bool
     """True: a pixel's result depends on nothing beyond `margin`; tiles need no blending."""
     has_uncertainty: bool
+    sigmas_90: float | None
+    """Multiple of 1-sigma that holds 90 % of the errors; None: unknown."""
     floats_per_pixel: int
     """Memory: float32 values per band and PAN pixel of a window with its margin."""
     wants_softness: bool
@@ -105,6 +107,7 @@ class ClassicalSharpener:
     multiple = 1
     local = True
     has_uncertainty = False
+    sigmas_90 = None
     wants_softness = False
 
     def __init__(self, method: str, weights: Sequence[float] | None = None):
@@ -150,7 +153,7 @@ class CardedSharpener:
 
     def __init__(self, card: Card, bands: int | None, softness: float | str | None, digest: str, device: str = "cpu"):
         self.name, self.card, self.bands, self.digest, self.device = card.name, card, bands, digest, device
-        self.takes_softness = takes_softness(card.config)
+        self.sigmas_90, self.takes_softness = card.sigmas_90, takes_softness(card.config)
         if softness is not None and not self.takes_softness:
             raise ModelMismatch(f"model {card.name} was not trained with the softness of its result as an input")
         self.softness = softness
@@ -227,7 +230,8 @@ class ConsistentSharpener:
         self.inner, self.passes = inner, passes
         self.name, self.device, self.multiple, self.local = inner.name, inner.device, inner.multiple, inner.local
         self.floats_per_pixel = inner.floats_per_pixel
-        self.has_uncertainty, self.wants_softness = inner.has_uncertainty, inner.wants_softness
+        self.has_uncertainty, self.sigmas_90 = inner.has_uncertainty, inner.sigmas_90
+        self.wants_softness = inner.wants_softness
         self.check, self.assumed_psf, self.full_scale = inner.check, inner.assumed_psf, inner.full_scale
         self.staged = inner.staged
 

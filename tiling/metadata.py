@@ -120,14 +120,19 @@ def rgb_meta(meta: MsMeta, bands: Sequence[int]) -> MsMeta:
     )  # fmt: skip
 
 
-def uncertainty_meta(meta: MsMeta) -> MsMeta:
-    """Metadata of a 1-sigma raster in the MS's units: float32, nodata NaN, no offset."""
-    n = len(meta.descriptions)
+def uncertainty_meta(meta: MsMeta, coverage: int = 68) -> MsMeta:
+    """Metadata of a raster of half-widths in the MS's units: float32, nodata NaN, no offset.
+
+    Args:
+        meta: of the MS.
+        coverage: percentage of the errors that the half-widths hold; 68 is 1-sigma.
+    """
+    n, kind = len(meta.descriptions), "1-sigma" if coverage == 68 else f"half-width {coverage} %"
     return replace(
         meta,
         dtype="float32",
         nodata=float("nan"),
-        descriptions=tuple(f"{name or f'band {i}'} 1-sigma" for i, name in enumerate(meta.descriptions, 1)),
+        descriptions=tuple(f"{name or f'band {i}'} {kind}" for i, name in enumerate(meta.descriptions, 1)),
         colorinterp=(ColorInterp.gray,) + (ColorInterp.undefined,) * (n - 1),
         offsets=(0.0,) * n,
         band_tags=({},) * n,

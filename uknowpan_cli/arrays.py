@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 ALLOWED = [
     *(name for name, (_, option) in declared().items() if option.group in (MODEL, TILING)),
-    *("softness", "consistency", "max_value", "bit_depth", "coregister", "resampling"),
+    *("softness", "consistency", "coverage", "max_value", "bit_depth", "coregister", "resampling"),
 ]
 """Options that mean something without files."""
 
@@ -53,7 +53,7 @@ def sharpen_array(
         ms: (C, h, w), of the same kinds.
         model: name of a bundled model, a checkpoint file, or the result of `load`.
         nodata: value of invalid pixels; NaN, infinities and masked pixels are always invalid.
-        uncertainty: return 1-sigma per band too.
+        uncertainty: return 1-sigma per band too, or the half-width of another `coverage`.
         **options: fields of `uknowpan.options.SharpenOptions` that do not concern files.
 
     Returns:

@@ -130,6 +130,16 @@ class SharpenOptions:
         str | os.PathLike[str] | None,
         Option("--uncertainty", RESULT, "Also write 1-sigma per band, in the output's units.", "FILE", cli=str | None),
     ] = None
+    coverage: Annotated[
+        Literal[68, 90],
+        Option(
+            "--coverage",
+            RESULT,
+            "Share of the errors, in percent, that --uncertainty holds: 68 is 1-sigma, 90 the half-width of a wider "
+            "interval.",
+            cli=Literal["68", "90"],
+        ),
+    ] = 68
     preview: Annotated[
         str | os.PathLike[str] | None,
         Option("--preview", RESULT, "Also write a small PNG of the result.", "FILE", cli=str | None),
@@ -230,6 +240,7 @@ class SharpenOptions:
         for name in ("model", "steps"):
             if self.method is not None and getattr(self, name) is not None:
                 raise UsageError(f"--method and --{name} exclude each other.")
+        self._set("coverage", {"68": 68, "90": 90}.get(str(self.coverage), self.coverage))  # the command line's is text
         for name, (hint, option) in declared().items():
             value = getattr(self, name)
             if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a number of NumPy's
@@ -302,9 +313,9 @@ def _check(value: object, hint: Any, option: Option) -> None:
     """Refuse a value outside of its range or its choices."""
     flag = option.flags.split()[0]
     kinds = [hint, *get_args(hint)]
-    choices = [choice for kind in kinds if "Literal" in str(kind) for choice in get_args(kind) if type(choice) is str]
+    choices = [x for kind in kinds if "Literal" in str(kind) for x in get_args(kind) if type(x) in (str, int)]
     if choices and value is not None and value not in choices:
-        raise UsageError(f"{flag} takes {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}.")
+        raise UsageError(f"{flag} takes {', '.join(map(str, choices[:-1]))} or {choices[-1]}, not {value!r}.")
     if float in kinds and str not in kinds and value is not None and not isinstance(value, float | int):
         raise UsageError(f"{flag} must be a number, not {value!r}.")
     if option.min is None or value is None:

@@ -176,8 +176,7 @@ def prepared(
             check_suffixes(paths)
             try_creation(creation_of(options), options.format, options.output_dtype or pair.meta.dtype)
         sharpener = load()
-        if options.uncertainty is not None:
-            check_uncertainty(sharpener)
+        check_uncertainty(sharpener, options.uncertainty is not None, options.coverage)
         sharpener.check(pair.bands, pair.ratio)
         survey = survey_pair(
             pair,
@@ -223,9 +222,13 @@ def check_memory(pair: ScenePair, options: SharpenOptions) -> None:
         )
 
 
-def check_uncertainty(sharpener: Sharpener) -> None:
-    """Raise UsageError where a method has no uncertainty."""
-    if not sharpener.has_uncertainty:
+def check_uncertainty(sharpener: Sharpener, wanted: bool, coverage: int) -> None:
+    """Raise UsageError where a method has no uncertainty, or none that holds this percentage of the errors."""
+    if not wanted and coverage != 68:
+        raise UsageError(f"--coverage {coverage} is for --uncertainty; give both or none.")
+    if wanted and coverage == 90 and sharpener.sigmas_90 is None and sharpener.has_uncertainty:
+        raise UsageError(f"--coverage 90: the card of {sharpener.name} has no such width; leave it out.")
+    if wanted and not sharpener.has_uncertainty:
         raise UsageError(
             f"--uncertainty: {sharpener.name} has none; use a model of the form fsa-s-lite, like the bundled one."
         )

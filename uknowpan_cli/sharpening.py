@@ -213,6 +213,8 @@ def sharpen_rows(
 def _place(scene: Scene, batch: _Batch, fetched: _Fetched, rows: deque[TileRow], first: int) -> None:
     """Put the tiles of a batch into their rows, of which number `first` is the first one here."""
     hrms, sigma = fetched.arrays()
+    if sigma is not None and scene.options.coverage == 90:
+        sigma = sigma * np.float32(scene.sharpener.sigmas_90)
     rim = scene.plan.margin * scene.pair.ratio
     wanted = np.stack([_core(a.valid, rim) for *_, a in batch.items])[:, None]
     unusable = sigma is not None and not (np.isfinite(sigma) | ~wanted).all()
@@ -377,6 +379,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         "dtype": options.output_dtype,
         "output_nodata": repr(options.nodata),
         "coregister": options.coregister,
+        "coverage": options.coverage,
     }
     nodata = encodings["image"].nodata
     store = StripStore(scene.output, fingerprint, list(scene.layers), len(plan.rows), resume=options.resume)
@@ -486,7 +489,9 @@ def layer_writer(
             overwrite=options.overwrite,
             num_threads=threads,
         )
-    meta = scene.pair.meta if plain else uncertainty_meta(scene.pair.meta)
+    meta = scene.pair.meta if plain else uncertainty_meta(scene.pair.meta, options.coverage)
+    if not plain:
+        tags = {**(tags or {}), "UKNOWPAN_COVERAGE": str(options.coverage)}
     return SceneWriter(
         path,
         grid,

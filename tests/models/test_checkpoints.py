@@ -154,6 +154,7 @@ def test_damaged_card(saved, metadata, sentence):
         ("bands", "4"),
         ("residual_scale", "x"),
         ("sigma_scale", None),
+        ("sigmas_90", 0),
         ("registration", "elsewhere"),
     ],
 )

@@ -118,6 +118,9 @@ def test_options_of_other_types() -> None:
     assert [(type(v), v) for v in (wanted.ratio, wanted.max_value, wanted.nodata)] == [(int, 4), (float, 9), (int, 0)]
     with pytest.raises(uknowpan.Error, match="--nodata must be a number, not 'x'"):
         SharpenOptions(nodata="x")
+    assert SharpenOptions(coverage="90").coverage == 90
+    with pytest.raises(uknowpan.Error, match="--coverage takes 68 or 90, not 95"):
+        SharpenOptions(coverage=95)
 
 
 @pytest.fixture

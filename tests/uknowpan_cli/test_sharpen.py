@@ -11,8 +11,9 @@ import rasterio
 from rasterio._env import get_gdal_config
 from rasterio.enums import ColorInterp
 from rasters import observed, textured
-from running import MakePair, Outcome, Run, read, spawn
+from running import MakePair, Outcome, Run, read, spawn, write_tiny_model
 
+import uknowpan
 from uknowpan import loading, surveying
 
 Sharpen = Callable[..., Outcome]
@@ -86,6 +87,23 @@ def test_uncertainty_scales_with_digital_numbers(sharpen: Sharpen, make_pair: Ma
         sharpen(pair, "--uncertainty", sigma, "--overwrite")
         sigmas.append(read(sigma))
     np.testing.assert_allclose(sigmas[1], 10 * sigmas[0], rtol=1e-3)
+
+
+def test_coverage(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
+    """90 % intervals are as many 1-sigmas wide as the model's card declares, and the file declares them."""
+    pair, written = make_pair(noise=30), {}
+    model = write_tiny_model(tmp_path / "wide.safetensors", sigmas_90=2.5)
+    for coverage in (68, 90):
+        path = tmp_path / f"{coverage}.tif"
+        words = ("--model", model, "--uncertainty", path, "--coverage", coverage, "--consistency", 1)
+        sharpen(pair, *words, output=tmp_path / f"image{coverage}.tif")
+        with rasterio.open(path) as dataset:
+            written[coverage] = dataset.read(), dataset.descriptions[0], dataset.tags()["UKNOWPAN_COVERAGE"]
+    np.testing.assert_allclose(written[90][0], 2.5 * written[68][0], rtol=1e-6)
+    assert [w[1:] for w in written.values()] == [("band 1 1-sigma", "68"), ("band 1 half-width 90 %", "90")]
+    assert read(tmp_path / "image68.tif").tobytes() == read(tmp_path / "image90.tif").tobytes()
+    other = uknowpan.sharpen_array(pair.pan_values, pair.ms_values, model=model, uncertainty=True, coverage=90)[1]
+    assert other.shape == written[90][0].shape
 
 
 @pytest.mark.parametrize("method", ["bicubic", "brovey", "gsa", "mtf-glp", "awlp"])

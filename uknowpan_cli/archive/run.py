@@ -276,7 +276,8 @@ def _look(pair: ScenePair, scene: Scene, options: SharpenOptions, sharpener: Sha
 
 def _facts(pair: ScenePair, options: SharpenOptions, sharpener: Sharpener) -> dict[str, object]:
     """The facts of an identity. Batch size and threads change no more than rounding."""
-    names = ("tile", "overlap", "max_value", "output_dtype", "stretch", "mask", "format", "overviews", "coregister")
+    names = ("tile", "overlap", "max_value", "output_dtype", "stretch", "mask", "format", "overviews", "coregister",
+             "coverage")  # fmt: skip
     return {
         "pair": pair.identity(),
         "options": {

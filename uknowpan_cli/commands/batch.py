@@ -124,8 +124,7 @@ def batch(
     # Workers have devices of their own; here the model is only tried.
     here = options if dask is None or dry_run else replace(options, device="cpu")
     sharpener = load_once(here.of_model)
-    if uncertainty:
-        check_uncertainty(sharpener)
+    check_uncertainty(sharpener, uncertainty, options.coverage)
     if dry_run:
         _plan(mine, settings, as_json)
         return

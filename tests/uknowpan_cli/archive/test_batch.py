@@ -406,6 +406,10 @@ def test_sigma_is_part_of_it(archive: Archive, tiny_model: Path) -> None:
     assert archive.uknowpan(*words, "--uncertainty").code == 7
     assert archive.uknowpan(*words, "--uncertainty", "--overwrite").code == 0
     assert read(sigma).tobytes() == made
+    assert archive.uknowpan(*words, "--coverage", 90).code == 2  # without --uncertainty
+    wider = write_tiny_model(tiny_model.with_name("wide.safetensors"), sigmas_90=2.0)
+    words = (*archive.words[:2], "--model", wider, "-o", archive.folder / "wide", "--uncertainty")
+    assert [archive.uknowpan(*words, *more).code for more in ((), ("--coverage", 90))] == [0, 7]  # another identity
     ends = [line["status"] for line in lines(archive.folder / "out")]
     assert ends == ["done", "done", "skipped", "skipped", "failed", "done"]
 
