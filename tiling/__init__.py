@@ -15,14 +15,14 @@ from uknowpan.tiling.output import Encoding, OutputOptions, SceneWriter, check_o
 from uknowpan.tiling.pair import ScenePair, open_pair, sample_windows
 from uknowpan.tiling.raster import parse_band_spec
 from uknowpan.tiling.strips import StripStore, placed_by_interrupted, sweep_strips
-from uknowpan.tiling.tiles import StripBlender, Tile, feather, plan_tiles, strip_rows, tile_rows_needed
+from uknowpan.tiling.tiles import StripBlender, Tile, cut_strips, feather, plan_tiles, strip_window, strips_needed
 from uknowpan.tiling.window import Frame, Grid, Window
 
 # fmt: off
 __all__ = [
     "FILL_REACH", "Encoding", "Frame", "Grid", "IncompatiblePair", "InputUnreadable", "MsMeta", "OutputBusy",
     "OutputError", "OutputExists", "OutputOptions", "PanMeta", "ResumeMismatch", "ScenePair", "SceneWriter",
-    "StripBlender", "StripStore", "Tile", "TileArrays", "TilingError", "Window", "check_output", "encode",
-    "feather", "open_pair", "output_encoding", "output_valid", "parse_band_spec", "placed_by_interrupted",
-    "plan_tiles", "sample_windows", "strip_rows", "sweep_strips", "tile_rows_needed", "uncertainty_meta",
+    "StripBlender", "StripStore", "Tile", "TileArrays", "TilingError", "Window", "check_output", "cut_strips",
+    "encode", "feather", "open_pair", "output_encoding", "output_valid", "parse_band_spec", "placed_by_interrupted",
+    "plan_tiles", "sample_windows", "strip_window", "strips_needed", "sweep_strips", "uncertainty_meta",
 ]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +181,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     Use as a context manager: an exception removes everything, the end of the block completes the file. Before the
     rename the file is read back and compared with what was written, as GDAL does not report a disk that fills up while
-    it closes. Its content is on the disk before its name is. Memory: one row of blocks.
+    it closes. Its content is on the disk before its name is. Memory: one row of blocks of a span.
 
     Raises OutputError, OutputExists.
     """
@@ -206,9 +206,9 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         self._grid = grid
         self._options = options
         self._creation = {k.upper(): str(v) for k, v in options.creation.items()}
-        self._next = 0
+        self._next = self._left = self._right = 0
         self._pending: list[AnyArray] = []
-        self._sums: list[tuple[int, int, int, int]] = []
+        self._sums: list[tuple[GdalWindow, int, int]] = []
         self._dataset: rasterio.io.DatasetWriter | None = None
         with self._explained():
             self.scratch = Scratch(path)
@@ -216,7 +216,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         try:
             with self._explained():
                 self._dataset = self._create(meta)
-                self._block_rows = int(self._dataset.block_shapes[0][0])
+                self._block_rows, self._block_cols = map(int, self._dataset.block_shapes[0])
                 self._describe(meta, dict(tags or {}))
         except BaseException:
             self.abort()
@@ -271,13 +271,21 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
                 dataset.update_tags(band, **kept)
         dataset.update_tags(**_lasting(meta.tags) | tags, AREA_OR_POINT=self._grid.area_or_point)
 
-    def write_encoded(self, row: int, rows: AnyArray) -> None:
-        """Write rows (C, n, W) that `encode` made. Rows come in order, without gaps."""
-        if row != self._next or rows.dtype != np.dtype(self.encoding.dtype):
+    def spans(self, starts: Sequence[int]) -> list[tuple[int, int]]:
+        """Columns [left, right) of whole blocks that begin near `starts`: a block written twice stays in the file
+        twice."""
+        lefts = sorted({0, *(start // self._block_cols * self._block_cols for start in starts)})
+        return list(pairwise([*lefts, self._grid.width]))
+
+    def write_encoded(self, row: int, rows: AnyArray, left: int = 0) -> None:
+        """Write rows (C, n, w) that `encode` made. Rows of a span come in order, without gaps; spans do too."""
+        if self._next == self._grid.height and left == self._right > self._left:
+            self._left, self._next = left, 0
+        if (row, left) != (self._next, self._left) or rows.dtype != np.dtype(self.encoding.dtype):
             raise ValueError(f"row {row} ({rows.dtype}) where {self._next} is next in {self.path}")
         if rows.shape[1] == 0:
             return
-        self._next += rows.shape[1]
+        self._next, self._right = row + rows.shape[1], left + rows.shape[2]
         self._pending.append(rows)
         # Whole rows of blocks only: a block written twice stays in the file twice.
         waiting = sum(part.shape[1] for part in self._pending)
@@ -294,7 +302,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
         self._pending = [buffer[:, n:]] if n < buffer.shape[1] else []
         for top in range(0, n, self._block_rows):
             part = np.ascontiguousarray(buffer[:, top : min(top + self._block_rows, n)])
-            window = GdalWindow(0, first + top, part.shape[2], part.shape[1])
+            window = GdalWindow(self._left, first + top, part.shape[2], part.shape[1])
             shown = None
             if self._options.mask is not None:
                 valid = is_valid(part[0], self.encoding.nodata)
@@ -308,11 +316,11 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
                 if shown is not None:
                     self._dataset.write_mask(shown, window=window)
             mask = 0 if shown is None else zlib.crc32(shown.data)
-            self._sums.append((first + top, part.shape[1], zlib.crc32(part.data), mask))
+            self._sums.append((window, zlib.crc32(part.data), mask))
 
     def finish(self) -> Scratch:
         """Complete the file under its temporary name; `place` renames it."""
-        if self._next != self._grid.height:
+        if (self._next, self._right) != self._grid.shape:
             raise ValueError(f"{self._next} of {self._grid.height} rows written: {self.path}")
         assert self._dataset is not None
         with self._explained():
@@ -353,13 +361,13 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     def _verify(self, path: Path, exactly: bool) -> None:
         with quiet(), rasterio.open(path, num_threads=str(self._options.num_threads)) as dataset:
-            for row, n, checksum, mask in self._sums:
-                window = GdalWindow(0, row, self._grid.width, n)
+            for window, checksum, mask in self._sums:
                 rows = dataset.read(window=window)
                 lost = mask and zlib.crc32(dataset.read_masks(1, window=window).data) != mask
                 if lost or (exactly and zlib.crc32(rows.data) != checksum):
                     raise OutputError(
-                        f"{self.path} does not hold what was written at row {row}; is the disk full or broken?"
+                        f"{self.path} does not hold what was written at row {window.row_off}; "
+                        "is the disk full or broken?"
                     )
 
     def _build_overviews(self) -> None:

@@ -278,15 +278,15 @@ class ScenePair(AbstractContextManager["ScenePair"]):
         """A window of the full scene's frame as one of this frame."""
         return window.moved(-self.origin[0], -self.origin[1])
 
-    def to_output(self, row: int, rows: AnyArray) -> tuple[int, AnyArray]:
-        """Cut a strip (..., n, W) beginning at PAN row `row` of the frame to the output grid.
+    def to_output(self, row: int, rows: AnyArray, col: int = 0) -> tuple[int, AnyArray]:
+        """Cut a strip (..., n, w) beginning at PAN row `row`, column `col` of the frame to the output grid.
 
-        Returns (row of the output, rows); n may become 0 where bounds cut the strip away.
+        Returns (row of the output, rows); n and w may become 0 where bounds cut the strip away.
         """
         oy, ox = self.offset
         start = max(row, oy)
         stop = max(start, min(row + rows.shape[-2], oy + self.grid.height))
-        return start - oy, rows[..., start - row : stop - row, ox : ox + self.grid.width]
+        return start - oy, rows[..., start - row : stop - row, max(ox - col, 0) : ox + self.grid.width - col]
 
     def identity(self) -> dict[str, object]:
         """Everything that decides about the pixels read, JSON-ready: for fingerprints of resumed runs."""

@@ -36,7 +36,7 @@ _LOOK = 1 << 16
 
 
 def _packed(rows: AnyArray) -> AnyArray:
-    """A strip (C, n, W) as it is kept: itself, or a record of its one value and its shape."""
+    """A strip (C, n, w) as it is kept: itself, or a record of its one value and its shape."""
     rows = np.ascontiguousarray(rows)
     if not _is_constant(rows):
         return rows
@@ -85,15 +85,23 @@ def _is_constant(rows: AnyArray) -> bool:
 class StripStore:
     """`OUT.part/`: one .npy for each layer and strip, in the file's dtype, and `state.json`.
 
-    Strip i is what tile row i completes; the strips of a layer, one below the other, are the output. Each file is
-    renamed into place when complete and on the disk, and ends with a checksum. A strip of one single value, as an
-    empty part of a scene gives, is kept as that value and a shape. Only the folder's owner can look into it.
+    The strips of a layer, row by row of strips, are the output. Each file is renamed into place when complete and on
+    the disk, and ends with a checksum. A strip of one single value, as an empty part of a scene gives, is kept as that
+    value and a shape. Only the folder's owner can look into it.
     """
 
     def __init__(
-        self, output: str, fingerprint: Mapping[str, object], layers: Sequence[str], count: int, *, resume: bool = False
+        self,
+        output: str,
+        fingerprint: Mapping[str, object],
+        layers: Sequence[str],
+        count: int,
+        *,
+        columns: Sequence[int] = (0,),
+        resume: bool = False,
     ) -> None:
-        """The fingerprint holds whatever decides about the pixels, JSON-serialisable.
+        """The fingerprint holds whatever decides about the pixels, JSON-serialisable; `columns` are where the strips
+        of a row begin in the output.
 
         With resume, strips of an earlier run are taken over if its fingerprint is the same; without, they are removed.
         Raises ResumeMismatch, OutputError.
@@ -101,10 +109,12 @@ class StripStore:
         self.folder = Path(f"{output}.part")
         self.layers = tuple(layers)
         self.count = count
+        self.columns = tuple(columns)
         self.dropped = 0
         """strips of an interrupted run that were thrown away because it was not resumed"""
         self._lock: IO[str] | None = None
         fields = {"kind": _KIND, "fingerprint": dict(fingerprint), "layers": list(layers), "count": count}
+        fields["columns"] = list(columns)
         state = json.loads(json.dumps(fields))
         sweep_strips(output)
         # Another run may begin or end between the two looks at the folder; then look again.
@@ -171,7 +181,8 @@ class StripStore:
             return True
         self.release()
         old, new = (
-            {**item["fingerprint"], "layers": item["layers"], "tiles": item["count"]} for item in (earlier, state)
+            {**item["fingerprint"], "layers": item["layers"], "tiles": [item["count"], item.get("columns")]}
+            for item in (earlier, state)
         )
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         raise ResumeMismatch(
@@ -281,7 +292,7 @@ class StripStore:
         return [i for i in range(self.count) if not self.has(i)]
 
     def put(self, index: int, rows: Mapping[str, AnyArray]) -> None:
-        """Keep strip `index`: encoded rows (C, n, W) of the output for each layer."""
+        """Keep strip `index`: encoded values (C, n, w) of the output for each layer."""
         if set(rows) != set(self.layers):
             raise ValueError(f"layers {sorted(rows)} where {sorted(self.layers)} are expected")
         for layer in self.layers:
@@ -304,25 +315,44 @@ class StripStore:
                     "are free there, make room and resume."
                 ) from error
 
-    def strips(self, layer: str) -> Iterator[AnyArray]:
-        """The strips of a layer from the top. Raises OutputError."""
+    def _strip(self, layer: str, index: int) -> AnyArray:
+        path = self._path(layer, index)
+        try:
+            return _load(path)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path} is missing or damaged; resume the run.") from error
+
+    def strips(self, layer: str) -> Iterator[tuple[int, int, AnyArray]]:
+        """Row, column and values of the strips of a layer, row by row. Raises OutputError."""
+        row = 0
         for index in range(self.count):
-            path = self._path(layer, index)
-            try:
-                rows = _load(path)
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{path} is missing or damaged; resume the run.") from error
-            yield rows
+            values = self._strip(layer, index)
+            place = index % len(self.columns)
+            yield row, self.columns[place], values
+            row += values.shape[1] if place + 1 == len(self.columns) else 0
 
     def assemble(
         self, writers: Mapping[str, SceneWriter], changed: Mapping[str, Callable[[AnyArray], AnyArray]] | None = None
     ) -> None:
         """Feed all strips to the writers, one for each layer, some of them changed before. Raises OutputError."""
         for layer in self.layers:
-            row, change = 0, (changed or {}).get(layer)
-            for rows in self.strips(layer):
-                writers[layer].write_encoded(row, rows if change is None else change(rows))
-                row += rows.shape[1]
+            writer, change = writers[layer], (changed or {}).get(layer)
+            for left, right in writer.spans(self.columns):
+                row = 0
+                for first in range(0, self.count, len(self.columns)):
+                    rows = self._between(left, right, layer, first)
+                    writer.write_encoded(row, rows if change is None else change(rows), left)
+                    row += rows.shape[1]
+
+    def _between(self, left: int, right: int, layer: str, first: int) -> AnyArray:
+        """Columns left to right of the output, (C, n, right - left), in the row of strips that begins with `first`."""
+        starts = enumerate(zip(self.columns, (*self.columns[1:], right), strict=True), first)
+        parts = [
+            self._strip(layer, index)[..., max(left - start, 0) : right - start]
+            for index, (start, end) in starts
+            if start < right and end > left
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
     def commit(self, files: Mapping[str, Scratch]) -> None:
         """Note that complete files are about to get their names, so that a resumed run may replace them."""

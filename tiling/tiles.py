@@ -1,6 +1,7 @@
-"""Cutting a frame into tiles, and blending their results in a moving strip of rows.
+"""Cutting a frame into tiles, and blending their results strip by strip.
 
-All numbers are MS pixels of the frame. Memory does not depend on the scene's height.
+A strip is some neighbouring tiles of a row. Strips come row by row, `across` of them in each. All numbers are MS
+pixels of the frame. Memory does not depend on the scene's height, and with overlap hardly on its width.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,19 +53,31 @@ def _cut(length: int, size: int, overlap: int, multiple: int) -> tuple[int, list
     return size, [i * stride for i in range(count)]
 
 
-def strip_rows(plan: list[list[Tile]], index: int, frame_shape: tuple[int, int]) -> tuple[int, int]:
-    """MS rows [first, last) of the frame that are final once tile row `index` is blended in."""
-    first = plan[index][0].row
-    last = plan[index + 1][0].row if index + 1 < len(plan) else frame_shape[0]
-    return first, min(last, frame_shape[0])
+def cut_strips(rows: list[list[Tile]], across: int) -> tuple[list[list[Tile]], int]:
+    """Cut each row of tiles into about `across` strips; returns these and their number in a row."""
+    count = ceil(len(rows[0]) / across)
+    starts = range(0, len(rows[0]), count)
+    return [row[i : i + count] for row in rows for i in starts], len(starts)
 
 
-def tile_rows_needed(missing: Iterable[int], overlap: int) -> list[int]:
-    """Tile rows to compute so that the strips `missing` come out: with overlap also the ones above, whose lower edge is
-    feathered in."""
+def strip_window(strips: Sequence[Sequence[Tile]], across: int, index: int, frame_shape: tuple[int, int]) -> Window:
+    """The part of the frame that is final once strip `index` is blended in."""
+    row, col = strips[index][0][:2]
+    bottom, right = frame_shape
+    if index + across < len(strips):
+        bottom = strips[index + across][0].row
+    if (index + 1) % across:
+        right = strips[index + 1][0].col
+    return Window(row, col, bottom - row, right - col)
+
+
+def strips_needed(missing: Iterable[int], across: int, overlap: int) -> list[int]:
+    """Strips to compute so that those `missing` come out: with overlap also those above and on the left, whose edges
+    are feathered in."""
     wanted = set(missing)
     if overlap:
-        wanted |= {i - 1 for i in wanted if i > 0}
+        wanted |= {i - 1 for i in wanted if i % across}
+        wanted |= {i - across for i in wanted if i >= across}
     return sorted(wanted)
 
 
@@ -88,63 +101,70 @@ def feather(size: int, overlap: int, ratio: int, first: bool, last: bool) -> npt
 
 @dataclass
 class StripBlender:
-    """Blends tile rows into strips; strip i is final when tile row i was added.
+    """Blends tiles into strips; a strip is final when it was added after those above it and on its left.
 
     With overlap 0 values are copied, bit for bit. With dtype bool overlapping tiles are OR-ed (validity masks do not
-    depend on the tile, so they agree).
+    depend on the tile, so they agree). The cut into strips does not show in the values.
     """
 
-    plan: list[list[Tile]]
+    strips: Sequence[Sequence[Tile]]
     frame_shape: tuple[int, int]
     bands: int
     ratio: int
     overlap: int = 0
     dtype: npt.DTypeLike = np.float32
+    across: int = 1
 
     def __post_init__(self) -> None:
-        self._index_of = {row[0].row: i for i, row in enumerate(self.plan)}
-        # Weighted lower edge of the last tile row: (its index, (C, overlap * ratio, W)).
-        self._carry: tuple[int, AnyArray] | None = None
+        # Weighted edges beyond what is final, and the strips that they are for.
+        self._lower: dict[int, tuple[int, AnyArray]] = {}  # column of strips -> (C, overlap * ratio, W)
+        self._right: tuple[int, AnyArray] | None = None
 
-    def add_row(self, tiles: Sequence[Tile], arrays: Sequence[AnyArray | None]) -> tuple[int, AnyArray]:
-        """Blend one tile row; arrays are (C, height * ratio, width * ratio), one for each tile; None for a tile that
-        was skipped because nothing in it is valid (zeros).
+    def add(self, index: int, arrays: Sequence[AnyArray | None]) -> tuple[int, int, AnyArray]:
+        """Blend one strip; arrays are (C, height * ratio, width * ratio), one for each tile; None for a tile that was
+        skipped because nothing in it is valid (zeros).
 
-        Returns (first row, rows (C, n, W)) in PAN pixels of the frame, cut to the frame. Tile rows may be skipped
-        (`--resume`); with overlap > 0 the strip right after a skipped row lacks its upper edge and is to be thrown away
-        (`tile_rows_needed` plans for that).
+        Returns (row, column, values (C, n, W)) in PAN pixels of the frame, cut to the frame. Strips may be skipped
+        (`--resume`); with overlap > 0 those right after a skipped one lack an edge and are to be thrown away
+        (`strips_needed` plans for that).
         """
-        index = self._index_of[tiles[0].row]
-        strip = self._join(tiles, arrays, index)
-        if self.overlap and self._carry is not None and self._carry[0] == index - 1:
-            above = self._carry[1]
-            if np.dtype(self.dtype) == np.bool_:
-                strip[:, : above.shape[1]] |= above
-            else:
-                strip[:, : above.shape[1]] += above
-        first, last = (r * self.ratio for r in strip_rows(self.plan, index, self.frame_shape))
-        n = last - first
-        if self.overlap and index + 1 < len(self.plan):
-            self._carry = (index, strip[:, n:].copy())
-        return first, strip[:, :n]
+        row, col, height, width = strip_window(self.strips, self.across, index, self.frame_shape).scaled(self.ratio)
+        strip = self._join(index, arrays)
+        if self.overlap:
+            self._add_edge(strip, index, self._right)
+            self._right = (index + 1, strip[:, :, width:].copy()) if strip.shape[2] > width else None
+            self._add_edge(strip, index, self._lower.get(index % self.across))
+            if index + self.across < len(self.strips):
+                self._lower[index % self.across] = (index + self.across, strip[:, height:, :width].copy())
+        return row, col, strip[:, :height, :width]
 
-    def _join(self, tiles: Sequence[Tile], arrays: Sequence[AnyArray | None], index: int) -> AnyArray:
-        """One tile row, weighted, as (C, height * ratio, frame width * ratio)."""
-        r = self.ratio
-        width = self.frame_shape[1] * r
-        strip = np.zeros((self.bands, tiles[0].height * r, width), self.dtype)
-        down = feather(tiles[0].height, self.overlap, r, index == 0, index + 1 == len(self.plan))
+    def _add_edge(self, strip: AnyArray, index: int, edge: tuple[int, AnyArray] | None) -> None:
+        if edge is None or edge[0] != index:
+            return
+        part = strip[:, : edge[1].shape[1], : edge[1].shape[2]]
+        if part.dtype == np.bool_:
+            part |= edge[1]
+        else:
+            part += edge[1]
+
+    def _join(self, index: int, arrays: Sequence[AnyArray | None]) -> AnyArray:
+        """The tiles of a strip, weighted, as (C, height * ratio, width of all within the frame * ratio)."""
+        r, tiles, place = self.ratio, self.strips[index], index % self.across
+        start, end = tiles[0].col, min(tiles[-1].col + tiles[-1].width, self.frame_shape[1])
+        strip = np.zeros((self.bands, tiles[0].height * r, (end - start) * r), self.dtype)
+        down = feather(tiles[0].height, self.overlap, r, index < self.across, index + self.across >= len(self.strips))
         for i, (tile, array) in enumerate(zip(tiles, arrays, strict=True)):
             if array is None:
                 continue
-            left = tile.col * r
-            right = min(left + tile.width * r, width)
+            left = (tile.col - start) * r
+            right = min(left + tile.width * r, strip.shape[2])
             part = array[:, :, : right - left]
-            if np.dtype(self.dtype) == np.bool_:
+            if strip.dtype == np.bool_:
                 strip[:, :, left:right] |= part
             elif self.overlap == 0:
                 strip[:, :, left:right] = part
             else:
-                across = feather(tile.width, self.overlap, r, i == 0, i + 1 == len(tiles))
+                last = i + 1 == len(tiles) and place + 1 == self.across
+                across = feather(tile.width, self.overlap, r, i + place == 0, last)
                 strip[:, :, left:right] += part * (down[:, None] * across[None, : right - left])
         return strip

@@ -90,14 +90,14 @@ def _sharpened(scene: Scene) -> tuple[dict[str, Array], Array]:
     layers = {name: np.empty((pair.bands, *shape), np.float32) for name in scene.layers}
     valid = np.zeros(shape, np.bool_)
 
-    def keep(index: int, top: int, strip: dict[str, Array], good: Array) -> None:
-        rows = slice(top, top + len(good))
-        valid[rows] = good
+    def keep(index: int, top: int, left: int, strip: dict[str, Array], good: Array) -> None:
+        place = slice(top, top + len(good)), slice(left, left + good.shape[1])
+        valid[place] = good
         for name, values in strip.items():
-            layers[name][:, rows] = values
+            layers[name][:, *place] = values
 
     with bounded_gdal_cache(scene.bytes_across):
-        sharpen_strips(scene, set(range(len(scene.plan.rows))), keep)
+        sharpen_strips(scene, set(range(len(scene.plan.strips))), keep)
     return layers, valid
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from uknowpan.scenes import BYTES_OF_ROW, Scene, creation_of
+from uknowpan.scenes import BYTES_OF_STRIP, Scene, creation_of
 from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_rows
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
 
@@ -75,8 +75,8 @@ class _Data:
 
     tiles: int
     """Tiles with data, about."""
-    rows: int
-    """Rows of tiles with such a tile, at most about."""
+    strips: int
+    """Strips with such a tile, at most about."""
     empty: Tile | None
     """A tile that is not computed, if there is one."""
 
@@ -101,7 +101,7 @@ def estimate(scene: Scene) -> Forecast:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
     memory = scene.tile_bytes * min(scene.batch_size, plan.count) + scene.bytes_across
-    memory += height * grid.width * pair.bands * BYTES_OF_ROW
+    memory += scene.area(plan.strips[0]) * pair.bands * BYTES_OF_STRIP
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize
     written = image if scene.options.stretch is None else grid.width * grid.height * min(pair.bands, 3)
@@ -204,7 +204,7 @@ def _disk(scene: Scene, data: _Data, image: int, written: int) -> float:
     sigma = 0 if options.uncertainty is None else pair.grid.width * pair.grid.height * pair.bands * 4
     share = data.tiles / scene.plan.count
     plain = creation_of(options).get("COMPRESS", "").upper() == "NONE"
-    strips = (image + sigma) * data.rows / len(scene.plan.rows)
+    strips = (image + sigma) * data.strips / len(scene.plan.strips)
     copied = written * share if options.format == "cog" else 0
     return strips + written * (1 if plain else share) + sigma * share + copied
 
@@ -213,10 +213,10 @@ def _data_of(scene: Scene) -> _Data:
     """Count tiles with data by the MS alone: its pixels are few."""
     pair, plan = scene.pair, scene.plan
     if not pair.may_have_invalid:
-        return _Data(plan.count, len(plan.rows), None)
-    tiles = [(i, tile) for i, row in enumerate(plan.rows) for tile in row]
+        return _Data(plan.count, len(plan.strips), None)
+    tiles = [(i, tile) for i, strip in enumerate(plan.strips) for tile in strip]
     step = ceil(len(tiles) / TILES_LOOKED_AT)
-    while gcd(step, len(plan.rows[0])) > 1:  # or some columns would never be met
+    while gcd(step, sum(map(len, plan.strips[: plan.across]))) > 1:  # or some columns would never be met
         step += 1
     looked_at = tiles[::step]
     full, empty = set(), []
@@ -226,16 +226,16 @@ def _data_of(scene: Scene) -> _Data:
         else:
             full.add(i)
     share = 1 - len(empty) / len(looked_at)
-    rows = len(full)
+    strips = len(full)
     if step > 1 and full:  # the tiles between those looked at may hold data
-        rows = min(max(full) - min(full) + 3, len(plan.rows))
-    return _Data(max(1, round(share * plan.count)), max(1, rows), empty[0] if empty else None)
+        strips = min(max(full) - min(full) + 3, len(plan.strips))
+    return _Data(max(1, round(share * plan.count)), max(1, strips), empty[0] if empty else None)
 
 
 def _full_tile(scene: Scene) -> Tile:
     """The tile with most valid pixels among some spread over the frame and over the data."""
     pair = scene.pair
-    tiles = [tile for row in scene.plan.rows for tile in row]
+    tiles = [tile for strip in scene.plan.strips for tile in strip]
     if len(tiles) == 1 or not pair.may_have_invalid:
         return tiles[0]
     centres = [(r + h // 2, c + w // 2) for r, c, h, w in sample_windows(pair, LOOKS)]

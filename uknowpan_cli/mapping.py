@@ -45,11 +45,13 @@ class EightBit:
         )
 
 
-def eight_bit(strips: Iterable[AnyArray], grid: Grid, meta: MsMeta, nodata: float | None, wanted: str) -> EightBit:
+def eight_bit(
+    strips: Iterable[tuple[int, int, AnyArray]], grid: Grid, meta: MsMeta, nodata: float | None, wanted: str
+) -> EightBit:
     """The stretch of a scene.
 
     Args:
-        strips: encoded rows (C, n, W) from the top of the output to its end.
+        strips: (row, column, encoded values (C, n, w)) of the parts of the output.
         grid: of the output.
         meta: of the bands, whose names and colours choose red, green and blue.
         nodata: value of invalid pixels; None: there are none.
@@ -63,14 +65,13 @@ def eight_bit(strips: Iterable[AnyArray], grid: Grid, meta: MsMeta, nodata: floa
     low, high = pair_of(wanted)
     if "%" not in wanted:
         return EightBit(bands, (low,) * len(bands), (high,) * len(bands), nodata)
-    step, row = max(1, math.ceil(math.sqrt(grid.width * grid.height / COUNTED))), 0
+    step = max(1, math.ceil(math.sqrt(grid.width * grid.height / COUNTED)))
     parts: list[list[AnyArray]] = [[] for _ in bands]
-    for rows in strips:
-        lattice = rows[list(bands), -row % step :: step, ::step]
+    for row, col, values in strips:
+        lattice = values[list(bands), -row % step :: step, -col % step :: step]
         valid = is_valid(lattice, nodata)
-        for part, values, known in zip(parts, lattice, valid, strict=True):
-            part.append(values[known])
-        row += rows.shape[1]
+        for part, shown, known in zip(parts, lattice, valid, strict=True):
+            part.append(shown[known])
     limits = [
         np.percentile(values, [low, high]) if (values := np.concatenate(part)).size else np.array([0.0, 1.0])
         for part in parts

@@ -19,14 +19,17 @@ from uknowpan.options import SharpenOptions
 from uknowpan.registering import report
 from uknowpan.surveying import SURVEY_WINDOWS, Progress, Survey, clipping_warning, no_progress
 from uknowpan.surveying import survey as survey_pair
-from uknowpan.tiling import ScenePair, Tile, open_pair, placed_by_interrupted, plan_tiles
+from uknowpan.tiling import ScenePair, Tile, cut_strips, open_pair, placed_by_interrupted, plan_tiles
 from uknowpan.tiling.raster import RasterLike, bounded_gdal_cache
 from uknowpan.tiling.rpcs import Surface
 
 log = logging.getLogger("uknowpan")
 
-BYTES_OF_ROW = 16
-"""Bytes per value of a row of tiles: blended, kept, encoded and written."""
+BYTES_OF_STRIP = 16
+"""Bytes per value of a strip: blended, kept, encoded and written."""
+
+STRIP_WIDTH = 8192
+"""PAN columns of a strip, about; memory follows them, not the width of a scene."""
 
 DRY_WINDOWS = 3
 """Number of samples where nothing is sharpened."""
@@ -36,13 +39,16 @@ DRY_WINDOWS = 3
 class TilePlan:
     """The cut of the frame into tiles; sizes in MS pixels."""
 
-    rows: list[list[Tile]]
+    strips: list[list[Tile]]
+    """Tiles of each strip, row by row of strips."""
+    across: int
+    """Strips in a row."""
     overlap: int
     margin: int
 
     @property
     def count(self) -> int:
-        return sum(len(row) for row in self.rows)
+        return sum(map(len, self.strips))
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Scene:
     @property
     def tile_bytes(self) -> int:
         """Memory that sharpening one tile takes, about."""
-        first, rim = self.plan.rows[0][0], 2 * self.plan.margin
+        first, rim = self.plan.strips[0][0], 2 * self.plan.margin
         window = (first.height + rim) * (first.width + rim) * self.pair.ratio**2
         return window * self.pair.bands * self.sharpener.floats_per_pixel * 4
 
@@ -80,9 +86,15 @@ class Scene:
         return files if self.options.uncertainty is None else files | {"uncertainty": str(self.options.uncertainty)}
 
     @property
+    def columns(self) -> list[int]:
+        """Where the strips of a row begin in the output."""
+        pair = self.pair
+        return [max(strip[0].col * pair.ratio - pair.offset[1], 0) for strip in self.plan.strips[: self.plan.across]]
+
+    @property
     def bytes_across(self) -> int:
         """Bytes of input blocks that a row of tiles reads again and again."""
-        return self.pair.bytes_across(self.plan.rows[0][0].height + 2 * self.plan.margin)
+        return self.pair.bytes_across(self.plan.strips[0][0].height + 2 * self.plan.margin)
 
     def area(self, tiles: Sequence[Tile]) -> int:
         """PAN pixels of tiles."""
@@ -211,9 +223,10 @@ def _warn_of(scene: Scene) -> None:
 
 
 def check_memory(pair: ScenePair, options: SharpenOptions) -> None:
-    """Raise OutOfMemory where blocks of the files and rows of tiles cannot fit into memory."""
+    """Raise OutOfMemory where blocks of the files and strips cannot fit into memory."""
     rows = min(options.tile, pair.grid.height)
-    needed = pair.block_bytes + rows * pair.grid.width * pair.bands * BYTES_OF_ROW
+    values = rows * min(pair.grid.width, max(STRIP_WIDTH, options.tile)) * pair.bands
+    needed = pair.block_bytes + values * BYTES_OF_STRIP
     limit = machine_memory() if options.max_memory is None else options.max_memory * 1e9
     if limit is not None and needed > limit:
         raise OutOfMemory(
@@ -245,7 +258,8 @@ def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: S
     if max(pair.frame_shape) <= tile:  # one tile, no larger than it must be
         overlap = 0
     rows = plan_tiles(pair.frame_shape, tile, overlap, multiple)
-    return TilePlan(rows, overlap, sharpener.margin(survey.statistics))
+    strips, across = cut_strips(rows, math.ceil(pair.grid.width / STRIP_WIDTH))
+    return TilePlan(strips, across, overlap, sharpener.margin(survey.statistics))
 
 
 def creation_of(options: SharpenOptions) -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ from uknowpan.tiling import (
     TileArrays,
     encode,
     output_encoding,
-    tile_rows_needed,
+    strips_needed,
     uncertainty_meta,
 )
 from uknowpan.tiling.errors import InvalidResult
@@ -198,6 +199,8 @@ def sharpen_rows(
         tiles = [rows[r][i] for r, i, _ in batch.items]
         places = [((top + tile.row) * ratio, (left + tile.col) * ratio) for tile in tiles]
         sharpened = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
+        if "uncertainty" not in scene.layers:
+            sharpened = replace(sharpened, sigma=None)
         fetched = _Fetched(sharpened, scene.survey.scale.ms)
         if late is not None:
             yield from keep(*late)
@@ -257,17 +260,17 @@ class _Background:
             self._last.result()
 
 
-Keep = Callable[[int, int, dict[str, Array], Array], None]
-"""Takes a strip: its number, its first row in the output, layer -> (C, n, W) values, (n, W) valid,
-or (C, n, W) where bands are valid each by itself."""
+Keep = Callable[[int, int, int, dict[str, Array], Array], None]
+"""Takes a strip: its number, its first row and column in the output, layer -> (C, n, w) values, (n, w)
+valid, or (C, n, w) where bands are valid each by itself."""
 
 
 def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Progress = no_progress) -> int:
-    """Sharpen strips, one for each row of tiles, and hand them to `keep`.
+    """Sharpen strips and hand them to `keep`.
 
     Args:
         scene: the scene.
-        wanted: numbers of the strips; rows that these blend with are sharpened too.
+        wanted: numbers of the strips; those that they blend with are sharpened too.
         keep: takes each wanted strip.
         on_progress: called with (PAN pixels done, PAN pixels in all).
 
@@ -275,26 +278,25 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
         The number of tiles without a valid pixel.
     """
     plan, pair = scene.plan, scene.pair
-    shape = (plan.rows, pair.frame_shape, pair.bands, pair.ratio, plan.overlap)
-    blenders = {name: StripBlender(*shape) for name in scene.layers}
-    validity = StripBlender(
-        plan.rows, pair.frame_shape, pair.bands if pair.each_band else 1, pair.ratio, plan.overlap, np.bool_
-    )
-    needed = tile_rows_needed(wanted, plan.overlap)
-    total, done, skipped = sum(scene.area(plan.rows[i]) for i in needed), 0, 0
+    shape = (pair.ratio, plan.overlap)
+    blender = partial(StripBlender, plan.strips, pair.frame_shape, across=plan.across)
+    blenders = {name: blender(pair.bands, *shape) for name in scene.layers}
+    validity = blender(pair.bands if pair.each_band else 1, *shape, np.bool_)
+    needed = strips_needed(wanted, plan.across, plan.overlap)
+    total, done, skipped = sum(scene.area(plan.strips[i]) for i in needed), 0, 0
     on_progress(0, total)
 
     def finish(index: int, row: TileRow) -> None:
-        """Blend a row with those before it."""
-        tiles, strip, top = plan.rows[index], {}, 0
-        _, valid = validity.add_row(tiles, row.valid)
+        """Blend a strip with those before it."""
+        first, col, valid = validity.add(index, row.valid)
+        top, cut = pair.to_output(first, valid, col)
+        strip = {}
         for name, arrays in (("image", row.hrms), ("uncertainty", row.sigma)):
             if name in blenders:
-                first, values = blenders[name].add_row(tiles, arrays)
-                top, strip[name] = pair.to_output(first, values)
-                _, cut = pair.to_output(first, valid)
+                _, _, values = blenders[name].add(index, arrays)
+                _, strip[name] = pair.to_output(first, values, col)
         if index in wanted:
-            keep(index, top, strip, cut if pair.each_band else cut[0])
+            keep(index, top, scene.columns[index % plan.across], strip, cut if pair.each_band else cut[0])
 
     def count(area: int) -> None:
         nonlocal done
@@ -302,8 +304,8 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
         on_progress(done, total)
 
     with _Background(scene.overlapped) as background:
-        for index, row in zip(needed, sharpen_rows(scene, [plan.rows[i] for i in needed], count), strict=True):
-            tiles = plan.rows[index]
+        for index, row in zip(needed, sharpen_rows(scene, [plan.strips[i] for i in needed], count), strict=True):
+            tiles = plan.strips[index]
             skipped += sum(array is None for array in row.hrms)
             count(scene.area([tile for tile, array in zip(tiles, row.hrms, strict=True) if array is None]))
             background.do(finish, index, row)
@@ -374,7 +376,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         **pair.identity(),
         "version": __version__,
         "method": scene.sharpener.provenance(),
-        "tile": [plan.rows[0][0].height, plan.rows[0][0].width, plan.overlap],
+        "tile": [plan.strips[0][0].height, plan.strips[0][0].width, plan.overlap],
         "max_value": options.max_value,
         "dtype": options.output_dtype,
         "output_nodata": repr(options.nodata),
@@ -382,7 +384,8 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
         "coverage": options.coverage,
     }
     nodata = encodings["image"].nodata
-    store = StripStore(scene.output, fingerprint, list(scene.layers), len(plan.rows), resume=options.resume)
+    count, columns = len(plan.strips), scene.columns
+    store = StripStore(scene.output, fingerprint, list(scene.layers), count, columns=columns, resume=options.resume)
     if store.dropped and first:  # later they are this run's own
         log.warning(
             "%d strips of an interrupted run of %s were dropped; --resume would have used them, "
@@ -390,7 +393,7 @@ def _to_files(scene: Scene, on_progress: Progress, tags: Mapping[str, str], firs
             *(store.dropped, scene.output),
         )
 
-    def keep(index: int, top: int, strip: dict[str, Array], valid: Array) -> None:
+    def keep(index: int, top: int, left: int, strip: dict[str, Array], valid: Array) -> None:
         store.put(index, {name: encode(values, valid, encodings[name]) for name, values in strip.items()})
 
     with _ends_in_order(store), bounded_gdal_cache(scene.bytes_across):

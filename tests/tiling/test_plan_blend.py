@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uknowpan.tiling import StripBlender, feather, plan_tiles, strip_rows, tile_rows_needed
+from uknowpan.tiling import StripBlender, cut_strips, feather, plan_tiles, strip_window, strips_needed
 
 frames = st.tuples(st.integers(1, 60), st.integers(1, 60))
 
@@ -38,40 +38,55 @@ def test_every_pixel_is_covered_as_often_as_planned(frame, cut):
     assert all(t.row < frame[0] and t.col < frame[1] for t in tiles)
 
 
-@given(frames, cuts(), st.sampled_from([1, 2, 4]), st.integers(0, 99))
+def blended(strips, across, frame, ratio, overlap, bands, result_of, dtype=np.float32):
+    """All strips in one array; `result_of` gives the array of a tile."""
+    blender = StripBlender(strips, frame, bands, ratio, overlap, dtype, across)
+    whole, filled = np.zeros((bands, frame[0] * ratio, frame[1] * ratio), dtype), np.zeros(frame, int)
+    for index, tiles in enumerate(strips):
+        row, col, values = blender.add(index, [result_of(tile) for tile in tiles])
+        final = strip_window(strips, across, index, frame)
+        assert (row, col, *values.shape[1:]) == final.scaled(ratio)
+        filled[final.row : final.row + final.height, final.col : final.col + final.width] += 1
+        whole[:, row : row + values.shape[1], col : col + values.shape[2]] = values
+    assert (filled == 1).all()
+    return whole
+
+
+@given(frames, cuts(), st.sampled_from([1, 2, 4]), st.integers(1, 5), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_identity_blend(frame, cut, ratio, seed):
+def test_identity_blend(frame, cut, ratio, across, seed):
     size, overlap, multiple = cut
     rng = np.random.default_rng(seed)
-    plan = plan_tiles(frame, size, overlap, multiple)
+    strips, across = cut_strips(plan_tiles(frame, size, overlap, multiple), across)
     wide = (frame[0] + size) * ratio, (frame[1] + size) * ratio
     scene = rng.normal(1000, 300, (2, *wide)).astype(np.float32)
     holes = rng.random((1, *wide)) < 0.5
-    blender = StripBlender(plan, frame, 2, ratio, overlap)
-    masks = StripBlender(plan, frame, 1, ratio, overlap, dtype=bool)
 
-    def cores(array, row):
-        return [
-            array[:, t.row * ratio : (t.row + t.height) * ratio,
-                  t.col * ratio : (t.col + t.width) * ratio]
-            for t in row
-        ]  # fmt: skip
+    def core(array, tile):
+        row, col, height, width = tile.scaled(ratio)
+        return array[:, row : row + height, col : col + width]
 
-    done, done_masks, at = [], [], 0
-    for index, row in enumerate(plan):
-        first, rows = blender.add_row(row, cores(scene, row))
-        assert first == at
-        at += rows.shape[1]
-        assert (first, at) == tuple(r * ratio for r in strip_rows(plan, index, frame))
-        done.append(rows)
-        done_masks.append(masks.add_row(row, cores(holes, row))[1])
-    result = np.concatenate(done, axis=1)
+    result = blended(strips, across, frame, ratio, overlap, 2, lambda tile: core(scene, tile))
     expected = scene[:, : frame[0] * ratio, : frame[1] * ratio]
     if overlap:
         np.testing.assert_allclose(result, expected, rtol=2e-6)
     else:
         np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(np.concatenate(done_masks, axis=1), holes[:, : frame[0] * ratio, : frame[1] * ratio])
+    masks = blended(strips, across, frame, ratio, overlap, 1, lambda tile: core(holes, tile), bool)
+    np.testing.assert_array_equal(masks, holes[:, : frame[0] * ratio, : frame[1] * ratio])
+
+
+@given(frames, cuts(), st.integers(2, 60))
+@settings(max_examples=60, deadline=None)
+def test_the_cut_into_strips_does_not_show(frame, cut, across):
+    """Equal to the bit, where neighbours differ."""
+    rows = plan_tiles(frame, *cut)
+
+    def result(tile):
+        return np.random.default_rng(tile).normal(0, 300, (1, tile.height, tile.width)).astype(np.float32)
+
+    one, many = (blended(*cut_strips(rows, n), frame, 1, cut[1], 1, result) for n in (1, across))
+    assert one.tobytes() == many.tobytes()
 
 
 @given(st.integers(1, 40), st.integers(1, 4), st.data())
@@ -86,27 +101,27 @@ def test_feathers_of_neighbours_sum_to_one(size, ratio, data):
     assert (left[: size * ratio - n] == 1).all() and (right[n:] == 1).all()
 
 
-def test_a_skipped_tile_row_leaves_later_strips_alone():
-    frame, size, overlap = (40, 10), 10, 2
-    plan = plan_tiles(frame, size, overlap)
-    scene = np.random.default_rng(0).normal(size=(1, 60, 30)).astype(np.float32)
-    wanted = len(plan) - 2
-    rows_to_run = tile_rows_needed([wanted], overlap)
-    assert rows_to_run == [wanted - 1, wanted]
-    blender = StripBlender(plan, frame, 1, 1, overlap)
-    for index in rows_to_run:
-        tiles = plan[index]
-        arrays = [scene[:, t.row : t.row + size, t.col : t.col + size] for t in tiles]
-        first, rows = blender.add_row(tiles, arrays)
-    np.testing.assert_allclose(rows, scene[:, first : first + rows.shape[1], :10], rtol=2e-6)
-    assert tile_rows_needed([0, 3], 0) == [0, 3]
-    assert tile_rows_needed([0, 3], 2) == [0, 2, 3]
+@pytest.mark.parametrize("across", [1, 3])
+def test_skipped_strips_leave_later_ones_alone(across):
+    frame, size, overlap = (40, 26), 10, 2
+    strips, across = cut_strips(plan_tiles(frame, size, overlap), across)
+    scene = np.random.default_rng(0).normal(size=(1, 60, 60)).astype(np.float32)
+    blender = StripBlender(strips, frame, 1, 1, overlap, across=across)
+    wanted = len(strips) - 2
+    needed = strips_needed([wanted], across, overlap)
+    assert needed == ([wanted - 1, wanted] if across == 1 else [wanted - 4, wanted - 3, wanted - 1, wanted])
+    for index in needed:
+        arrays = [scene[:, t.row : t.row + size, t.col : t.col + size] for t in strips[index]]
+        row, col, values = blender.add(index, arrays)
+    expected = scene[:, row : row + values.shape[1], col : col + values.shape[2]]
+    np.testing.assert_allclose(values, expected, rtol=2e-6)
+    assert strips_needed([0, 3], 1, 0) == [0, 3]
+    assert strips_needed([0, 3], 1, 2) == [0, 2, 3]
 
 
 def test_skipped_tiles_are_zero():
-    plan = plan_tiles((4, 8), 4)
-    _, rows = StripBlender(plan, (4, 8), 1, 1).add_row(plan[0], [None, np.ones((1, 4, 4))])
-    assert rows[0, :, :4].max() == 0 and rows[0, :, 4:].min() == 1
+    _, _, values = StripBlender(plan_tiles((4, 8), 4), (4, 8), 1, 1).add(0, [None, np.ones((1, 4, 4))])
+    assert values[0, :, :4].max() == 0 and values[0, :, 4:].min() == 1
 
 
 def test_even_tiles_waste_little():

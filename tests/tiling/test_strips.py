@@ -268,7 +268,10 @@ class Collector:
     def __init__(self):
         self.strips = []
 
-    def write_encoded(self, row, rows):
+    def spans(self, starts):
+        return [(0, 700)]
+
+    def write_encoded(self, row, rows, left):
         assert row == sum(strip.shape[1] for strip in self.strips)
         self.strips.append(rows)
 

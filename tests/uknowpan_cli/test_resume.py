@@ -90,7 +90,7 @@ def test_order_of_tiles_does_not_show(
     pair, mixed = make_pair(ms_shape=(40, 36), noise=40), tmp_path / "mixed.tif"
     sharpen(pair, "--tile", 32)
     seen: list[Tile] = []
-    sharpen_rows, rows_needed = sharpening.sharpen_rows, sharpening.tile_rows_needed
+    sharpen_rows, rows_needed = sharpening.sharpen_rows, sharpening.strips_needed
     chance = random.Random(5)
 
     def shuffled(items: Iterable) -> list:
@@ -105,7 +105,7 @@ def test_order_of_tiles_does_not_show(
             yield TileRow(*([part[k] for k in back] for part in (row.hrms, row.valid, row.sigma)))
 
     monkeypatch.setattr(sharpening, "sharpen_rows", permuted)
-    monkeypatch.setattr(sharpening, "tile_rows_needed", lambda *arguments: shuffled(rows_needed(*arguments)))
+    monkeypatch.setattr(sharpening, "strips_needed", lambda *arguments: shuffled(rows_needed(*arguments)))
     sharpen(pair, "--tile", 32, output=mixed)
     assert seen != sorted(seen, key=lambda tile: (tile.row, tile.col))
     assert read(tmp_path / "out.tif").tobytes() == read(mixed).tobytes()
