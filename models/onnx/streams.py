@@ -1,7 +1,7 @@
 """The student of two streams as a graph: `uknowpan.models.streams` at the last timestep, where x_t is zeros.
 
-The bands of one image are the first axis, of any length. The sine and cosine of the time are constants. Depth and
-space are exchanged by turning, which ONNX Runtime does faster than its own operator for that.
+The bands of one image are the first axis, of any length. The sine and cosine of the time are constants. Depth becomes
+space, and space depth, by convolutions that move pixels: ONNX Runtime does them faster than its operators for that.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ class _Network(Graph):
     def silu(self, x: str) -> str:
         return self("Mul", x, self("Sigmoid", x))
 
-    def norm(self, x: str, name: str) -> str:
-        """`uknowpan.models.network.PixelNorm`."""
-        weight, bias = (part.reshape(1, -1, 1, 1) for part in self.take(name))
-        centred = self("Sub", x, self("ReduceMean", x, np.array([1])))
-        variance = self("ReduceMean", self("Mul", centred, centred), np.array([1]))
-        y = self("Div", centred, self("Sqrt", self("Add", variance, np.array(1e-5))))
-        return self("Add", self("Mul", y, weight), bias)
+    def norm(self, x: str, name: str, centred: bool = False) -> str:
+        """`uknowpan.models.network.PixelNorm`; centred: the mean over the channels of x is 0."""
+        weight, bias = self.take(name)
+        if not centred:
+            x = self("Sub", x, self("ReduceMean", x, np.array([1])))
+        power = self("ReduceSumSquare", x, np.array([1]))
+        y = self("Div", x, self("Sqrt", self("Add", power, np.array(len(weight) * 1e-5))))
+        scale = weight * math.sqrt(len(weight) * (1 + 1e-5))  # the operator's own epsilon
+        return self("BatchNormalization", y, scale, bias, 0 * bias, 0 * bias + 1)
 
     def compress(self, x: str) -> str:
         """`uknowpan.models.network.compress`."""
@@ -71,13 +73,9 @@ class _Network(Graph):
     def mean_of_cells(self, x: str) -> str:
         return self("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
 
-    def to_space(self, x: str, channels: int, size: str) -> str:
-        """(N, 4 channels, h, w) -> (N, channels, 2 h, 2 w), `size` being (2 h, 2 w)."""
-        y = self("Reshape", x, np.array([0, 2 * channels, 2, -1]))
-        y = self("Transpose", y, perm=[0, 1, 3, 2])
-        lines = self("Concat", np.array([-1, 2]), self("Div", size, np.array([2, 1])), axis=0)
-        y = self("Transpose", self("Reshape", y, lines), perm=[0, 2, 1, 3])
-        return self("Reshape", y, self("Concat", np.array([-1, channels]), size, axis=0))
+    def to_space(self, x: str, weight: Array) -> str:
+        """(N, K, h, w) -> (N, F, 2 h, 2 w) by weights (K, F, 2, 2): each pixel becomes four."""
+        return self("ConvTranspose", x, weight, kernel_shape=[2, 2], strides=[2, 2])
 
     def block(self, x: str, name: str, embedding: str, other: str) -> str:
         """`uknowpan.models.streams.StreamBlock`."""
@@ -102,7 +100,6 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig) -> bytes:
         KeyError, ValueError: the weights are not those of the config.
     """
     net = _Network(weights)
-    size = net("Shape", "band", start=2)
     embedding = _embedding(net, config)
     weight, bias = net.take("pan_in", config.pan_width)
     fine = net.silu(net.conv(_grid(net, "pan"), _of_grid(weight, PAN_FEATURES), bias))
@@ -114,10 +111,8 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig) -> bytes:
         trunk = net.block(trunk, f"trunk_blocks.{k}", embedding, mean)
     for k in range(config.band_blocks):
         y = net.block(y, f"band_blocks.{k}", embedding, trunk)
-    up = net("Add", net.conv(y, *net.take("band_up")), net.conv(trunk, *net.take("trunk_up")))
-    up = net.to_space(up, config.head_width, net("Div", size, np.array([2, 2])))
-    head = net.silu(net.norm(net("Add", up, net.conv(fine, *net.take("pan_out", config.head_width))), "norm_out"))
-    _mixed(net, head, size)
+    head = net.silu(net.norm(_joined(net, y, trunk, fine, config.head_width), "norm_out", centred=True))
+    _mixed(net, head)
     if net.unused:
         raise ValueError(f"there is no place for {next(iter(net.unused))}")
     band: list[int | str] = ["bands", 1, "rows", "columns"]
@@ -159,13 +154,32 @@ def _of_grid(weight: Array, channels: int) -> Array:
     return own.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _mixed(net: _Network, head: str, size: str) -> None:
-    """The outputs: band features in the proportions of the maps, and log sigma."""
+def _joined(net: _Network, y: str, trunk: str, fine: str, width: int) -> str:
+    """(C, head, H / 2, W / 2) the sum of the streams on the 2 x 2 grid, less its mean over the channels."""
+    up, shared = (net.take(name, 4 * width) for name in ("band_up", "trunk_up"))
+    own, own_bias = (x - x.mean(0) for x in net.take("pan_out", width))
+    up_weight, weight, bias = (x.reshape(width, 4, -1) for x in (up[0], shared[0], up[1] + shared[1]))
+    up_weight, weight, bias = (x - x.mean(0) for x in (up_weight, weight, bias))
+    places = weight.swapaxes(0, 1).reshape(4 * width, -1, 1, 1)  # in the order of DepthToSpace
+    trunk = net("DepthToSpace", net.conv(trunk, places, bias[:, :, 0].T.reshape(-1)), blocksize=2)
+    y = net.to_space(y, up_weight.transpose(2, 0, 1).reshape(-1, width, 2, 2))
+    return net("Add", y, net("Add", trunk, net.conv(fine, own, own_bias)))
+
+
+def _mixed(net: _Network, head: str) -> None:
+    """The outputs: band features in the proportions of the maps, and log sigma.
+
+    A map and its feature meet on the 2 x 2 grid; correction and log sigma meet ones there.
+    """
     order = [*range(INJECTIONS), MISSING, CORRECTION, LOG_SIGMA]
+    features = [*range(INJECTIONS), BACK_PROJECTION]
     weight, bias = (x.reshape(MAPS, 4, *x.shape[1:])[order].reshape(-1, *x.shape[1:]) for x in net.take("out"))
-    maps = net.to_space(net.conv(head, weight, bias), len(order), size)
-    injections, missing, correction, log_sigma = net.split(maps, [INJECTIONS, 1, 1, 1])
-    details, _, projected = net.split("band", [INJECTIONS, BACK_PROJECTION - INJECTIONS, 1])
-    mixed = net("ReduceSum", net("Mul", injections, details), np.array([1]))
-    net.many("Add", [mixed, net("Add", net("Mul", missing, projected), correction)], ["x0"])
-    net.many("Clip", [log_sigma, np.array(-8.0), np.array(6.0)], ["log_sigma"])
+    places = np.zeros((len(order), 4, BAND_FEATURES, 4), np.float32)
+    places[range(len(features)), :, features] = np.eye(4)
+    ones = np.repeat(np.arange(len(order)) >= len(features), 4)
+    grid = net.conv("band", places.reshape(-1, BAND_FEATURES, 2, 2), ones.astype(np.float32), stride=2)
+    sums = np.zeros((len(order), 4, 2, 4), np.float32)
+    sums[:-1, :, 0], sums[-1, :, 1] = np.eye(4), np.eye(4)
+    both = net.to_space(net("Mul", net.conv(head, weight, bias), grid), sums.reshape(-1, 2, 2, 2))
+    net.many("Split", [both, np.array([1, 1])], ["x0", "raw"], axis=1)
+    net.many("Clip", ["raw", np.array(-8.0), np.array(6.0)], ["log_sigma"])
