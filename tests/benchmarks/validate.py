@@ -90,6 +90,14 @@ def unseen_degradations(ratio: int) -> dict[str, Degradation]:
     }
 
 
+def seen_degradations(scene: Scene, ratio: int) -> dict[str, Degradation]:
+    """Those of a scene by kernels that training draws; one for a truth as sharp as its PAN."""
+    bands = len(scene.gt)
+    if scene.name.endswith(SHARP):
+        return {"MTF 0.30, nested": Degradation(ratio, "gaussian", (0.30,) * bands)}
+    return degradations(ratio, bands)
+
+
 def ratio_of(scene: Scene) -> int:
     """Ratio at which a scene is degraded."""
     return 2 if scene.sensor.startswith(COARSE_PAN) and not scene.name.endswith(SHARP) else 4
@@ -154,10 +162,8 @@ def measure(
             for sharpener in methods.values():
                 set_softness(sharpener, known if softness == "own" else float(softness))
         soft_pan = degrade(pan[None], 1, known, (0.0, 0.0))[0]
-        every = degradations(ratio, len(gt)) | unseen_degradations(ratio)
-        if scene.name.endswith(SHARP):
-            every = {"MTF 0.30, nested": Degradation(ratio, "gaussian", (0.30,) * len(gt))}
-        for name, degradation in every.items():
+        unseen = {} if scene.name.endswith(SHARP) else unseen_degradations(ratio)
+        for name, degradation in (seen_degradations(scene, ratio) | unseen).items():
             ms = degrade_truth(gt, degradation)
             scores = {m: score(s, pan, ms, gt, ratio) for m, s in methods.items()}
             for m in CLASSICAL_METHODS if blur_pan else ():
@@ -246,7 +252,7 @@ def stamp(model: str, target: str, seen: Sequence[Row], unseen: Sequence[Row], s
         ratio = ratio_of(scene)
         gt, pan = prepare(scene, ratio)
         set_softness(sharpener, softness_of(scene, ratio))
-        for degradation in degradations(ratio, len(gt)).values():
+        for degradation in seen_degradations(scene, ratio).values():
             done = sharpen_array(sharpener, pan, degrade_truth(gt, degradation))
             assert done.sigma is not None
             relative = ((done.hrms - gt).abs() / done.sigma)[..., BORDER:-BORDER, BORDER:-BORDER]
