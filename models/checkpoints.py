@@ -192,10 +192,14 @@ def build_network(card: Card, held: tuple[int, int] | None = None) -> nn.Module:
 def save_checkpoint(path: str | Path, model: nn.Module, card: Card) -> None:
     """Write weights and card to a temporary file beside the target, then rename it."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
     with Scratch(path) as scratch:
-        scratch.path.write_bytes(_serialised(weights, metadata))
+        scratch.path.write_bytes(_serialised(weights, metadata_of(card)))
         scratch.publish()
+
+
+def metadata_of(card: Card) -> dict[str, str]:
+    """The metadata of a file that holds the model of a card."""
+    return {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
 
 
 def _serialised(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -150,13 +150,15 @@ def is_valid(values: AnyArray, nodata: float | None) -> BoolArray:
     return valid
 
 
-def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False) -> None:
-    """Refuse early what would fail late. Raises OutputError, OutputExists."""
+def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool | None = False) -> None:
+    """Refuse early what would fail late; overwrite None: the command cannot. Raises OutputError, OutputExists."""
     target = Path(path)
     if not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path):
         raise OutputError(f"The name {path!a} is not UTF-8; choose another one.")
     if path.startswith("/vsi") or "://" in path:
         raise OutputError(f"{path} is no local file; write to a local one and copy it.")
+    if path == "-":
+        raise OutputError("- is no file, and results do not go to stdout; name a file.")
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise OutputError(f"The name {target.name} is too long; choose one of at most {_LONGEST_NAME} bytes.")
     if target.is_dir():
@@ -173,7 +175,8 @@ def check_output(path: str, inputs: Sequence[str] = (), overwrite: bool = False)
             if os.path.realpath(path) == os.path.realpath(name) or os.path.samefile(path, name):
                 raise OutputError(f"The output {path} is one of the inputs; name another file.")
     if target.exists() and not overwrite:
-        raise OutputExists(f"{path} exists and is kept; use --overwrite or another name.")
+        way_out = "choose" if overwrite is None else "use --overwrite or"
+        raise OutputExists(f"{path} exists and is kept; {way_out} another name.")
 
 
 class SceneWriter(AbstractContextManager["SceneWriter"]):

@@ -23,21 +23,27 @@ OTHERS = frozenset(
 """Suffixes of other formats than GeoTIFF."""
 
 
+HDF5 = (".h5", ".hdf5", ".hdf")
+
+
+def check_suffix(option: str, path: str | os.PathLike[str], kind: str, *suffixes: str) -> None:
+    """Refuse an output whose name promises another format than `kind`. Raises UsageError."""
+    if os.path.splitext(path)[1].lower() not in suffixes:
+        raise UsageError(f"{option} {path}: {kind} is written; name it {suffixes[0]}.")
+
+
 def check_suffixes(named: Mapping[str, str]) -> None:
-    """Refuse outputs (option -> path) whose name promises another format. Raises UsageError."""
+    """Refuse outputs of `sharpen` (option -> path) whose name promises another format. Raises UsageError."""
     for option, path in named.items():
-        suffix = os.path.splitext(path)[1].lower()
         if option == "--preview":
-            if suffix not in ("", ".png"):
-                raise UsageError(f"{option} {path}: a PNG is written; name it .png.")
+            check_suffix(option, path, "a PNG", ".png", "")
         elif option == "--stac":
-            if suffix not in (".json", ".geojson"):
-                raise UsageError(f"{option} {path}: a STAC item is JSON; name it .json.")
-        elif suffix in OTHERS:
+            check_suffix(option, path, "a STAC item, which is JSON,", ".json", ".geojson")
+        elif os.path.splitext(path)[1].lower() in OTHERS:
             raise UsageError(f"{option} {path}: a GeoTIFF is written; name it .tif, and convert it: gdal_translate.")
 
 
-def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool) -> None:
+def check_outputs(named: Mapping[str, str | None], inputs: Sequence[str], overwrite: bool | None) -> None:
     """Refuse outputs (option -> path) that are inputs, exist, cannot be made or share one name."""
     inputs = [*inputs, *files_behind(inputs)]
     seen: dict[str, str] = {}

@@ -175,7 +175,7 @@ def write_field(pair: ScenePair, field: Registration, path: str) -> None:
     from uknowpan.pictures import quiver, write_png
 
     picture = str(Path(path).with_suffix(".png"))
-    check_outputs({"--displacement": path, "its picture": picture}, pair.inputs, overwrite=False)
+    check_outputs({"--displacement": path, "its picture": picture}, pair.inputs, overwrite=None)
     ratio, (height, width) = pair.ratio, pair.frame_shape
     corner = Affine.translation(-pair.offset[1], -pair.offset[0]) * Affine.scale(ratio)
     bands: list[int | None] = list(range(pair.bands)) if field.own_bands else [None]

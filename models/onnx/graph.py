@@ -86,7 +86,12 @@ class Graph:
         self.many("Split", [x, np.array(sizes)], names, axis=1)
         return names
 
-    def model(self, inputs: Mapping[str, Sequence[int | str]], outputs: Mapping[str, Sequence[int | str]]) -> bytes:
+    def model(
+        self,
+        inputs: Mapping[str, Sequence[int | str]],
+        outputs: Mapping[str, Sequence[int | str]],
+        metadata: Mapping[str, str],
+    ) -> bytes:
         """The whole file; sizes of its inputs and outputs are numbers, or names where they are free."""
 
         def declared(name: str, shape: Sequence[int | str]) -> bytes:
@@ -101,4 +106,10 @@ class Graph:
             + _field(11, *(declared(*entry) for entry in inputs.items()))
             + _field(12, *(declared(*entry) for entry in outputs.items()))
         )
-        return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(1, "") + _field(2, OPSET))
+        entries = (_field(1, key) + _field(2, value) for key, value in metadata.items())
+        return (
+            _field(1, IR_VERSION)
+            + _field(7, graph)
+            + _field(8, _field(1, "") + _field(2, OPSET))
+            + _field(14, *entries)
+        )

@@ -1,11 +1,20 @@
 """The student as a sharpener that ONNX Runtime runs, on the CPU and in one step."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uknowpan.errors import ModelError
-from uknowpan.models.checkpoints import Card, config_of, find_checkpoint, read_card, read_weights, sha256
+from uknowpan.models.checkpoints import (
+    Card,
+    config_of,
+    find_checkpoint,
+    metadata_of,
+    read_card,
+    read_weights,
+    sha256,
+)
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import StreamsConfig
 from uknowpan.models.geometry import Origins
@@ -85,9 +94,7 @@ def load_student(
     except ImportError as error:
         raise ModelError("--engine onnx needs ONNX Runtime; `pip install onnxruntime` brings it.") from error
     path = find_checkpoint(model)
-    card = read_card(path)
-    if card.architecture != SERVED:
-        raise ModelMismatch(f"--engine onnx runs {SERVED}, and model {card.name} is {card.architecture}; take torch.")
+    card, graph = student_file(path)
     if (card.steps if steps is None else steps) != 1:
         raise ModelMismatch(f"--engine onnx takes one step, not {steps or card.steps}; use --engine torch.")
     options = onnxruntime.SessionOptions()
@@ -95,11 +102,30 @@ def load_student(
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves busy machines
     try:
-        config = config_of(StreamsConfig, card.config)
-        graph = student_graph(read_weights(path), config)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except ModelError:
-        raise
     except Exception as error:  # the runtime's errors have no base of their own
-        raise CheckpointError(f"the weights in {path} do not fit its card: {str(error).splitlines()[0]}") from error
-    return OnnxSharpener(session, card, config, softness, sha256(path))
+        raise _misfit(path, error) from error
+    return OnnxSharpener(session, card, config_of(StreamsConfig, card.config), softness, sha256(path))
+
+
+def student_file(path: Path) -> tuple[Card, bytes]:
+    """The card of a checkpoint and its ONNX file, see `student_graph`; the metadata are those of the checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        ModelMismatch: it has no graph.
+    """
+    card = read_card(path)
+    if card.architecture != SERVED:
+        raise ModelMismatch(
+            f"model {card.name} is {card.architecture}, and only {SERVED} has a graph of ONNX; take --engine torch"
+        )
+    weights = read_weights(path)
+    try:
+        return card, student_graph(weights, config_of(StreamsConfig, card.config), metadata_of(card))
+    except (KeyError, ValueError) as error:
+        raise _misfit(path, error) from error
+
+
+def _misfit(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"the weights in {path} do not fit its card: {str(error).splitlines()[0]}")

@@ -85,12 +85,13 @@ class _Network(Graph):
         return self("Add", x, self.conv(self.silu(y), *self.take(f"{name}.second")))
 
 
-def student_graph(weights: Mapping[str, Array], config: StreamsConfig) -> bytes:
+def student_graph(weights: Mapping[str, Array], config: StreamsConfig, metadata: Mapping[str, str]) -> bytes:
     """The ONNX file of a student.
 
     Args:
         weights: those of the checkpoint, by name.
         config: the card's.
+        metadata: entries of the file, by name.
 
     Returns:
         A model of band (C, 7, H, W), pan (1, 3, H, W) and scene (1, S), H and W multiples of 4, that gives x0 and
@@ -123,6 +124,7 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig) -> bytes:
             "scene": [1, config.scene_features],
         },
         {"x0": band, "log_sigma": band},
+        metadata,
     )
 
 

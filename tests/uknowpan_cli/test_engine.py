@@ -1,14 +1,18 @@
 """`--engine`: who runs the network, and an installation without PyTorch."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import rasterio
 import torch
 from running import MakePair, Run, read, spawn, write_tiny_model
 
 from uknowpan import loading
+from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.options import SharpenOptions
 
 WITHOUT_TORCH = """
@@ -77,3 +81,21 @@ def test_who_runs_the_network_by_default(tmp_path: Path, monkeypatch: pytest.Mon
     assert (engine(), engine(device="cuda"), engine(device="cpu")) == ("torch", "torch", "onnx")
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     assert engine(device="cpu") == "torch"
+
+
+def test_an_exported_model_gives_the_sharpeners_pixels(uknowpan: Run, tmp_path: Path) -> None:
+    file, tiny = tmp_path / "student.onnx", write_tiny_model(tmp_path / "tiny.safetensors")
+    words = ("models", "export")
+    assert uknowpan(*words, "generic", "-o", file).stdout == f"{file}\n"
+    sharpener: Any = load_sharpener(None, engine="onnx")
+    rng = np.random.default_rng(0)
+    pan, ms = rng.random((1, 64, 64), np.float32), rng.random((3, 16, 16), np.float32)
+    expected = sharpen_array(sharpener, pan, ms).hrms
+    sharpener.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert np.abs(sharpen_array(sharpener, pan, ms).hrms - expected).max() < 1e-5
+    metadata = sharpener.session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["card"])["name"] == "generic"
+    uknowpan(*words, "generic", "-o", file).fails(4, "--overwrite")
+    assert uknowpan(*words, "generic", "-o", file, "--overwrite").code == 0
+    uknowpan(*words, "generic", "-o", tmp_path / "student.h5").fails(2, "name it .onnx")
+    uknowpan(*words, tiny, "-o", tmp_path / "tiny.onnx").fails(5, "fsa-s-lite, and only fsa-s-streams has a graph")

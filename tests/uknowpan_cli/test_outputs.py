@@ -128,3 +128,20 @@ def test_the_time_of_an_item_is_that_of_the_image(uknowpan, tmp_path):
     item = json.loads((tmp_path / "item.json").read_text())
     assert item["properties"]["datetime"] == "2020-04-11T15:46:27Z"
     assert [band["eo:common_name"] for band in item["assets"]["image"]["bands"]] == ["blue", "green", "red", "nir"]
+
+
+def test_names_that_promise_another_format(uknowpan, make_pair, tmp_path):
+    """HDF5 was written as x.tif, a page as x.txt, and a file named -."""
+    pair = make_pair(ms_shape=(16, 16))
+    scene = (pair.pan, *pair.ms)
+    uknowpan("simulate", *scene, "-o", tmp_path / "train.tif").fails(2, "HDF5 is written; name it .h5")
+    uknowpan("compare", *scene, "-o", tmp_path / "page.txt").fails(2, "a page of HTML is written; name it .html")
+    uknowpan("compare", *scene, "-o", tmp_path / "p.html", "--png", tmp_path / "p.jpg").fails(2, "name it .png")
+    uknowpan("sharpen", *scene, "-o", "-").fails(3, "results do not go to stdout")
+
+
+def test_a_displacement_that_is_there_is_kept(uknowpan, make_pair, tmp_path):
+    """`info` has no --overwrite, which its message advised."""
+    pair, file = make_pair(ms_shape=(48, 48), noise=40), tmp_path / "field.tif"
+    file.write_text("kept")
+    uknowpan("info", pair.pan, *pair.ms, "--displacement", file).fails(4, "is kept; choose another name")

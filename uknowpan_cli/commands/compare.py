@@ -41,7 +41,7 @@ def compare(
     from uknowpan.durable import write_text
     from uknowpan.evaluation.comparing import compare as run
     from uknowpan.evaluation.page import html_page, sheet
-    from uknowpan.files import check_outputs
+    from uknowpan.files import check_outputs, check_suffix
     from uknowpan.models.checkpoints import DEFAULT_MODEL
     from uknowpan.pictures import write_png
     from uknowpan.tiling import parse_band_spec
@@ -49,6 +49,9 @@ def compare(
     began = time.monotonic()
     inputs = [parse_band_spec(path)[0] for path in (pan, *ms)]
     named = {"--output": str(output), "--png": None if png is None else str(png)}
+    check_suffix("--output", output, "a page of HTML", ".html", ".htm")
+    if png is not None:
+        check_suffix("--png", png, "a PNG", ".png")
     check_outputs(named, [*inputs, *(models or [])], options.overwrite)
     with progress("compare", quiet, "methods") as shown:
         comparison = run(pan, ms, options, models or [DEFAULT_MODEL], lambda name, n, of: shown(n, of))

@@ -44,7 +44,7 @@ def distill_cache(
     """Write a teacher's answers to every training sample, so that training a student need not ask again."""
     with opt.guarded(-1 if quiet else verbose):
         check_full_scale(max_value)
-        from uknowpan.files import check_outputs
+        from uknowpan.files import HDF5, check_outputs, check_suffix
         from uknowpan.loading import choose_device
         from uknowpan.models.checkpoints import find_checkpoint
         from uknowpan.models.devices import tune_cpu
@@ -53,6 +53,7 @@ def distill_cache(
         from uknowpan.training.caching import CacheRun, cache_answers
 
         check_outputs({"--output": str(output)}, [str(data), teacher], overwrite)
+        check_suffix("--output", output, "HDF5", *HDF5)
         part = part_of(output)
         if part.exists() and not resume and not overwrite:
             raise OutputExists(f"An interrupted run left {part}; --resume goes on with it, --overwrite begins anew.")

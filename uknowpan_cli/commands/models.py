@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from uknowpan.commands import shared as opt
 from uknowpan.console import to_json
 
-models_app = typer.Typer(help="Checkpoints: list, show, verify.", no_args_is_help=True, add_completion=False)
+models_app = typer.Typer(help="Checkpoints: list, show, verify, export.", no_args_is_help=True, add_completion=False)
 
 SHORT = 300
 """Characters of an entry that are shown without `--full`."""
@@ -71,3 +72,30 @@ def verify(model: NameArgument, as_json: opt.JsonOption = False, verbose: opt.Ve
             typer.echo(json.dumps({"name": card.name, "sha256": digest, "parameters": count}))
         else:
             typer.echo(f"{digest}  {card.name}  {count} parameters")
+
+
+@models_app.command()
+def export(
+    model: NameArgument,
+    output: Annotated[Path, typer.Option("--output", "--out", "-o", metavar="FILE", help="ONNX file to write.")],
+    overwrite: opt.OverwriteOption = False,
+    verbose: opt.VerboseOption = 0,
+) -> None:
+    """Write the bundled model, or one like it, as an ONNX file with its card as metadata.
+
+    Inputs are the features of uknowpan.models.features, outputs are x0 and log_sigma.
+    """
+    with opt.guarded(verbose):
+        from uknowpan.durable import Scratch
+        from uknowpan.files import check_outputs, check_suffix
+        from uknowpan.models.checkpoints import find_checkpoint
+        from uknowpan.models.onnx.sharpener import student_file
+
+        path = find_checkpoint(model)
+        check_suffix("--output", output, "an ONNX file", ".onnx")
+        check_outputs({"--output": str(output)}, [str(path)], overwrite)
+        _, content = student_file(path)
+        with Scratch(output) as scratch:
+            scratch.path.write_bytes(content)
+            scratch.publish()
+        typer.echo(output)

@@ -26,10 +26,11 @@ def pack(
     """
     with opt.guarded(-1 if quiet else verbose):
         from uknowpan.datasets.pack import pack_scenes, read_recipe
-        from uknowpan.files import check_outputs
+        from uknowpan.files import HDF5, check_outputs, check_suffix
 
         files = [str(root / name) for scene in read_recipe(recipe) for name in scene.files]
         check_outputs({"--output": str(output)}, [str(recipe), *files], overwrite)
+        check_suffix("--output", output, "HDF5", *HDF5)
         for line in pack_scenes(recipe, root, output):
             if not quiet:
                 typer.echo(line, err=True)

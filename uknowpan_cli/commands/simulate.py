@@ -61,11 +61,13 @@ def simulate(
         raise InputError(f"-o: {output} is a folder; name a file in it.")
 
     from uknowpan.datasets.simulate import SceneFiles, simulate_files, simulate_sample, split_paths
-    from uknowpan.files import check_outputs
+    from uknowpan.files import HDF5, check_outputs, check_suffix
     from uknowpan.tiling import parse_band_spec
 
     if sample:
         output.mkdir(parents=True, exist_ok=True)
+    else:
+        check_suffix("-o", output, "HDF5", *HDF5)
     inputs = [parse_band_spec(spec)[0] for files in (*pairs, *alone) for spec in files]
     paths = split_paths(output / "train.h5") if sample else split_paths(output, options.split)
     check_outputs({name: str(path) for name, path in paths.items()}, inputs, overwrite)
