@@ -85,11 +85,11 @@ class NetworkSharpener(CardedSharpener):
         return torch.autocast(torch.device(self.device).type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
-        """Denoise windows that reach `halo` PAN pixels beyond their cores."""
+        """Denoise windows that reach `halo` PAN pixels beyond their cores; of the cores alone."""
         with self._precision():
-            return self._ddim(self.model, condition, self._noise(condition, origins, halo))
+            return self._ddim(self.model, condition, self._noise(condition, origins, halo)).shrink(halo)
 
-    def _ddim(self, denoiser: Denoiser, condition: Condition, noise: Tensor | None) -> Denoised:
+    def _ddim(self, denoiser: Denoiser, condition: Condition, noise: Tensor) -> Denoised:
         """DDIM as the card declares it."""
         return ddim_sample(
             denoiser,
@@ -107,10 +107,8 @@ class NetworkSharpener(CardedSharpener):
         """(1, C, 1, 1) the unit of x0."""
         return torch.tensor(self.card.residual_std, device=self.device).view(1, -1, 1, 1)
 
-    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor | None:
+    def _noise(self, condition: Condition, origins: Origins, halo: int) -> Tensor:
         bands, height, width = condition.lms.shape[1:]
-        if self.steps == 1 and getattr(self.model, "starts_from_zeros", False):
-            return None
         return torch.stack(
             [position_noise(self.seed, r - halo, c - halo, height, width, bands, self.device) for r, c in origins]
         )
@@ -118,10 +116,10 @@ class NetworkSharpener(CardedSharpener):
     def _run(self, condition: Condition, origins: Origins, halo: int, scale: Tensor) -> Sharpened:
         """hrms = lms + scale x0, without the halo; `scale` (1, C, 1, 1) is one unit of x0."""
         answer = self._sample(condition, origins, halo)
-        hrms = crop(condition.lms + scale * answer.x0, halo)
+        hrms = crop(condition.lms, halo) + scale * answer.x0
         if answer.log_sigma is None:
             return Sharpened(hrms)
-        return Sharpened(hrms, crop(answer.log_sigma, halo).exp() * scale * self.card.sigma_scale)
+        return Sharpened(hrms, answer.log_sigma.exp() * scale * self.card.sigma_scale)
 
     def provenance(self) -> dict[str, str]:
         return {
@@ -156,6 +154,13 @@ class StudentSharpener(StudentWindows, NetworkSharpener):
             pan, ms = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in (pan, ms))
         condition = self.condition(pan, ms, statistics, origins, offset).map(torch.as_tensor)
         return self._run(condition, origins, self.halo, self.unit(statistics, condition.pan))
+
+    def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
+        if self.steps > 1 or not getattr(self.model, "starts_from_zeros", False):
+            return super()._sample(condition, origins, halo)
+        with self._precision():
+            answer: Denoised = self.model.at_end(condition, halo)
+        return answer
 
     def sharpen_images(
         self, images: PatchBatch, statistics: SceneStatistics | None = None, offset: float = 0.0
@@ -262,7 +267,7 @@ class OnePassSharpener(UNetSharpener):
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         with self._precision():
             answer: Denoised = self.model(None, None, condition)
-        return answer
+        return answer.shrink(halo)
 
     def provenance(self) -> dict[str, str]:
         return {k: v for k, v in super().provenance().items() if k != "SEED"}

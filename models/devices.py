@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _DRIVEN = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 """Devices in /dev of NVIDIA's drivers (nvhost, nvgpu: Jetson), AMD's, and of Windows beneath a Linux."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 
 
 def thread_count(threads: int | None = None) -> int:
@@ -66,8 +66,15 @@ def tune_cpu(threads: int | None = None) -> int:
     return count
 
 
+def share_cores(threads: int) -> None:
+    """Let PyTorch, where it is in use, take so many threads for the work of the calling one."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
 def keep_memory() -> None:
-    """Keep freed memory in the process.
+    """Keep freed memory in the process, in one arena for all threads.
 
     By default glibc returns every freed large array to the system; fetching the pages anew took five times as long
     as an element-wise operation.
@@ -76,6 +83,7 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_ARENA_MAX, 1)  # others return large blocks
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
 

@@ -97,7 +97,7 @@ def add_noise(schedule: NoiseSchedule, x0: Tensor, t: Tensor, noise: Tensor) -> 
 
 def ddim_sample(
     denoise: Denoiser,
-    x_t: Tensor | None,
+    x_t: Tensor,
     timesteps: Sequence[int],
     schedule: NoiseSchedule,
     condition: Condition,
@@ -110,7 +110,7 @@ def ddim_sample(
 
     Args:
         denoise: network (x_t, t, condition) -> `Denoised`.
-        x_t: (B, C, H, W) standard normal noise; None for one step of a network that starts from zeros.
+        x_t: (B, C, H, W) standard normal noise.
         timesteps: falling; the last evaluation's x0 is the answer.
         schedule: the noise schedule.
         condition: of the scene.
@@ -125,17 +125,16 @@ def ddim_sample(
         The network's output at the last step.
     """
     from_zeros = getattr(denoise, "starts_from_zeros", False)
-    like = condition.lms if x_t is None else x_t
     result = None
     for i, step in enumerate(timesteps):
-        t = torch.full((len(like),), step, dtype=torch.int64, device=like.device)
+        t = torch.full((len(x_t),), step, dtype=torch.int64, device=x_t.device)
         fed = torch.full_like(t, len(timesteps) - 1 - i) if respaced_time_index else t
         result = denoise(None if from_zeros and step == len(schedule) - 1 else x_t, fed, condition)
         if self_conditioning:
             condition = replace(condition, self_cond=result.x0)
         if clamped_unit is not None:
             result = replace(result, x0=(condition.lms + clamped_unit * result.x0).clamp(0, 1) / clamped_unit)
-        if x_t is not None and i + 1 < len(timesteps):
+        if i + 1 < len(timesteps):
             noise = (x_t - schedule.signal(t) * result.x0) / schedule.noise(t)
             after = torch.full_like(t, timesteps[i + 1])
             x_t = add_noise(schedule, result.x0, after, noise)

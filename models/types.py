@@ -104,6 +104,14 @@ class Denoised:
     emphasis: Tensor | None = None
     """(B, C, H, W) factor of the error of x0 in training: small timesteps count like large ones; None: 1."""
 
+    def shrink(self, border: int) -> Denoised:
+        """The same, x0 and log sigma without `border` PAN pixels on every side."""
+        inner = slice(border, -border or None)
+        sigma = self.log_sigma
+        return replace(
+            self, x0=self.x0[..., inner, inner], log_sigma=None if sigma is None else sigma[..., inner, inner]
+        )
+
 
 @dataclass(frozen=True)
 class PatchBatch(Bundle):

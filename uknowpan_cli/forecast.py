@@ -100,7 +100,7 @@ def estimate(scene: Scene) -> Forecast:
     except (OSError, OutputError) as error:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
-    memory = scene.tile_bytes * min(scene.batch_size, plan.count) + scene.bytes_across
+    memory = scene.tile_bytes * min(scene.batch_size * scene.workers, plan.count) + scene.bytes_across
     memory += scene.area(plan.strips[0]) * pair.bands * BYTES_OF_STRIP
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize

@@ -31,6 +31,9 @@ BYTES_OF_STRIP = 16
 STRIP_WIDTH = 8192
 """PAN columns of a strip, about; memory follows them, not the width of a scene."""
 
+MOST_WORKERS = 4
+"""Tiles that a CPU sharpens at once; each takes memory."""
+
 DRY_WINDOWS = 3
 """Number of samples where nothing is sharpened."""
 
@@ -73,11 +76,17 @@ class Scene:
         return window * self.pair.bands * self.sharpener.floats_per_pixel * 4
 
     @property
+    def workers(self) -> int:
+        """Batches that are sharpened side by side. Two tiles on a core each take less time than one on two cores."""
+        if self.sharpener.device != "cpu" or not self.sharpener.local:
+            return 1
+        return min(thread_count(self.options.num_threads), self.plan.count, MOST_WORKERS)
+
+    @property
     def overlapped(self) -> bool:
-        """Blend, encode and keep in a thread, and fetch results a batch late: a device, or another core, computes
-        meanwhile. Networks on a CPU have all cores at work."""
-        spare = self.options.method is not None and thread_count(self.options.num_threads) > 1
-        return spare or self.sharpener.device != "cpu"
+        """Read, blend, encode and keep in threads, and fetch results late: a device, or another core, computes
+        meanwhile."""
+        return self.sharpener.device != "cpu" or thread_count(self.options.num_threads) > 1
 
     @property
     def layers(self) -> dict[str, str]:

@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +28,7 @@ from uknowpan.models.registration.field import Registration
 from uknowpan.models.sharpeners import Pixels, Sharpened
 from uknowpan.scenes import Scene, creation_of, plan_scene
 from uknowpan.surveying import Progress, SceneScale, no_progress, remember, remembered
+from uknowpan.threads import Background, launched_ahead, prefetched, side_by_side
 from uknowpan.tiling import (
     Grid,
     InputUnreadable,
@@ -154,15 +154,6 @@ def _core(x: Array, margin: int) -> Array:
     return x[..., margin:-margin, margin:-margin] if margin else x
 
 
-def _prefetched(iterator: Iterator[T]) -> Iterator[T]:
-    """Read the next item in a thread while the present one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, iterator, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, iterator, None)
-            yield item
-
-
 @dataclass
 class TileRow:
     """One row of tiles, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
@@ -194,22 +185,21 @@ def sharpen_rows(
             first += 1
             yield done.popleft()
 
-    late: tuple[_Batch, _Fetched] | None = None  # computed while the next one is launched
-    for batch in _prefetched(_batches(scene, rows)):
+    def sharpened(batch: _Batch) -> _Fetched:
         tiles = [rows[r][i] for r, i, _ in batch.items]
         places = [((top + tile.row) * ratio, (left + tile.col) * ratio) for tile in tiles]
-        sharpened = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
+        answer = scene.sharpener.sharpen(batch.pan, batch.ms, scene.survey.statistics, places)
         if "uncertainty" not in scene.layers:
-            sharpened = replace(sharpened, sigma=None)
-        fetched = _Fetched(sharpened, scene.survey.scale.ms)
-        if late is not None:
-            yield from keep(*late)
-        late = (batch, fetched)
-        if not scene.overlapped:
-            yield from keep(*late)
-            late = None
-    if late is not None:
-        yield from keep(*late)
+            answer = replace(answer, sigma=None)
+        return _Fetched(answer, scene.survey.scale.ms)
+
+    batches = prefetched(_batches(scene, rows))
+    if scene.sharpener.device == "cpu":
+        results = side_by_side(sharpened, batches, scene.workers, thread_count(scene.options.num_threads))
+    else:
+        results = launched_ahead(sharpened, batches)
+    for batch, fetched in results:
+        yield from keep(batch, fetched)
     yield from done
 
 
@@ -233,31 +223,6 @@ def _place(scene: Scene, batch: _Batch, fetched: _Fetched, rows: deque[TileRow],
         row.hrms[i] = hrms[k]
         row.valid[i] = _core(arrays.valid[None] if arrays.band_valid is None else arrays.band_valid, rim)
         row.sigma[i] = None if sigma is None else sigma[k]
-
-
-class _Background:
-    """Does work in a thread, one piece late, or at once; an error in it comes with the next piece."""
-
-    def __init__(self, threaded: bool):
-        self._pool = ThreadPoolExecutor(1) if threaded else None
-        self._last: Future[None] | None = None
-
-    def do(self, work: Callable[..., None], *arguments: Any) -> None:
-        if self._pool is None:
-            work(*arguments)
-            return
-        if self._last is not None:
-            self._last.result()
-        self._last = self._pool.submit(work, *arguments)
-
-    def __enter__(self) -> _Background:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()  # what was computed is kept, whatever happened
-        if kind is None and self._last is not None:
-            self._last.result()
 
 
 Keep = Callable[[int, int, int, dict[str, Array], Array], None]
@@ -303,7 +268,7 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
         done += area
         on_progress(done, total)
 
-    with _Background(scene.overlapped) as background:
+    with Background(scene.overlapped) as background:
         for index, row in zip(needed, sharpen_rows(scene, [plan.strips[i] for i in needed], count), strict=True):
             tiles = plan.strips[index]
             skipped += sum(array is None for array in row.hrms)

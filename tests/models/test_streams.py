@@ -3,7 +3,9 @@
 import pytest
 import torch
 from test_network import STREAMS, inputs, student
+from torch.utils.flop_counter import FlopCounterMode
 
+from uknowpan.models import streams
 from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
 from uknowpan.models.features import LOG_V, MAPS, StreamsConfig
 from uknowpan.models.streams import StreamsStudent
@@ -13,18 +15,9 @@ LAST = 499
 
 def multiply_adds(bands):
     """Multiply-adds of the convolutions per PAN pixel."""
-    model, total = StreamsStudent(), 0
-
-    def count(layer, _, output):
-        nonlocal total
-        total += output[:, 0].numel() * layer.weight.numel()
-
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_hook(count)
-    x_t, t, condition = inputs(1, bands, (32, 32))
-    model(x_t, t, condition)
-    return total / 32**2
+    with FlopCounterMode(display=False) as counter:
+        StreamsStudent()(*inputs(1, bands, (32, 32)))
+    return counter.get_flop_counts()["Global"][torch.ops.aten.convolution] / 2 / 32**2
 
 
 @pytest.mark.parametrize("bands, expected", [(4, 25_224), (8, 38_696)])
@@ -43,6 +36,20 @@ def test_at_the_last_timestep_nothing_of_x_t_is_seen():
     assert torch.equal(alone.x0, other.x0)
     torch.testing.assert_close(mixed.x0[0], alone.x0[0], rtol=1e-4, atol=1e-5)
     assert (mixed.x0[1] - alone.x0[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("halo", [0, 4, 36])
+def test_pieces_of_the_answer_are_those_of_the_whole(halo, monkeypatch):
+    """With one step, as with two, the core alone, however its rows are cut."""
+    model = student(STREAMS)
+    _, t, condition = inputs(2, 3, (96, 88))
+    with torch.no_grad():
+        whole = model(torch.zeros_like(condition.lms), torch.full_like(t, LAST), condition).shrink(halo)
+        for rows in (4, 20, 1000):
+            monkeypatch.setattr(streams, "PIECE", rows)
+            core = model.at_end(condition, halo)
+            torch.testing.assert_close(core.x0, whole.x0, rtol=0, atol=5e-5)
+            torch.testing.assert_close(core.log_sigma, whole.log_sigma, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("t", [5, 100, 250, 400])

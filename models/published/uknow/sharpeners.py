@@ -16,7 +16,7 @@ class TeacherSharpener(UNetSharpener):
 
     def _sample(self, condition: Condition, origins: Origins, halo: int) -> Denoised:
         # In float32 always: the phases of its Fourier transforms jump at pi.
-        return self._ddim(self.model.denoiser(condition), condition, self._noise(condition, origins, halo))
+        return self._ddim(self.model.denoiser(condition), condition, self._noise(condition, origins, halo)).shrink(halo)
 
 
 class PriorSharpener(OnePassSharpener):
