@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasters import ORIGIN
-from running import STOPPING, MakePair, Outcome, read, spawn
+from running import STOPPING, MakePair, Outcome, read, spawn, write_tiny_model
 
 from uknowpan import scenes, sharpening
 from uknowpan.sharpening import TileRow
@@ -81,6 +81,16 @@ def test_error_of_the_thread_beside(
         assert "No space left" in sharpen(pair, "--tile", 32, code=3).stderr
     assert not (tmp_path / "out.tif").exists()
     sharpen(pair, "--tile", 32, "--resume")
+
+
+def test_another_coverage_is_refused(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
+    """Kind: strips of 1-sigma, kept by a killed run, become a part of 90 % intervals."""
+    pair, output = make_pair(), tmp_path / "out.tif"
+    model = write_tiny_model(tmp_path / "wide.safetensors", sigmas_90=2.0)
+    words = ("--tile", 32, "--model", model, "--uncertainty", tmp_path / "s.tif")
+    stop = STOPPING.format(strips=2, name="SIGKILL")
+    assert spawn("sharpen", pair.pan, *pair.ms, "-o", output, *words, before=stop).code == -9
+    assert "made with other coverage" in sharpen(pair, *words, "--coverage", 90, "--resume", code=3).stderr
 
 
 def test_order_of_tiles_does_not_show(
