@@ -106,7 +106,7 @@ def reproject_transform(transform: Affine, crs: str | None, to: str, res: float)
     step = 100 * res
     xs, ys = transform_points(crs, to, [transform.c, transform.c + step], [transform.f, transform.f])
     size = np.hypot(xs[1] - xs[0], ys[1] - ys[0]) / 100
-    return Affine.translation(xs[0], ys[0]) * Affine.scale(size, -size)
+    return Affine.translation(xs[0], ys[0]) @ Affine.scale(size, -size)
 
 
 def plain_grid(height: int = 70, width: int = 50, **changes: str) -> Grid:
@@ -167,8 +167,8 @@ def write_pair(
     kind, pan_kind = np.dtype(dtype), np.dtype(pan_dtype or dtype)
     if pan_shape is None:
         pan_shape = (round(ms_shape[0] * ratio), round(ms_shape[1] * ratio))
-    pan_place = Affine.translation(*ORIGIN) * Affine.rotation(rotation) * Affine.scale(res, -res)
-    ms_place = pan_place * Affine.translation(offset[1], offset[0]) * Affine.scale(ratio)
+    pan_place = Affine.translation(*ORIGIN) @ Affine.rotation(rotation) @ Affine.scale(res, -res)
+    ms_place = pan_place @ Affine.translation(offset[1], offset[0]) @ Affine.scale(ratio)
     if ms_crs:
         ms_place = reproject_transform(ms_place, crs, ms_crs, res * ratio)
     rng = np.random.default_rng(0)

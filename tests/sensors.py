@@ -93,7 +93,7 @@ def write_sensor_pair(
     ms_rpcs = ms_rpcs or rpcs(SIZE // RATIO, PIXEL * RATIO, (0.07, -0.06), turn=0.002, off=0.4)
     wide = SIZE + 64
     (x,), (y,) = transform("EPSG:4326", UTM, [LON], [LAT])
-    place = Affine.translation(x - wide * PIXEL / 2, y + wide * PIXEL / 2) * Affine.scale(PIXEL, -PIXEL)
+    place = Affine.translation(x - wide * PIXEL / 2, y + wide * PIXEL / 2) @ Affine.scale(PIXEL, -PIXEL)
     random = np.random.default_rng(5)
     fields = [gaussian_filter(random.normal(size=(wide, wide)), s) * s for s in (1, 2, 5, 12) for _ in range(2)]
     shared = sum(fields[::2])
@@ -105,7 +105,7 @@ def write_sensor_pair(
         rows, cols = (np.mgrid[-rim : size * fine + rim, -rim : size * fine + rim] + 0.5) / fine
         lon, lat = (v.ravel() for v in on_ground(it, rows, cols, hill))
         xs, ys = transform("EPSG:4326", UTM, lon, lat)
-        px, py = ~place * (np.array(xs), np.array(ys))
+        px, py = ~place @ (np.array(xs), np.array(ys))
         values = [map_coordinates(band, [py - 0.5, px - 0.5], order=3, mode="nearest") for band in bands]
         blurred = gaussian_filter(np.reshape(values, (-1, *rows.shape)), (0, sigma, sigma))[:, rim:-rim, rim:-rim]
         parts = blurred.reshape(-1, size, fine, size, fine)[:, :, (fine - 1) // 2 : fine // 2 + 1]
@@ -120,8 +120,8 @@ def write_sensor_pair(
         for name, (values, its) in images.items()
     )
     step, side = 4 * DEGREES, 120
-    dem_place = Affine.translation(LON - side / 2 * step, LAT + side / 2 * step) * Affine.scale(step, -step)
-    lon, lat = dem_place * (np.mgrid[:side, :side][::-1] + 0.5)
+    dem_place = Affine.translation(LON - side / 2 * step, LAT + side / 2 * step) @ Affine.scale(step, -step)
+    lon, lat = dem_place @ (np.mgrid[:side, :side][::-1] + 0.5)
     dem = write_raster(folder / "dem.tif", heights(lon, lat, hill)[None].astype("float32"), dem_place, crs="EPSG:4326",
                        nodata=-9999.0)  # fmt: skip
     return SensorPair(pan, ms, dem, truth, place, pan_rpcs, ms_rpcs)

@@ -100,7 +100,7 @@ def test_what_the_packages_import_is_declared():
                 modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 modules += [node.module] if isinstance(node, ast.ImportFrom) else []
                 for module in {name.split(".")[0] for name in modules} - {"uknowpan", *sys.stdlib_module_names}:
-                    known = names.get(module, module) in declared | extras | {"affine"}  # rasterio brings affine
+                    known = names.get(module, module) in declared | extras
                     assert known, f"{path.name} imports {module}"
 
 

@@ -72,7 +72,7 @@ def assembled(
         masked = masked or (len(tiles) > 1 and None in values)  # between tiles there is nothing
         for i, value in enumerate(values):
             lines += _band(i, placed, (top, left), value, [*descriptions, *[None] * len(first)][i], bits, masked)
-        place = data.transform if data.transform.is_identity else data.transform * Affine.translation(left, top)
+        place = data.transform if data.transform.is_identity else data.transform @ Affine.translation(left, top)
         return Assembly(name, virtual(width, height, data.crs, place, "\n".join(lines)), (*paths, *beside))
 
 
@@ -113,7 +113,7 @@ def _placed(bands: Sequence[tuple[str, DatasetReader, int]], base: DatasetReader
             raise IncompatiblePair(f"{other} and {path} differ in size or place, but are bands of one image.")
     if data is not base and data.transform.is_identity:
         raise IncompatiblePair(f"{path} is a tile without georeferencing; make one image of the tiles first.")
-    step = ~base.transform * data.transform
+    step = ~base.transform @ data.transform
     drift = max(abs(step.a - 1) * data.width, abs(step.e - 1) * data.height, abs(step.b), abs(step.d))
     off = max(abs(value - round(value)) for value in (step.c, step.f))
     if max(drift, off) > _TOLERANCE or not same_crs(data.crs, base.crs):

@@ -63,4 +63,4 @@ def _turned(path: str, ms: Raster, first: int, turn: int) -> str:
         kind = type_name(dtype if used else "uint8")
         content = (sources(band) if used else "") + (mask_of(sources(f"mask,{band}")) if used and ms.masks else "")
         bands += f'<VRTRasterBand dataType="{kind}" band="{band}">{content}</VRTRasterBand>'
-    return virtual(turn, height, data.crs, data.transform * Affine.translation(first, 0), bands)
+    return virtual(turn, height, data.crs, data.transform @ Affine.translation(first, 0), bands)

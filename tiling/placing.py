@@ -54,7 +54,7 @@ class Placement:
         """(oy, ox) of the full frame under which a resampled MS in sensor geometry is blurred least in its middle."""
         if self.way is None:
             return 0, 0
-        x, y = self.way.affine * (ms.dataset.width // 2, ms.dataset.height // 2)
+        x, y = self.way.affine @ (ms.dataset.width // 2, ms.dataset.height // 2)
         return -round(y) % ratio, -round(x) % ratio
 
 
@@ -108,9 +108,9 @@ def place_on_pan(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks, surface
     elif whole.crs is None or grid.crs is None:
         lost, other = (pan, ms) if whole.crs is None else (ms, pan)
         remarks.assume(f"{lost.path} names no CRS; that of {other.path} is assumed.")
-    turn = beside(ms.dataset.bounds, grid.crs, whole.bounds)[0] - ms.dataset.bounds[0]
-    transform = Affine.translation(turn, 0) * grid.transform
-    affine = ~whole.transform * transform
+    turn = beside(grid.bounds, grid.crs, whole.bounds)[0] - grid.bounds[0]
+    transform = Affine.translation(turn, 0) @ grid.transform
+    affine = ~whole.transform @ transform
     skew = max(abs(affine.b) * grid.height, abs(affine.d) * grid.width)
     if skew > _NEST_TOLERANCE:
         raise IncompatiblePair(
@@ -126,7 +126,7 @@ def _place_by_rpcs(whole: Grid, pan: Raster, ms: Raster, surface: Surface, remar
     affine, (height, width) = way.affine, ms.grid.shape
     ground = f"the heights of {surface.dem}" if surface.dem else f"a height of {surface.at(pan):.10g} m"
     remarks.note(f"{ms.path} is placed on the PAN by the RPCs of both, at {ground}.")
-    xs, ys = zip(*(affine * (x, y) for x in (0, width) for y in (0, height)), strict=True)
+    xs, ys = zip(*(affine @ (x, y) for x in (0, width) for y in (0, height)), strict=True)
     scale = hypot(affine.b, affine.e), hypot(affine.a, affine.d)
     slack = (way.left + 1) * max(scale)
     box = Box(min(ys) - slack, min(xs) - slack, max(ys) + slack, max(xs) + slack)
@@ -154,7 +154,7 @@ def _place_by_size(whole: Grid, ms: Raster, remarks: Remarks) -> Placement:
 
 
 def _outline(affine: Affine, shape: tuple[int, int]) -> Box:
-    (x0, y0), (x1, y1) = affine * (0, 0), affine * (shape[1], shape[0])
+    (x0, y0), (x1, y1) = affine @ (0, 0), affine @ (shape[1], shape[0])
     return Box(min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1))
 
 
@@ -179,8 +179,8 @@ def _place_by_crs(whole: Grid, pan: Raster, ms: Raster, remarks: Remarks) -> Pla
         raise IncompatiblePair(
             f"{ms.path} in {names[0]} cannot be transformed to the PAN's {names[1]}; warp it first: gdalwarp -t_srs."
         ) from error
-    (x0, y0), (xa, ya), (xb, yb) = cells = [~whole.transform * p for p in zip(xs, ys, strict=True)]
-    (x1, y1), (x2, y2) = corners = [~whole.transform * p for p in [(box[0], box[3]), (box[2], box[1])]]
+    (x0, y0), (xa, ya), (xb, yb) = cells = [~whole.transform @ p for p in zip(xs, ys, strict=True)]
+    (x1, y1), (x2, y2) = corners = [~whole.transform @ p for p in [(box[0], box[3]), (box[2], box[1])]]
     if not all(isfinite(v) for p in [*cells, *corners] for v in p):
         raise _apart(whole, ms)
     scale = hypot(xb - x0, yb - y0), hypot(xa - x0, ya - y0)
@@ -221,6 +221,8 @@ def choose_ratio(placement: Placement, ms: Raster, wanted: int | None, remarks: 
         raise IncompatiblePair(f"{size}; ratios up to {MAX_RATIO} are supported, give a ratio to resample to.")
     if ratio > 1:
         return ratio
+    if abs(mean - 1) > 0.1:
+        raise IncompatiblePair(f"{size}, so the MS is hardly coarser; give the ratio to work at: --ratio 2.")
     factor = interpolated_by(ms)
     if factor is None:
         raise IncompatiblePair(
@@ -282,7 +284,7 @@ class Target:
         method = Resampling.average if finer else Resampling[self.resampling]
         corner = Affine.translation(l_ * ratio - offset[1], t * ratio - offset[0])
         crs = self.pan.crs or ms.dataset.crs
-        grid = Grid(crs, self.pan.transform * corner * Affine.scale(ratio), r - l_, b - t)
+        grid = Grid(crs, self.pan.transform @ corner @ Affine.scale(ratio), r - l_, b - t)
         same = place.affine is not None
         view = (
             warped(closing, ms, grid, src_transform=place.transform, same_crs=same, scale=scale, resampling=method)
@@ -319,7 +321,7 @@ def bounds_window(whole: Grid, bounds: Bounds) -> Window:
         raise IncompatiblePair(
             f"Bounds {left:g} {bottom:g} {right:g} {top:g} are empty; the order is left bottom right top."
         )
-    corners = [~whole.transform * (x, y) for x in (left, right) for y in (bottom, top)]
+    corners = [~whole.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
     xs, ys = zip(*corners, strict=True)
     c0, c1 = max(0, floor(min(xs) + 1e-6)), min(whole.width, ceil(max(xs) - 1e-6))
     r0, r1 = max(0, floor(min(ys) + 1e-6)), min(whole.height, ceil(max(ys) - 1e-6))

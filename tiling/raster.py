@@ -211,11 +211,15 @@ def has_mask(dataset: DatasetReader) -> bool:
 
 
 def masks_of(dataset: DatasetReader, bands: Sequence[int]) -> tuple[int, ...]:
-    """The bands whose masks count: one where all share a mask, else those with a mask of their own."""
+    """The bands whose masks count: one where all share a mask, else those with a mask of their own.
+
+    rasterio has no number for the largest nodata of 64-bit integers, which GDAL's mask leaves out.
+    """
     flags = dataset.mask_flag_enums
     if any(MaskFlags.per_dataset in of_band and MaskFlags.alpha not in of_band for of_band in flags):
         return (bands[0],)
-    return tuple(band for band in bands if not flags[band - 1])
+    unnamed = [MaskFlags.nodata in of_band and dataset.nodatavals[k] is None for k, of_band in enumerate(flags)]
+    return tuple(band for band in bands if not flags[band - 1] or unnamed[band - 1])
 
 
 @dataclass(frozen=True)

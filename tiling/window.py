@@ -80,12 +80,12 @@ class Grid:
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in the units of the CRS, smaller value first."""
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
-        xs, ys = zip(*(self.transform * corner for corner in corners), strict=True)
+        xs, ys = zip(*(self.transform @ corner for corner in corners), strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     def cut(self, window: Window) -> "Grid":
         """The part of the grid under a window."""
-        transform, rpcs = self.transform * Affine.translation(window.col, window.row), self.rpcs
+        transform, rpcs = self.transform @ Affine.translation(window.col, window.row), self.rpcs
         if rpcs is not None:
             rpcs = RPC(
                 **{**rpcs.to_dict(), "line_off": rpcs.line_off - window.row, "samp_off": rpcs.samp_off - window.col}

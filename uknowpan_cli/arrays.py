@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,8 @@ def _sharpened(scene: Scene) -> tuple[dict[str, Array], Array]:
 
 def array_raster(given: Any, name: str, nodata: float | None) -> ArrayRaster:
     """An array of any kind with its invalid pixels; `name` is for errors, and "PAN" may be (H, W)."""
+    if nodata is not None and not isinstance(nodata, Real):
+        raise InputError(f"nodata is a number, not {nodata!r}.")
     array = _to_numpy(given, name)
     if array.ndim == 2 and name == "PAN":
         array = array[None]

@@ -37,7 +37,7 @@ def footprint(raster: DatasetReader) -> BaseGeometry:
     shrink = max(1.0, max(raster.shape) / SIDE)
     height, width = (max(1, round(n / shrink)) for n in raster.shape)
     mask = valid_mask(raster, (height, width))
-    step = raster.transform * raster.transform.scale(raster.width / width, raster.height / height)
+    step = raster.transform @ raster.transform.scale(raster.width / width, raster.height / height)
     parts = [shapely.geometry.shape(part) for part, value in shapes(mask, mask > 0, transform=step) if value]
     pixel = max(abs(step.a) + abs(step.b), abs(step.d) + abs(step.e))
     outline = shapely.union_all(parts).simplify(0.0 if shrink == 1 else pixel)

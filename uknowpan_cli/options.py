@@ -261,6 +261,8 @@ class SharpenOptions:
         self._set("stretch", stretch_range(self.stretch))
         for name in ("model", "dem", "uncertainty", "preview", "stac"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, str | os.PathLike):
+                raise UsageError(f"--{name} takes the name of a file, not {value!r}.")
             self._set(name, None if value is None else os.fspath(value))
 
     def _refuse_together(self) -> None:

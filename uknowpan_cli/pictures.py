@@ -318,7 +318,7 @@ def _metres(raster: Any) -> float | None:
         return None
     across = math.hypot(raster.transform.a, raster.transform.d)
     if raster.crs.is_geographic:
-        _, latitude = raster.transform * (raster.width / 2, raster.height / 2)
+        _, latitude = raster.transform @ (raster.width / 2, raster.height / 2)
         return across * METRES_OF_A_DEGREE * math.cos(math.radians(latitude))
     return float(across * raster.crs.linear_units_factor[1])
 

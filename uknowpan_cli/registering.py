@@ -177,13 +177,13 @@ def write_field(pair: ScenePair, field: Registration, path: str) -> None:
     picture = str(Path(path).with_suffix(".png"))
     check_outputs({"--displacement": path, "its picture": picture}, pair.inputs, overwrite=None)
     ratio, (height, width) = pair.ratio, pair.frame_shape
-    corner = Affine.translation(-pair.offset[1], -pair.offset[0]) * Affine.scale(ratio)
+    corner = Affine.translation(-pair.offset[1], -pair.offset[0]) @ Affine.scale(ratio)
     bands: list[int | None] = list(range(pair.bands)) if field.own_bands else [None]
     cols = (pair.origin[1] + np.arange(width, dtype=float)) * ratio + (ratio - 1) / 2
     with Scratch(path) as scratch:
         with rasterio.open(
             scratch.path, "w", driver="GTiff", dtype="float32", count=2 * len(bands), height=height, width=width,
-            crs=pair.grid.crs, transform=pair.grid.transform * corner, compress="deflate", bigtiff="IF_SAFER",
+            crs=pair.grid.crs, transform=pair.grid.transform @ corner, compress="deflate", bigtiff="IF_SAFER",
         ) as dataset:  # fmt: skip
             for top in range(0, height, ROWS):
                 count = min(ROWS, height - top)

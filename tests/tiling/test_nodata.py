@@ -1,5 +1,7 @@
 """Invalid pixels are found in every form they come in, and never bleed into valid ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
@@ -48,6 +50,21 @@ def test_native_holes(make_pair, kind):
     filled = tile.ms[:, 5:9, 7:12].reshape(len(around), -1)
     assert (filled.min(axis=1) >= around.min(axis=1)).all()
     assert (filled.max(axis=1) <= around.max(axis=1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_the_largest_integer_as_nodata(make_pair, dtype):
+    """Kind of fault: rasterio has no such number, so that holes became data."""
+    files = make_pair(holes=HOLES, dtype=dtype, nodata=2**60)
+    largest = np.iinfo(dtype).max
+    with rasterio.open(files.ms[0], "r+") as dataset:
+        dataset.write(np.where(HOLES, largest, dataset.read()))
+    content, text = Path(files.ms[0]).read_bytes(), b"1.152921504606847e+18"
+    assert content.count(text) == 1
+    Path(files.ms[0]).write_bytes(content.replace(text, str(largest).encode().ljust(len(text), b"\0")))
+    with open_pair(files.pan, files.ms) as pair:
+        assert pair.may_have_invalid
+        np.testing.assert_array_equal(pair.read_frame(0, 0, 24, 20).ms_valid, ~HOLES)
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (0.5, -0.5)])

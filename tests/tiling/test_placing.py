@@ -35,17 +35,17 @@ def test_an_ms_across_180_degrees(tmp_path: Path, crs: str, turn: int) -> None:
         step, (x, y) = DEGREES, (-180.0, 0.5)
     else:
         step, ((x,), (y,)) = 1.5, transform("EPSG:4326", crs, [-180.0], [0.5])
-    pan_place = Affine.translation(x - 64 * step, y + 64 * step) * Affine.scale(step, -step)
+    pan_place = Affine.translation(x - 64 * step, y + 64 * step) @ Affine.scale(step, -step)
     pan = write_raster(tmp_path / "pan.tif", ground(*grid(128))[None], pan_place, crs=crs)
-    place = Affine.translation(turn + 180 - 92 * DEGREES, 0.5 + 92 * DEGREES) * Affine.scale(4 * DEGREES, -4 * DEGREES)
+    place = Affine.translation(turn + 180 - 92 * DEGREES, 0.5 + 92 * DEGREES) @ Affine.scale(4 * DEGREES, -4 * DEGREES)
     cols, rows = grid(46)
-    lon, lat = place * (cols, rows)
+    lon, lat = place @ (cols, rows)
     if crs == "EPSG:4326":
         lon = lon - 360 * np.round((lon + 180) / 360)
         xs, ys = lon, lat
     else:
         xs, ys = (np.reshape(v, cols.shape) for v in transform("EPSG:4326", crs, lon.ravel(), lat.ravel()))
-    ms = write_raster(tmp_path / "ms.tif", ground(*(~pan_place * (xs, ys)))[None], place, crs="EPSG:4326")
+    ms = write_raster(tmp_path / "ms.tif", ground(*(~pan_place @ (xs, ys)))[None], place, crs="EPSG:4326")
     with open_pair(pan, ms, ratio=4) as pair:
         tile = pair.read_frame(0, 0, *pair.frame_shape)
     assert tile.valid.all()
@@ -64,7 +64,7 @@ def test_an_ms_around_the_globe(tmp_path: Path, crs: str, west: float, mark: str
     values = (500 + 300 * np.stack(waves)).astype("uint16")
     hole = np.zeros((height, 1440), bool)
     hole[10:12, [0, 1, -1]] = mark != "none"  # across the edge
-    place = Affine.translation(west, 2 + height / 2 * step) * Affine.scale(step, -step)
+    place = Affine.translation(west, 2 + height / 2 * step) @ Affine.scale(step, -step)
     marks: dict[str, object] = {}
     if mark == "nodata":
         values[:, hole], marks = 0, {"nodata": 0}
@@ -84,17 +84,17 @@ def test_an_ms_around_the_globe(tmp_path: Path, crs: str, west: float, mark: str
             name, x = "EPSG:3395", -32 * size
     elif crs == "off grid":
         x += 0.1
-    pan_place = Affine.translation(x, y) * Affine.scale(size, -size)
+    pan_place = Affine.translation(x, y) @ Affine.scale(size, -size)
     pan = write_raster(tmp_path / "pan.tif", np.full((1, 48, 64), 500, "uint16"), pan_place, crs=name)
     # The oracle: the same raster, wrapped by whole columns, through GDAL's own warp.
     wide = np.roll(values[:2], 720, 2)[:, :, 600:840].astype("float32")
     wide[:, np.roll(hole, 720, 1)[:, 600:840]] = np.nan
     wanted = np.full((2, 12, 16), np.nan, "float32")
-    centred = Affine.translation(middle - 120 * step, place.f) * Affine.scale(step, -step)
+    centred = Affine.translation(middle - 120 * step, place.f) @ Affine.scale(step, -step)
     source = "EPSG:4326" if name == "EPSG:4326" else f"+proj=longlat +datum=WGS84 +lon_wrap={middle}"
     reproject(
         wide, wanted, src_transform=centred, src_crs=source, src_nodata=np.nan, dst_nodata=np.nan,
-        dst_transform=pan_place * Affine.scale(4), dst_crs=name, resampling=Resampling.cubic,
+        dst_transform=pan_place @ Affine.scale(4), dst_crs=name, resampling=Resampling.cubic,
     )  # fmt: skip
     with open_pair(pan, ms, ratio=4) as pair:
         assert pair.nested is (crs == "EPSG:4326")
@@ -107,10 +107,10 @@ def test_an_ms_around_the_globe(tmp_path: Path, crs: str, west: float, mark: str
 
 def test_a_pan_in_degrees_and_an_ms_in_metres(tmp_path: Path) -> None:
     """Kind: the same jump, in the CRS of the PAN."""
-    place = Affine.translation(180 - 64 * DEGREES, 0.5) * Affine.scale(DEGREES, -DEGREES)
+    place = Affine.translation(180 - 64 * DEGREES, 0.5) @ Affine.scale(DEGREES, -DEGREES)
     pan = write_raster(tmp_path / "pan.tif", ground(*grid(128))[None], place, crs="EPSG:4326")
     (x,), (y,) = transform("EPSG:4326", "EPSG:32601", [180.0], [0.5 - 64 * DEGREES])
-    ms_place = Affine.translation(x - 150, y + 150) * Affine.scale(6, -6)
+    ms_place = Affine.translation(x - 150, y + 150) @ Affine.scale(6, -6)
     ms = write_raster(tmp_path / "ms.tif", ground(*grid(50))[None], ms_place, crs="EPSG:32601")
     with open_pair(pan, ms, ratio=4) as pair:
         assert pair.read_frame(0, 0, *pair.frame_shape).valid.all()
@@ -148,9 +148,9 @@ def test_pan_and_ms_are_one_file(tmp_path: Path, how: str) -> None:
 
 def enlarged(tmp_path: Path, factor: float, kernel: Resampling, side: int = 480, crs: str = UTM) -> str:
     """A textured MS that was enlarged and lies on a PAN's grid."""
-    ms, place = textured(256)[:1], Affine.translation(5e5, 5e6) * Affine.scale(8, -8)
+    ms, place = textured(256)[:1], Affine.translation(5e5, 5e6) @ Affine.scale(8, -8)
     image = np.zeros((1, side, side), "float32")
-    fine = place * Affine.translation(2, 2) * Affine.scale(1 / factor)
+    fine = place @ Affine.translation(2, 2) @ Affine.scale(1 / factor)
     reproject(ms, image, src_transform=place, src_crs=crs, dst_transform=fine, dst_crs=crs, resampling=kernel)
     return write_raster(tmp_path / "ms.tif", image.round().astype("uint16"), fine)
 

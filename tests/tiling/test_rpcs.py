@@ -91,9 +91,9 @@ def test_rpcs_that_cannot_be_read(made):
 
 
 def test_a_geotransform_goes_before_rpcs(made, tmp_path):
-    place = Affine.translation(*(made[0.0].place * (0, 0))) * Affine.scale(PIXEL, -PIXEL)
+    place = Affine.translation(*(made[0.0].place @ (0, 0))) @ Affine.scale(PIXEL, -PIXEL)
     pan = write_raster(tmp_path / "pan.tif", np.ones((1, SIZE, SIZE), "uint16"), place, rpcs=made[0.0].pan_rpcs)
-    ms = write_raster(tmp_path / "ms.tif", np.ones((2, SMALL, SMALL), "uint16"), place * Affine.scale(RATIO))
+    ms = write_raster(tmp_path / "ms.tif", np.ones((2, SMALL, SMALL), "uint16"), place @ Affine.scale(RATIO))
     with open_pair(pan, ms, surface=Surface(height=5.0)) as opened:
         assert opened.nested and opened.grid.rpcs is None and "no height is needed" in " ".join(opened.notes)
 
@@ -104,7 +104,7 @@ def test_refused_heights(made, tmp_path, what):
         values, place = dem.read(), dem.transform
     if what == "hole":
         values[:, 50:70, 50:70] = -9999
-    place = Affine.translation(0.1, 0) * place if what == "elsewhere" else place
+    place = Affine.translation(0.1, 0) @ place if what == "elsewhere" else place
     path = write_raster(
         tmp_path / "dem.tif", values, place, crs=None if what == "no CRS" else "EPSG:4326", nodata=-9999
     )

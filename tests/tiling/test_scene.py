@@ -32,8 +32,8 @@ def assert_aligned(pair, tolerance, res=0.5, edge=None):
     edge: tolerance for the two outermost valid pixels, where GDAL's kernels are cut off.
     """
     tile = whole(pair)
-    corner = pair.grid.transform * Affine.translation(-pair.offset[1], -pair.offset[0])
-    expected = ground(*centres(corner * Affine.scale(pair.ratio), pair.frame_shape), res)
+    corner = pair.grid.transform @ Affine.translation(-pair.offset[1], -pair.offset[0])
+    expected = ground(*centres(corner @ Affine.scale(pair.ratio), pair.frame_shape), res)
     assert tile.ms_valid.mean() > 0.25
     inner = binary_erosion(tile.ms_valid, np.ones((3, 3)), 2)
     for band, values in enumerate(tile.ms):
@@ -114,7 +114,7 @@ def test_same_rotation_nests_another_is_refused(make_pair):
 def test_south_up_ms(make_pair, tmp_path):
     files = make_pair(dtype="float32")
     with rasterio.open(files.ms[0]) as dataset:
-        place = dataset.transform * Affine.translation(0, dataset.height) * Affine.scale(1, -1)
+        place = dataset.transform @ Affine.translation(0, dataset.height) @ Affine.scale(1, -1)
     flipped = write_raster(tmp_path / "flipped.tif", files.ms_values[:, ::-1], place)
     with open_pair(files.pan, [flipped]) as pair:
         assert_aligned(pair, 1.0)
@@ -245,10 +245,10 @@ def test_bounds_show_the_full_scene(make_pair, offset, box):
     top, left, bottom, right = box
     files = make_pair(offset=offset, ms_shape=(30, 26), pan_shape=(96, 80), noise=50,
                       dtype="float32")  # fmt: skip
-    bounds = (*(PLACE * (left + 0.2, bottom - 0.2)), *(PLACE * (right - 0.2, top + 0.2)))
+    bounds = (*(PLACE @ (left + 0.2, bottom - 0.2)), *(PLACE @ (right - 0.2, top + 0.2)))
     with open_pair(files.pan, files.ms) as full, open_pair(files.pan, files.ms, bounds=bounds) as part:
         assert (part.grid.height, part.grid.width) == (bottom - top, right - left)
-        assert part.grid.transform * (0, 0) == full.grid.transform * (left, top)
+        assert part.grid.transform @ (0, 0) == full.grid.transform @ (left, top)
         assert part.origin[0] % 12 == 0 and part.origin[1] % 12 == 0
         assert part.full_shape == full.full_shape
         margin = 7
@@ -381,7 +381,7 @@ RPCS = rasterio.rpc.RPC(
     ],
 )
 def test_refused_ms(make_pair, tmp_path, words, dtype, scale, extra):
-    place = PLACE * Affine.scale(*scale) if scale else None
+    place = PLACE @ Affine.scale(*scale) if scale else None
     odd = write_raster(tmp_path / "odd.tif", np.ones((1, 20, 20), dtype), place, **extra)
     with pytest.raises(IncompatiblePair, match=words) as caught:
         open_pair(make_pair().pan, odd)

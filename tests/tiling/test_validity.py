@@ -28,13 +28,13 @@ def scene(folder, *, holes=HOLES, nodata=0.0, fill=None, dtype="uint16", declare
           mask=None, pan_holes=None, crs=UTM):  # fmt: skip
     """Paths of a PAN and an MS with holes (C, h, w) per band; `alpha` is the full value of an alpha band."""
     rng = np.random.default_rng(3)
-    place = Affine.translation(*ORIGIN) * Affine.scale(1, -1)
+    place = Affine.translation(*ORIGIN) @ Affine.scale(1, -1)
     pan = rng.integers(400, 900, (1, SIZE * RATIO, SIZE * RATIO)).astype("uint16")
     if pan_holes is not None:
         pan[0, pan_holes] = 0
     ms = rng.integers(100, 200, holes.shape).astype(dtype)
     ms[holes] = nodata if fill is None else fill
-    ms_place = place * Affine.translation(offset[1], offset[0]) * Affine.scale(RATIO)
+    ms_place = place @ Affine.translation(offset[1], offset[0]) @ Affine.scale(RATIO)
     if crs != UTM:
         ms_place = reproject_transform(ms_place, UTM, crs, RATIO)
     marks = {}

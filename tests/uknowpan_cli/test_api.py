@@ -226,3 +226,23 @@ def test_bad_arrays(pan: np.ndarray, ms: object, options: dict[str, object], tex
     with warnings.catch_warnings(), pytest.raises(uknowpan.Error) as failure:
         uknowpan.sharpen_array(pan, ms, method="gsa", **options)
     assert text in str(failure.value) and "\n" not in str(failure.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rotation", [0, 20])
+def test_nothing_deprecated_is_used(make_pair, tmp_path, rotation):
+    """Kind of fault: with `python -W error` and affine 3 no pair could be opened."""
+    pair = make_pair(ms_shape=(16, 16), rotation=rotation)
+    uknowpan.sharpen(pair.pan, pair.ms, tmp_path / "out.tif", method="brovey")
+
+
+def test_values_of_another_kind_are_named():
+    """Kind of fault: a TypeError of Python's, which names nothing."""
+    pan, ms = np.ones((1, 32, 32)), np.ones((2, 8, 8))
+    with pytest.raises(uknowpan.Error, match="nodata is a number, not 'x'"):
+        uknowpan.sharpen_array(pan, ms, nodata="x", method="brovey")
+    for name in ("model", "uncertainty"):
+        with pytest.raises(uknowpan.Error, match=f"--{name} takes the name of a file, not 5"):
+            SharpenOptions(**{name: 5})
+    with pytest.raises(uknowpan.Error, match="not 5"):
+        uknowpan.load(5)

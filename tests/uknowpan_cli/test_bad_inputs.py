@@ -94,14 +94,14 @@ def ms_in(crs: str) -> Callable[[Bench], Arguments]:
 
 def many_pan_bands(bench: Bench) -> Arguments:
     pair = bench.pair()
-    place = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
+    place = Affine.translation(*ORIGIN) @ Affine.scale(0.5, -0.5)
     three = np.repeat(pair.pan_values[None], 3, axis=0)
     return [write_raster(bench.folder / "pan3.tif", three, place), *pair.ms]
 
 
 def complex_ms(bench: Bench) -> Arguments:
     pair = bench.pair()
-    place = Affine.translation(*ORIGIN) * Affine.scale(2, -2)
+    place = Affine.translation(*ORIGIN) @ Affine.scale(2, -2)
     values = pair.ms_values.astype("complex64")
     return [pair.pan, write_raster(bench.folder / "complex.tif", values, place)]
 
@@ -268,6 +268,7 @@ TABLE = [
     Row("swapped", 3, "bands.*swapped", lambda b: [b.pair().ms[0], b.pair().pan]),
     Row("swapped, one band", 3, "swapped", lambda b: [(p := b.pair(bands=1)).ms[0], p.pan]),
     Row("ratio one half", 3, "swapped", plain(ratio=0.5, ms_shape=(64, 64))),
+    Row("ratio 1.4", 3, "1.4 x 1.4 PAN.*hardly coarser", plain(ratio=1.4, ms_shape=(40, 40))),
     Row("ratio 16", 3, "up to 8", plain(ratio=16, ms_shape=(8, 8))),
     Row("ratio 7", 5, "ratio is 7.*serves 2 to 6", plain(ratio=7, ms_shape=(12, 12))),
     Row("rotated apart", 3, "rotated", lambda b: [b.pair(name="a", rotation=3).pan, *b.pair(name="b").ms]),

@@ -33,7 +33,7 @@ def write_sparse(folder: Path, size: int, area: Area) -> tuple[Path, Path]:
     paths = []
     for name, values, factor in (("pan", scene.pan, 1), ("ms", scene.ms, RATIO)):
         path = folder / f"{name}.tif"
-        place = Affine.translation(*ORIGIN) * Affine.scale(METRES * factor, -METRES * factor)
+        place = Affine.translation(*ORIGIN) @ Affine.scale(METRES * factor, -METRES * factor)
         with rasterio.open(
             path, "w", driver="GTiff", width=size // factor, height=size // factor,
             count=len(values), dtype="uint16", nodata=0, crs=UTM, transform=place, tiled=True,

@@ -33,7 +33,7 @@ def write_pair(folder: Path, off: int) -> Pair:
         with rasterio.open(path) as whole:
             profile, window = whole.profile, Window(RIM + off, RIM + off, SIZE, SIZE)
             values = whole.read(window=window)
-            place = whole.transform * Affine.translation(RIM, RIM)
+            place = whole.transform @ Affine.translation(RIM, RIM)
         profile |= {"transform": place, "width": SIZE, "height": SIZE}
         with rasterio.open(path, "w", **profile) as dataset:
             dataset.write(values)

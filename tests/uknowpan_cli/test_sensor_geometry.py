@@ -48,7 +48,7 @@ def test_sharpening_before_and_after_orthorectification_agree(tmp_path, method, 
     package.sharpen(made.pan, made.ms, tmp_path / "sensor.tif", method=method, **heights)
     first = orthorectified(tmp_path / "sensor.tif", tmp_path / "first.tif", made.place, size, made.dem)
     pan = orthorectified(made.pan, tmp_path / "pan.tif", made.place, size, made.dem)
-    ms = orthorectified(made.ms, tmp_path / "ms.tif", made.place * Affine.scale(RATIO), size // RATIO, made.dem)
+    ms = orthorectified(made.ms, tmp_path / "ms.tif", made.place @ Affine.scale(RATIO), size // RATIO, made.dem)
     package.sharpen(pan, ms, tmp_path / "last.tif", method=method)
     images = []
     for path in (first, tmp_path / "last.tif"):

@@ -102,7 +102,7 @@ def load_demo_scene(size: int = 304, ratio: int = 4, seed: int = 7) -> Synthetic
         size = min(size, *dataset.shape) // ratio * ratio
         top, left = ((n - size) // 2 for n in dataset.shape)
         truth = dataset.read(window=((top, top + size), (left, left + size))).astype(np.float32)
-        corner, crs = dataset.transform * (left, top), dataset.crs.to_string()
+        corner, crs = dataset.transform @ (left, top), dataset.crs.to_string()
     pan, ms = observe(truth, ratio, PAN_WEIGHTS, 255.0, np.random.default_rng(seed))
     return SyntheticScene(truth, pan, ms, ratio, "uint8", crs, corner, 1.0)
 

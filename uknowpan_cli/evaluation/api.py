@@ -100,9 +100,9 @@ def _rasters(given: dict[str, Any], nodata: float | None) -> Iterator[dict[str, 
         placed = next((name for name in ("pan", "reference", "result", "ms") if name in files), None)
         if placed is not None:
             height, transform, crs = _grid(files[placed])
-            transform *= Affine.scale(height / rows if placed == "ms" else 1.0)
+            transform @= Affine.scale(height / rows if placed == "ms" else 1.0)
         for name, raster in arrays.items():
-            place = transform * Affine.scale(rows / raster.values.shape[1] if name == "ms" else 1.0)
+            place = transform @ Affine.scale(rows / raster.values.shape[1] if name == "ms" else 1.0)
             files[name] = stack.enter_context(in_memory(raster, place, crs, whole_numbers=True))
         yield files
 

@@ -73,7 +73,7 @@ def require_same_grid(raster: Raster, wanted: Grid, name: str) -> None:
             f"{raster.path} is in {crs_name(grid.crs)} and {name} in {crs_name(wanted.crs)}; "
             "both must lie on one grid: gdalwarp -t_srs."
         )
-    to_wanted = ~wanted.transform * grid.transform
+    to_wanted = ~wanted.transform @ grid.transform
     corners = [(0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height)]
     off = max(abs(a - b) for corner in corners for a, b in zip(to_wanted * corner, corner, strict=True))
     if off > SAME_GRID:

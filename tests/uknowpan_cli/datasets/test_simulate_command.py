@@ -72,10 +72,10 @@ def command(capfd):
 def test_reduction_of_a_pair_equals_the_toolbox(tmp_path):
     with np.load(GOLDEN / "wald.npz") as data:
         golden = dict(data)
-    pixel = Affine.translation(5e5, 5e6) * Affine.scale(0.5, -0.5)
+    pixel = Affine.translation(5e5, 5e6) @ Affine.scale(0.5, -0.5)
     scene = SceneFiles(
         write_raster(tmp_path / "pan.tif", golden["pan"].reshape(1, 256, 256), pixel),
-        (write_raster(tmp_path / "ms.tif", golden["gt"], pixel * Affine.scale(4)),),
+        (write_raster(tmp_path / "ms.tif", golden["gt"], pixel @ Affine.scale(4)),),
     )
     options = SimulationOptions("WV3", split=(100, 0, 0), max_value=65535)
     done = simulate_files([scene], tmp_path / "train.h5", options)

@@ -17,7 +17,7 @@ from uknowpan.evaluation.options import EvaluateOptions
 from uknowpan.evaluation.rasters import METHOD, evaluate_against, evaluate_without
 from uknowpan.models.metrics.sensors import find_sensor
 
-GRID = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
+GRID = Affine.translation(*ORIGIN) @ Affine.scale(0.5, -0.5)
 REDUCED = ["q2n", "q", "sam", "ergas", "scc", "psnr", "ssim"]
 FULL = ["d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr", "reprojection"]
 JUDGED = {"max_value": 2047, "cut": 5, "reprojection": True}
@@ -38,7 +38,7 @@ def arrays():
 @pytest.fixture(scope="module")
 def files(arrays, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rasters")
-    grids = {"ms": GRID * Affine.scale(4)}
+    grids = {"ms": GRID @ Affine.scale(4)}
     return {
         name: Path(write_raster(folder / f"{name}.tif", image, grids.get(name, GRID)))
         for name, image in arrays.items()

@@ -25,7 +25,7 @@ from uknowpan.models.metrics.windows import window_quality
 from uknowpan.models.resample import upsample
 from uknowpan.tiling import IncompatiblePair, InputUnreadable
 
-GRID = Affine.translation(*ORIGIN) * Affine.scale(0.5, -0.5)
+GRID = Affine.translation(*ORIGIN) @ Affine.scale(0.5, -0.5)
 GAINS = (0.34, 0.32, 0.30, 0.22)
 FULL = ("d_lambda_k", "d_s", "hqnr", "d_lambda", "qnr")
 
@@ -84,7 +84,7 @@ def _scene(folder, height=128, width=160, offset=(0, 0), around=0, dtype="uint16
         "result": _texture(4, height, width, seed=3), "pan": pan, "ms": _coarse(truth)
     }  # fmt: skip
     arrays = {k: (v * factor).astype(dtype) for k, v in arrays.items()}
-    ms_grid = GRID * Affine.translation(offset[1] - pad, offset[0] - pad) * Affine.scale(4)
+    ms_grid = GRID @ Affine.translation(offset[1] - pad, offset[0] - pad) @ Affine.scale(4)
     paths = {
         name: write_raster(folder / f"{name}.tif", values, ms_grid if name == "ms" else GRID, **kw)
         for name, values in arrays.items()
@@ -275,7 +275,7 @@ def _displaced(folder, shift=(0, 0), around=0, nodata=None):
     ms = np.roll(low, shift, (1, 2)).reshape(4, size // 4, 4, size // 4, 4).mean((2, 4))
     inner = (..., slice(pad, pad + 256), slice(pad, pad + 256))
     values = {"result": truth[inner], "pan": truth.mean(0, keepdims=True)[inner], "ms": ms}
-    grids = {"ms": GRID * Affine.translation(-pad, -pad) * Affine.scale(4)}
+    grids = {"ms": GRID @ Affine.translation(-pad, -pad) @ Affine.scale(4)}
     return {
         name: write_raster(folder / f"{name}.tif", x.astype("float32"), grids.get(name, GRID), nodata=nodata)
         for name, x in values.items()
@@ -359,8 +359,8 @@ def _refused(tmp_path, other, message):
     "shape, place, crs, message",
     [
         ((4, 128, 150), GRID, UTM, r"has 150 x 128 pixels and .* has 160 x 128"),
-        ((4, 128, 160), GRID * Affine.translation(0.5, 0), UTM, "up to 0.50 pixels off the grid"),
-        ((4, 128, 160), GRID * Affine.scale(1.001), UTM, "up to 0.16 pixels off the grid"),
+        ((4, 128, 160), GRID @ Affine.translation(0.5, 0), UTM, "up to 0.50 pixels off the grid"),
+        ((4, 128, 160), GRID @ Affine.scale(1.001), UTM, "up to 0.16 pixels off the grid"),
         ((4, 128, 160), GRID, "EPSG:32632", "is in EPSG:32632 and .* in EPSG:32631"),
         ((3, 128, 160), GRID, UTM, "has 3 bands and .* has 4"),
     ],
