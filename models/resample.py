@@ -11,7 +11,8 @@ only where a tensor comes in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -325,3 +326,51 @@ def _mirrored_on(start: int, count: int, length: int, device: torch.device) -> T
 
     with torch.inference_mode(False):
         return torch.from_numpy(mirrored(start, count, length)).to(device)
+
+
+PIECE = 128
+"""PAN rows of a piece of a window; what is made of it stays in a core's cache."""
+PIECE_BORDER = 4
+"""PAN pixels on every side that are read besides, where there are any."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """PAN pixels from `start` to `end` along one axis of a window of `size`, which has a halo."""
+
+    start: int
+    end: int
+    size: int
+    halo: int
+
+    @property
+    def read(self) -> slice:
+        """The pixels in the window, with the border."""
+        return slice(max(self.start - PIECE_BORDER, 0), min(self.end + PIECE_BORDER, self.size))
+
+    @property
+    def cells(self) -> slice:
+        """The same in cells of two pixels."""
+        return slice(self.read.start // 2, self.read.stop // 2)
+
+    @property
+    def inner(self) -> slice:
+        """The pixels among those that are read."""
+        return slice(self.start - self.read.start, self.end - self.read.start)
+
+    @property
+    def whole(self) -> slice:
+        """The pixels in the window."""
+        return slice(self.start, self.end)
+
+    @property
+    def place(self) -> slice:
+        """The pixels in the window without its halo."""
+        return slice(self.start - self.halo, self.end - self.halo)
+
+
+def pieces(height: int, width: int, halo: int, rows: int | None = None) -> Iterator[tuple[Span, Span]]:
+    """The spans (down, across) that cover a window without its halo; sizes are multiples of 4."""
+    for top in range(halo, height - halo, rows or PIECE):
+        bottom = min(top + (rows or PIECE), height - halo)
+        yield Span(top, bottom, height, halo), Span(halo, width - halo, width, halo)

@@ -12,7 +12,6 @@ c_skip = a v^2 / (a^2 v^2 + s^2). a and s are signal and noise of the timestep, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -35,10 +34,8 @@ from uknowpan.models.features import (
     StreamsConfig,
 )
 from uknowpan.models.network import PixelNorm, add_shared, band_mean, by_image, compress, time_features, to_grid
+from uknowpan.models.resample import pieces
 from uknowpan.models.types import Condition, Denoised
-
-PIECE = 128
-"""PAN rows of one band whose maps are made at once on a CPU."""
 
 
 class StreamBlock(nn.Module):
@@ -148,14 +145,15 @@ class StreamsStudent(nn.Module):
         joined, fine = self._streams(None, last, band, pan, scene)
         joined, size = by_image(joined, bands), (images, bands, height - 2 * halo, width - 2 * halo)
         x0, log_sigma = band.new_empty(size), band.new_empty(size)
-        rows, each = (PIECE, 1) if band.device.type == "cpu" else (height, bands)
-        for image, first, top in product(range(images), range(0, bands, each), range(halo, height - halo, rows)):
+        rows, each = (None, 1) if band.device.type == "cpu" else (height, bands)
+        for image, first, (down, across) in product(
+            range(images), range(0, bands, each), pieces(height, width, halo, rows)
+        ):
             one, some = slice(image, image + 1), slice(first, first + each)
-            down, across = Span(top, min(top + rows, height - halo), height), Span(halo, width - halo, width)
             own, shared = joined[one, some, :, down.cells, across.cells], fine[one, None, :, down.cells, across.cells]
-            maps = self._maps(own + shared, LOG_V)[..., down.inner, across.inner]
-            place = (one, some, slice(top - halo, down.end - halo))
-            x0[place], log_sigma[place] = _answer(maps, band[one, some, :, top : down.end, across.start : across.end])
+            maps, place = self._maps(own + shared, LOG_V), (one, some, down.place, across.place)
+            answer = _answer(maps[..., down.inner, across.inner], band[one, some, :, down.whole, across.whole])
+            x0[place], log_sigma[place] = answer
         return Denoised(x0=x0, log_sigma=log_sigma)
 
     def _streams(
@@ -186,26 +184,6 @@ class StreamsStudent(nn.Module):
         weight, bias = (part[: 4 * count] for part in self.out.parameters())
         maps = F.conv2d(F.silu(self.norm_out(head.flatten(0, 1))), weight, bias, padding=1)
         return by_image(F.pixel_shuffle(maps, 2).float(), head.shape[1])
-
-
-@dataclass(frozen=True)
-class Span:
-    """PAN pixels along one axis of a window, read with a cell of 4 more on either side, where there is one."""
-
-    start: int
-    end: int
-    size: int
-
-    @property
-    def cells(self) -> slice:
-        """The read pixels, in cells of two."""
-        return slice(max(self.start - 4, 0) // 2, min(self.end + 4, self.size) // 2)
-
-    @property
-    def inner(self) -> slice:
-        """The pixels among those that are read."""
-        first = self.start - max(self.start - 4, 0)
-        return slice(first, first + self.end - self.start)
 
 
 def _features(condition: Condition) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,9 @@
 """The student as a sharpener that ONNX Runtime runs, on the CPU and in one step."""
 
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,10 +20,12 @@ from uknowpan.models.checkpoints import (
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import StreamsConfig
 from uknowpan.models.geometry import Origins
-from uknowpan.models.onnx.streams import student_graph
-from uknowpan.models.resample import Array, crop
+from uknowpan.models.onnx.streams import student_graph, student_parts
+from uknowpan.models.resample import Array, crop, pieces
 from uknowpan.models.sharpeners import Pixels, Sharpened, StudentWindows
 from uknowpan.models.statistics import SceneStatistics
+
+T = TypeVar("T")
 
 SERVED = "fsa-s-streams"
 """Architecture that the engine runs."""
@@ -32,9 +36,11 @@ class OnnxSharpener(StudentWindows):
 
     multiple = 4
 
-    def __init__(self, session: Any, card: Card, config: StreamsConfig, softness: float | str | None, digest: str):
+    def __init__(
+        self, sessions: tuple[Any, Any], card: Card, config: StreamsConfig, softness: float | str | None, digest: str
+    ):
         super().__init__(card, None, softness, digest)
-        self.session, self.config = session, config
+        self.sessions, self.config = sessions, config
 
     @property
     def halo(self) -> int:
@@ -46,25 +52,40 @@ class OnnxSharpener(StudentWindows):
     def sharpen(self, pan: Pixels, ms: Pixels, statistics: SceneStatistics, origins: Origins) -> Sharpened:
         """Sharpen windows, see `Sharpener`; the network takes one after the other."""
         made: Any = self.condition(np.asarray(pan), np.asarray(ms), statistics, origins)
-        answers = [
-            self._run(band=band, pan=own[None], scene=scene[None, : self.config.scene_features])
-            for band, own, scene in zip(made.band_features, made.pan_features, made.scene, strict=True)
-        ]
-        x0, log_sigma = (crop(np.stack(parts)[:, :, 0], self.halo) for parts in zip(*answers, strict=True))
+        x0, log_sigma = np.stack(
+            [
+                self._answer(band, own[None], scene[None, : self.config.scene_features])
+                for band, own, scene in zip(made.band_features, made.pan_features, made.scene, strict=True)
+            ],
+            axis=1,
+        )
         unit = self.unit(statistics, made.pan)
         sigma = np.exp(log_sigma) * unit * np.float32(self.card.sigma_scale)
         return Sharpened(crop(made.lms, self.halo) + unit * x0, sigma)
 
-    def _run(self, **inputs: Array) -> list[Array]:
-        try:
-            answer: list[Array] = self.session.run(None, inputs)
-        except Exception as error:  # the runtime's errors have no base of their own; as PyTorch's for full memory
-            raise RuntimeError(str(error)) from error
+    def _answer(self, band: Array, pan: Array, scene: Array) -> Array:
+        """x0 and log sigma (2, C, H, W) of the core of one window."""
+        (bands, _, height, width), (streams, maps) = band.shape, self.sessions
+        (head,) = _run(streams, band=band, pan=pan, scene=scene)
+        answer = np.empty((2, bands, height - 2 * self.halo, width - 2 * self.halo), np.float32)
+        for k, (down, across) in product(range(bands), pieces(height, width, self.halo)):
+            own = slice(k, k + 1)
+            made = _run(maps, head=head[own, :, down.cells, across.cells], band=band[own, :, down.read, across.read])
+            for whole, part in zip(answer, made, strict=True):
+                whole[k, down.place, across.place] = part[0, 0, down.inner, across.inner]
         return answer
 
     def provenance(self) -> dict[str, str]:
         tags = {"MODEL": self.name, "SHA256": self.digest, "STEPS": "1", "PRECISION": "float32", "DEVICE": "cpu"}
         return {**tags, "ENGINE": "onnx"} | self.softness_tag()
+
+
+def _run(session: Any, **inputs: Array) -> list[Array]:
+    try:
+        answer: list[Array] = session.run(None, inputs)
+    except Exception as error:  # the runtime's errors have no base of their own; as PyTorch's for full memory
+        raise RuntimeError(str(error)) from error
+    return answer
 
 
 def serves(model: str, steps: int | None) -> bool:
@@ -94,18 +115,21 @@ def load_student(
     except ImportError as error:
         raise ModelError("--engine onnx needs ONNX Runtime; `pip install onnxruntime` brings it.") from error
     path = find_checkpoint(model)
-    card, graph = student_file(path)
+    card, parts = _made(path, student_parts)
     if (card.steps if steps is None else steps) != 1:
         raise ModelMismatch(f"--engine onnx takes one step, not {steps or card.steps}; use --engine torch.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # one block for all of a window would take twice the memory
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves busy machines
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        first, second = (
+            onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"]) for part in parts
+        )
     except Exception as error:  # the runtime's errors have no base of their own
         raise _misfit(path, error) from error
-    return OnnxSharpener(session, card, config_of(StreamsConfig, card.config), softness, sha256(path))
+    return OnnxSharpener((first, second), card, config_of(StreamsConfig, card.config), softness, sha256(path))
 
 
 def student_file(path: Path) -> tuple[Card, bytes]:
@@ -115,6 +139,11 @@ def student_file(path: Path) -> tuple[Card, bytes]:
         CheckpointError: the file is damaged.
         ModelMismatch: it has no graph.
     """
+    return _made(path, lambda weights, config: student_graph(weights, config, metadata_of(read_card(path))))
+
+
+def _made(path: Path, graph: Callable[[dict[str, Array], StreamsConfig], T]) -> tuple[Card, T]:
+    """The card of a checkpoint, and what is made of its weights and config. Raises as `student_file`."""
     card = read_card(path)
     if card.architecture != SERVED:
         raise ModelMismatch(
@@ -122,7 +151,7 @@ def student_file(path: Path) -> tuple[Card, bytes]:
         )
     weights = read_weights(path)
     try:
-        return card, student_graph(weights, config_of(StreamsConfig, card.config), metadata_of(card))
+        return card, graph(weights, config_of(StreamsConfig, card.config))
     except (KeyError, ValueError) as error:
         raise _misfit(path, error) from error
 

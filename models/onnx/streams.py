@@ -48,6 +48,11 @@ class _Network(Graph):
         pads = [side // 2 if stride == 1 else 0] * 4
         return self("Conv", x, weight, bias, kernel_shape=[side] * 2, pads=pads, strides=[stride] * 2)
 
+    def check(self) -> None:
+        """Raise ValueError where a weight was not taken."""
+        if self.unused:
+            raise ValueError(f"there is no place for {next(iter(self.unused))}")
+
     def linear(self, x: str, name: str) -> str:
         return self("Gemm", x, *self.take(name), transB=1)
 
@@ -101,6 +106,41 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig, metadata:
         KeyError, ValueError: the weights are not those of the config.
     """
     net = _Network(weights)
+    _mixed(net, _streams(net, config))
+    net.check()
+    return net.model(_given(config), _ANSWER, metadata)
+
+
+def student_parts(weights: Mapping[str, Array], config: StreamsConfig) -> tuple[bytes, bytes]:
+    """The same in two files, of which the second serves pieces of a window.
+
+    Returns:
+        A model as that of `student_graph` that gives head (C, K, H / 2, W / 2), and one of head and band that gives
+        x0 and log_sigma, of pieces of even sizes.
+    """
+    net = _Network(weights)
+    net.many("Identity", [_streams(net, config)], ["head"])
+    head: dict[str, list[int | str]] = {"head": ["bands", config.head_width, "cells_down", "cells_across"]}
+    streams = net.model(_given(config), head, {})
+    maps = _Network(net.unused)
+    _mixed(maps, "head")
+    maps.check()
+    return streams, maps.model(head | {"band": _given(config)["band"]}, _ANSWER, {})
+
+
+_ANSWER: dict[str, list[int | str]] = {name: ["bands", 1, "rows", "columns"] for name in ("x0", "log_sigma")}
+
+
+def _given(config: StreamsConfig) -> dict[str, list[int | str]]:
+    return {
+        "band": ["bands", BAND_FEATURES, "rows", "columns"],
+        "pan": [1, PAN_FEATURES, "rows", "columns"],
+        "scene": [1, config.scene_features],
+    }
+
+
+def _streams(net: _Network, config: StreamsConfig) -> str:
+    """(C, K, H / 2, W / 2) of both streams and the PAN."""
     embedding = _embedding(net, config)
     weight, bias = net.take("pan_in", config.pan_width)
     fine = net.silu(net.conv(_grid(net, "pan"), _of_grid(weight, PAN_FEATURES), bias))
@@ -112,20 +152,7 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig, metadata:
         trunk = net.block(trunk, f"trunk_blocks.{k}", embedding, mean)
     for k in range(config.band_blocks):
         y = net.block(y, f"band_blocks.{k}", embedding, trunk)
-    head = net.silu(net.norm(_joined(net, y, trunk, fine, config.head_width), "norm_out", centred=True))
-    _mixed(net, head)
-    if net.unused:
-        raise ValueError(f"there is no place for {next(iter(net.unused))}")
-    band: list[int | str] = ["bands", 1, "rows", "columns"]
-    return net.model(
-        {
-            "band": ["bands", BAND_FEATURES, "rows", "columns"],
-            "pan": [1, PAN_FEATURES, "rows", "columns"],
-            "scene": [1, config.scene_features],
-        },
-        {"x0": band, "log_sigma": band},
-        metadata,
-    )
+    return _joined(net, y, trunk, fine, config.head_width)
 
 
 def _embedding(net: _Network, config: StreamsConfig) -> str:
@@ -169,12 +196,13 @@ def _joined(net: _Network, y: str, trunk: str, fine: str, width: int) -> str:
 
 
 def _mixed(net: _Network, head: str) -> None:
-    """The outputs: band features in the proportions of the maps, and log sigma.
+    """The outputs of `_streams`' head: band features in the proportions of the maps, and log sigma.
 
     A map and its feature meet on the 2 x 2 grid; correction and log sigma meet ones there.
     """
     order = [*range(INJECTIONS), MISSING, CORRECTION, LOG_SIGMA]
     features = [*range(INJECTIONS), BACK_PROJECTION]
+    head = net.silu(net.norm(head, "norm_out", centred=True))
     weight, bias = (x.reshape(MAPS, 4, *x.shape[1:])[order].reshape(-1, *x.shape[1:]) for x in net.take("out"))
     places = np.zeros((len(order), 4, BAND_FEATURES, 4), np.float32)
     places[range(len(features)), :, features] = np.eye(4)

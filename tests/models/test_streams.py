@@ -5,7 +5,7 @@ import torch
 from test_network import STREAMS, inputs, student
 from torch.utils.flop_counter import FlopCounterMode
 
-from uknowpan.models import streams
+from uknowpan.models import resample
 from uknowpan.models.diffusion import NoiseSchedule, add_noise, ddim_sample
 from uknowpan.models.features import LOG_V, MAPS, StreamsConfig
 from uknowpan.models.streams import StreamsStudent
@@ -46,7 +46,7 @@ def test_pieces_of_the_answer_are_those_of_the_whole(halo, monkeypatch):
     with torch.no_grad():
         whole = model(torch.zeros_like(condition.lms), torch.full_like(t, LAST), condition).shrink(halo)
         for rows in (4, 20, 1000):
-            monkeypatch.setattr(streams, "PIECE", rows)
+            monkeypatch.setattr(resample, "PIECE", rows)
             core = model.at_end(condition, halo)
             torch.testing.assert_close(core.x0, whole.x0, rtol=0, atol=5e-5)
             torch.testing.assert_close(core.log_sigma, whole.log_sigma, rtol=0, atol=5e-5)

@@ -68,7 +68,7 @@ def test_full_memory_ends_as_pytorchs_does():
         def run(self, *given):
             raise Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
 
-    sharpener.session = Full()
+    sharpener.sessions = (Full(), Full())
     with pytest.raises(RuntimeError) as caught:
         sharpen_array(sharpener, pair.pan.numpy(), pair.ms.numpy())
     assert is_out_of_memory(caught.value)
