@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +121,20 @@ def machine_memory() -> int | None:
     except OSError:
         return held
     return min(held, int(allowed)) if allowed.isdigit() else held
+
+
+def peak_mb() -> float:
+    """MB that this process has taken at most; 0: unknown."""
+    with suppress(OSError):
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if match is not None:
+            return round(int(match[1]) * 1024 / 1e6, 1)
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def usable_cores() -> int:

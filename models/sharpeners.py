@@ -16,6 +16,7 @@ from uknowpan.models.classical import CLASSICAL_METHODS, classical_reach
 from uknowpan.models.errors import ModelMismatch
 from uknowpan.models.features import condition_reach, generic_condition, takes_softness
 from uknowpan.models.geometry import Origins, displacement_reach, geometry_of
+from uknowpan.models.registration.field import Registration
 from uknowpan.models.resample import UPSAMPLE_REACH, Array, Image, crop, degrade_reach, like, reflect
 from uknowpan.models.statistics import USUAL_SOFTNESS, SceneStatistics, scene_statistics
 from uknowpan.models.types import Condition
@@ -53,10 +54,11 @@ class Sharpener(Protocol):
     has_uncertainty: bool
     sigmas_90: float | None
     """Multiple of 1-sigma that holds 90 % of the errors; None: unknown."""
-    floats_per_pixel: int
-    """Memory: float32 values per band and PAN pixel of a window with its margin."""
     wants_softness: bool
     """The result follows the softness of the scene's MS, which must be measured."""
+
+    def floats_per_pixel(self, field: Registration | None) -> int:
+        """Memory that `sharpen` takes with a displacement: float32 values per band and PAN pixel of a window."""
 
     def check(self, bands: int, ratio: int) -> None:
         """Raise `ModelMismatch` if this method does not serve such a scene."""
@@ -102,8 +104,6 @@ class ClassicalSharpener:
     """One of `CLASSICAL_METHODS`; those with an intensity take proportions of the bands in it."""
 
     device = "cpu"
-    floats_per_pixel = 64
-    """Measured with tiles of 512: up to 62 where each of 4 bands has its own displacement, 4 where the MS nests."""
     multiple = 1
     local = True
     has_uncertainty = False
@@ -114,6 +114,11 @@ class ClassicalSharpener:
         self.name = method
         self._method = CLASSICAL_METHODS[method]
         self._weights = None if weights is None else np.array(weights)
+
+    def floats_per_pixel(self, field: Registration | None) -> int:
+        if field is None:
+            return 5  # measured with 4 bands: up to 4, 18 with a displacement, 62 with one for each band
+        return 64 if field.own_bands else 20
 
     def check(self, bands: int, ratio: int) -> None:
         if self._weights is not None and len(self._weights) != bands:
@@ -148,8 +153,6 @@ class CardedSharpener:
 
     local = False
     has_uncertainty = False
-    floats_per_pixel = 110
-    """Measured with `fsa-s-streams`, 4 bands and tiles of 512: 46, and 92 where each band has its own displacement."""
 
     def __init__(self, card: Card, bands: int | None, softness: float | str | None, digest: str, device: str = "cpu"):
         self.name, self.card, self.bands, self.digest, self.device = card.name, card, bands, digest, device
@@ -158,6 +161,9 @@ class CardedSharpener:
             raise ModelMismatch(f"model {card.name} was not trained with the softness of its result as an input")
         self.softness = softness
         self.wants_softness = softness == AS_MS
+
+    def floats_per_pixel(self, field: Registration | None) -> int:
+        return 110
 
     def check(self, bands: int, ratio: int) -> None:
         if self.bands is not None and bands != self.bands:

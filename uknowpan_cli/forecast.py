@@ -10,9 +10,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from uknowpan.models.devices import peak_mb
 from uknowpan.scenes import BYTES_OF_STRIP, Scene, creation_of
 from uknowpan.sharpening import Array, TileRow, layer_writer, sharpen_rows
 from uknowpan.tiling import Grid, OutputError, StripStore, Tile, encode, sample_windows
+from uknowpan.tiling.raster import GDAL_CACHE_BYTES
 
 TILES_LOOKED_AT = 2000
 """Tiles that are looked at for data; of a larger scene every n-th."""
@@ -43,7 +45,7 @@ class Forecast:
     tile_pan_pixels: tuple[int, int]
     margin_pan_pixels: int
     memory_mb: float
-    """Memory of arrays, beside that of torch itself."""
+    """Peak of the whole process."""
     seconds: float
     output_mb: float
     """Uncompressed."""
@@ -62,7 +64,7 @@ class Forecast:
             f"method   {self.method}, PAN/MS ratio {self.ratio}",
             f"tiles    {self.tiles} of {self.tile_pan_pixels[0]} x {self.tile_pan_pixels[1]} PAN "
             f"pixels, {self.margin_pan_pixels} pixels of context around each{empty}",
-            f"memory   about {self.memory_mb:.0f} MB beside torch itself",
+            f"memory   about {self.memory_mb:.0f} MB",
             f"disk     up to {self.disk_mb:.0f} MB while it runs",
             f"time     about {self.seconds:.0f} s (a piece of the scene was timed)",
         ]
@@ -87,6 +89,7 @@ def estimate(scene: Scene) -> Forecast:
     Tiles without data are counted and timed apart. The time up to here counts too: a run starts the same way.
     """
     pair, plan, grid = scene.pair, scene.plan, scene.pair.grid
+    memory = peak_mb() * 1e6  # libraries, model and survey
     seconds = time.monotonic() - scene.began
     tile, data = _full_tile(scene), _data_of(scene)
     per_tile, row = _sharpening_seconds(scene, tile)
@@ -100,8 +103,9 @@ def estimate(scene: Scene) -> Forecast:
     except (OSError, OutputError) as error:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
-    memory = scene.tile_bytes * min(scene.batch_size * scene.workers, plan.count) + scene.bytes_across
-    memory += scene.area(plan.strips[0]) * pair.bands * BYTES_OF_STRIP
+    at_once = min(scene.batch_size * scene.workers, plan.count)
+    memory += scene.tile_bytes * at_once + max(scene.bytes_across, GDAL_CACHE_BYTES)
+    memory += scene.area(plan.strips[0]) * pair.bands * BYTES_OF_STRIP * len(scene.layers)
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize
     written = image if scene.options.stretch is None else grid.width * grid.height * min(pair.bands, 3)

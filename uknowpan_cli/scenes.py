@@ -73,7 +73,7 @@ class Scene:
         """Memory that sharpening one tile takes, about."""
         first, rim = self.plan.strips[0][0], 2 * self.plan.margin
         window = (first.height + rim) * (first.width + rim) * self.pair.ratio**2
-        return window * self.pair.bands * self.sharpener.floats_per_pixel * 4
+        return window * self.pair.bands * self.sharpener.floats_per_pixel(self.survey.field) * 4
 
     @property
     def workers(self) -> int:

@@ -12,7 +12,7 @@ from running import STOPPING, MakePair, Outcome, listing, pixels, read, spawn
 from test_sharpen_student import write_paper_model
 
 import uknowpan as package
-from uknowpan import scenes
+from uknowpan import forecast, scenes
 
 Sharpen = Callable[..., Outcome]
 
@@ -100,7 +100,10 @@ def test_killed_between_strips_of_a_row(
     assert read(output).tobytes() == read(other).tobytes()
 
 
-def test_arrays_and_forecast(pair: RasterPair, sharpen: Sharpen, narrow: Callable[[], None], tiny_model: Path) -> None:
+def test_arrays_and_forecast(
+    pair: RasterPair, sharpen: Sharpen, narrow: Callable[[], None], tiny_model: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(forecast, "peak_mb", lambda: 0.0)
     pan, ms = read(pair.pan), read(pair.ms[0])
     words = {"model": tiny_model, "tile": 64, "uncertainty": True, "nodata": 0}
     whole = package.sharpen_array(pan, ms, **words)

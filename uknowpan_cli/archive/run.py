@@ -7,8 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import re
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +25,7 @@ from uknowpan.console import to_json
 from uknowpan.durable import parsed, sweep, write_text
 from uknowpan.errors import UsageError
 from uknowpan.loading import load_once
+from uknowpan.models.devices import peak_mb
 from uknowpan.models.sharpeners import Sharpener
 from uknowpan.options import SharpenOptions
 from uknowpan.scenes import open_scene, prepared
@@ -147,7 +146,7 @@ def run_scene(
     if outcome.status == "done" and outcome.megapixels is not None:
         speed = round(outcome.megapixels / max(seconds, 1e-9), 3)
         outcome = replace(outcome, megapixels_per_second=speed)
-    return replace(outcome, seconds=round(seconds, 3), peak_mb=_peak_mb(), finished=_now())
+    return replace(outcome, seconds=round(seconds, 3), peak_mb=peak_mb(), finished=_now())
 
 
 def lost(scene: Scene, message: str) -> SceneOutcome:
@@ -401,19 +400,6 @@ def _reset_peak() -> None:
     """Let the kernel count the process's largest memory anew, where it can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mb() -> float:
-    with suppress(OSError):
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if match is not None:
-            return round(int(match[1]) * 1024 / 1e6, 1)
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def _now() -> str:

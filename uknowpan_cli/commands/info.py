@@ -165,7 +165,7 @@ def _text(facts: dict[str, Any]) -> str:
     model = facts.get("model")
     if model is not None and model["fits"]:
         rows += [
-            ("memory", f"about {facts['memory_mb']:.0f} MB beside torch itself"),
+            ("memory", f"about {facts['memory_mb']:.0f} MB"),
             ("disk", f"up to {facts['disk_mb']:.0f} MB while it runs"),
             ("time", f"about {facts['seconds']:.0f} s with model {model['name']}"),
         ]
