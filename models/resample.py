@@ -348,10 +348,9 @@ class Span:
         """The pixels in the window, with the border."""
         return slice(max(self.start - PIECE_BORDER, 0), min(self.end + PIECE_BORDER, self.size))
 
-    @property
-    def cells(self) -> slice:
-        """The same in cells of two pixels."""
-        return slice(self.read.start // 2, self.read.stop // 2)
+    def cells(self, size: int) -> slice:
+        """The same in cells of 2 or 4 pixels."""
+        return slice(self.read.start // size, self.read.stop // size)
 
     @property
     def inner(self) -> slice:

@@ -150,7 +150,8 @@ class StreamsStudent(nn.Module):
             range(images), range(0, bands, each), pieces(height, width, halo, rows)
         ):
             one, some = slice(image, image + 1), slice(first, first + each)
-            own, shared = joined[one, some, :, down.cells, across.cells], fine[one, None, :, down.cells, across.cells]
+            cells = down.cells(2), across.cells(2)
+            own, shared = joined[one, some, :, *cells], fine[one, None, :, *cells]
             maps, place = self._maps(own + shared, LOG_V), (one, some, down.place, across.place)
             answer = _answer(maps[..., down.inner, across.inner], band[one, some, :, down.whole, across.whole])
             x0[place], log_sigma[place] = answer

@@ -70,11 +70,15 @@ class OnnxSharpener(StudentWindows):
     def _answer(self, band: Array, pan: Array, scene: Array) -> Array:
         """x0 and log sigma (2, C, H, W) of the core of one window."""
         (bands, _, height, width), (streams, maps) = band.shape, self.sessions
-        (head,) = _run(streams, band=band, pan=pan, scene=scene)
+        own, shared = _run(streams, band=band, pan=pan, scene=scene)
         answer = np.empty((2, bands, height - 2 * self.halo, width - 2 * self.halo), np.float32)
         for k, (down, across) in product(range(bands), pieces(height, width, self.halo)):
-            own = slice(k, k + 1)
-            made = _run(maps, head=head[own, :, down.cells, across.cells], band=band[own, :, down.read, across.read])
+            made = _run(
+                maps,
+                own=own[k : k + 1, :, down.cells(4), across.cells(4)],
+                shared=shared[:, :, down.cells(2), across.cells(2)],
+                band=band[k : k + 1, :, down.read, across.read],
+            )
             for whole, part in zip(answer, made, strict=True):
                 whole[k, down.place, across.place] = part[0, 0, down.inner, across.inner]
         return answer

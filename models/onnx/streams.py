@@ -106,7 +106,7 @@ def student_graph(weights: Mapping[str, Array], config: StreamsConfig, metadata:
         KeyError, ValueError: the weights are not those of the config.
     """
     net = _Network(weights)
-    _mixed(net, _streams(net, config))
+    _mixed(net, *_streams(net, config))
     net.check()
     return net.model(_given(config), _ANSWER, metadata)
 
@@ -115,17 +115,22 @@ def student_parts(weights: Mapping[str, Array], config: StreamsConfig) -> tuple[
     """The same in two files, of which the second serves pieces of a window.
 
     Returns:
-        A model as that of `student_graph` that gives head (C, K, H / 2, W / 2), and one of head and band that gives
-        x0 and log_sigma, of pieces of even sizes.
+        A model as that of `student_graph` that gives own (C, K, H / 4, W / 4) and shared (1, K, H / 2, W / 2), and one
+        that takes these and band, or the same piece of all, and gives x0 and log_sigma.
     """
     net = _Network(weights)
-    net.many("Identity", [_streams(net, config)], ["head"])
-    head: dict[str, list[int | str]] = {"head": ["bands", config.head_width, "cells_down", "cells_across"]}
-    streams = net.model(_given(config), head, {})
+    own, shared, up = _streams(net, config)
+    net.many("Identity", [own], ["own"])
+    net.many("Identity", [shared], ["shared"])
+    between: dict[str, list[int | str]] = {
+        "own": ["bands", config.band_width, "quarter_rows", "quarter_columns"],
+        "shared": [1, config.head_width, "half_rows", "half_columns"],
+    }
+    streams = net.model(_given(config), between, {})
     maps = _Network(net.unused)
-    _mixed(maps, "head")
+    _mixed(maps, "own", "shared", up)
     maps.check()
-    return streams, maps.model(head | {"band": _given(config)["band"]}, _ANSWER, {})
+    return streams, maps.model(between | {"band": _given(config)["band"]}, _ANSWER, {})
 
 
 _ANSWER: dict[str, list[int | str]] = {name: ["bands", 1, "rows", "columns"] for name in ("x0", "log_sigma")}
@@ -139,8 +144,9 @@ def _given(config: StreamsConfig) -> dict[str, list[int | str]]:
     }
 
 
-def _streams(net: _Network, config: StreamsConfig) -> str:
-    """(C, K, H / 2, W / 2) of both streams and the PAN."""
+def _streams(net: _Network, config: StreamsConfig) -> tuple[str, str, Array]:
+    """(C, K, H / 4, W / 4) of the bands, (1, K', H / 2, W / 2) of trunk and PAN, and weights that bring the first to
+    the second; their sum has no mean over the channels."""
     embedding = _embedding(net, config)
     weight, bias = net.take("pan_in", config.pan_width)
     fine = net.silu(net.conv(_grid(net, "pan"), _of_grid(weight, PAN_FEATURES), bias))
@@ -152,7 +158,14 @@ def _streams(net: _Network, config: StreamsConfig) -> str:
         trunk = net.block(trunk, f"trunk_blocks.{k}", embedding, mean)
     for k in range(config.band_blocks):
         y = net.block(y, f"band_blocks.{k}", embedding, trunk)
-    return _joined(net, y, trunk, fine, config.head_width)
+    width = config.head_width
+    up, shared = (net.take(name, 4 * width) for name in ("band_up", "trunk_up"))
+    own, own_bias = (x - x.mean(0) for x in net.take("pan_out", width))
+    up_weight, weight, bias = (x.reshape(width, 4, -1) for x in (up[0], shared[0], up[1] + shared[1]))
+    up_weight, weight, bias = (x - x.mean(0) for x in (up_weight, weight, bias))
+    places = weight.swapaxes(0, 1).reshape(4 * width, -1, 1, 1)  # in the order of DepthToSpace
+    trunk = net("DepthToSpace", net.conv(trunk, places, bias[:, :, 0].T.reshape(-1)), blocksize=2)
+    return y, net("Add", trunk, net.conv(fine, own, own_bias)), up_weight.transpose(2, 0, 1).reshape(-1, width, 2, 2)
 
 
 def _embedding(net: _Network, config: StreamsConfig) -> str:
@@ -183,26 +196,14 @@ def _of_grid(weight: Array, channels: int) -> Array:
     return own.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _joined(net: _Network, y: str, trunk: str, fine: str, width: int) -> str:
-    """(C, head, H / 2, W / 2) the sum of the streams on the 2 x 2 grid, less its mean over the channels."""
-    up, shared = (net.take(name, 4 * width) for name in ("band_up", "trunk_up"))
-    own, own_bias = (x - x.mean(0) for x in net.take("pan_out", width))
-    up_weight, weight, bias = (x.reshape(width, 4, -1) for x in (up[0], shared[0], up[1] + shared[1]))
-    up_weight, weight, bias = (x - x.mean(0) for x in (up_weight, weight, bias))
-    places = weight.swapaxes(0, 1).reshape(4 * width, -1, 1, 1)  # in the order of DepthToSpace
-    trunk = net("DepthToSpace", net.conv(trunk, places, bias[:, :, 0].T.reshape(-1)), blocksize=2)
-    y = net.to_space(y, up_weight.transpose(2, 0, 1).reshape(-1, width, 2, 2))
-    return net("Add", y, net("Add", trunk, net.conv(fine, own, own_bias)))
-
-
-def _mixed(net: _Network, head: str) -> None:
-    """The outputs of `_streams`' head: band features in the proportions of the maps, and log sigma.
+def _mixed(net: _Network, own: str, shared: str, up: Array) -> None:
+    """The outputs, of what `_streams` returns: band features in the proportions of the maps, and log sigma.
 
     A map and its feature meet on the 2 x 2 grid; correction and log sigma meet ones there.
     """
     order = [*range(INJECTIONS), MISSING, CORRECTION, LOG_SIGMA]
     features = [*range(INJECTIONS), BACK_PROJECTION]
-    head = net.silu(net.norm(head, "norm_out", centred=True))
+    head = net.silu(net.norm(net("Add", net.to_space(own, up), shared), "norm_out", centred=True))
     weight, bias = (x.reshape(MAPS, 4, *x.shape[1:])[order].reshape(-1, *x.shape[1:]) for x in net.take("out"))
     places = np.zeros((len(order), 4, BAND_FEATURES, 4), np.float32)
     places[range(len(features)), :, features] = np.eye(4)
