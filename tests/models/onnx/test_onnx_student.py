@@ -5,12 +5,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from test_geometry import field_of, scene
 from textures import make_pair
 
 from uknowpan.errors import is_out_of_memory
 from uknowpan.models.checkpoints import Card, save_checkpoint
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import StreamsConfig
+from uknowpan.models.resample import reflect
 from uknowpan.models.sharpeners import load_sharpener, sharpen_array
 from uknowpan.models.streams import StreamsStudent
 
@@ -57,6 +59,20 @@ def test_both_engines_give_the_same_pixels(ratio, bands, shift, softness, consis
         ours, theirs = (np.asarray(getattr(done, name)) for done in made)
         assert ours.dtype == np.float32
         assert abs(ours - theirs).max() < most  # of 10000
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_displaced_bands_too(ratio):
+    """A local displacement and shifts of the bands."""
+    pan, ms, statistics = scene(ratio, field_of(ratio))
+    pan, ms = pan[:, : 28 * ratio], ms[:, :28]  # windows are multiples of 4
+    made = []
+    for engine in ("torch", "onnx"):
+        sharpener = load_sharpener(None, engine=engine)
+        margin = sharpener.margin(statistics)
+        wide = reflect(pan.numpy(), margin * ratio)[None], reflect(ms.numpy(), margin)[None]
+        made.append(np.asarray(sharpener.sharpen(*wide, statistics, [(0, 0)]).hrms))
+    assert abs(made[0] - made[1]).max() < 1e-4 * float(np.ptp(made[0]))
 
 
 def test_full_memory_ends_as_pytorchs_does():
