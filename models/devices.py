@@ -68,11 +68,13 @@ def tune_cpu(threads: int | None = None) -> int:
     return count
 
 
-def share_cores(threads: int) -> None:
-    """Let PyTorch, where it is in use, take so many threads for the work of the calling one."""
+def share_cores(threads: int) -> int:
+    """Let PyTorch, where it is in use, take so many threads for the calling one and new ones; their number before."""
     torch = sys.modules.get("torch")
+    before = threads if torch is None else int(torch.get_num_threads())
     if torch is not None:
         torch.set_num_threads(threads)
+    return before
 
 
 def keep_memory() -> None:

@@ -67,6 +67,7 @@ class Scene:
     batch_size: int
     began: float
     """Monotonic time from which the report counts."""
+    most_workers: int = MOST_WORKERS
 
     @property
     def tile_bytes(self) -> int:
@@ -80,7 +81,7 @@ class Scene:
         """Batches that are sharpened side by side. Two tiles on a core each take less time than one on two cores."""
         if self.sharpener.device != "cpu" or not self.sharpener.local:
             return 1
-        return min(thread_count(self.options.num_threads), self.plan.count, MOST_WORKERS)
+        return min(thread_count(self.options.num_threads), self.plan.count, self.most_workers)
 
     @property
     def overlapped(self) -> bool:

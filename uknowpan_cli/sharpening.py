@@ -278,7 +278,7 @@ def sharpen_strips(scene: Scene, wanted: set[int], keep: Keep, on_progress: Prog
 
 
 def with_back_off(scene: Scene, work: Callable[[Scene, bool], T]) -> T:
-    """Do work on a scene; when memory runs out the batch is halved, then the tile.
+    """Do work on a scene; when memory runs out one worker goes on, then the batch is halved, then the tile.
 
     Args:
         scene: the scene.
@@ -296,15 +296,16 @@ def with_back_off(scene: Scene, work: Callable[[Scene, bool], T]) -> T:
                 raise
             scene, first = _smaller(scene, error), False
             log.warning(
-                "memory is short: going on with batches of %d and tiles of %d PAN pixels",
-                *(scene.batch_size, scene.options.tile),
+                "memory is short: going on with tiles of %d PAN pixels, %d at once",
+                *(scene.options.tile, scene.batch_size * scene.workers),
             )
 
 
 def _smaller(scene: Scene, error: BaseException) -> Scene:
     options = scene.options
-    if scene.batch_size > 1:  # the strips that are finished stay good
-        return replace(scene, batch_size=scene.batch_size // 2, options=replace(options, resume=True))
+    if scene.workers > 1 or scene.batch_size > 1:  # the strips that are finished stay good
+        size = scene.batch_size if scene.workers > 1 else scene.batch_size // 2
+        return replace(scene, most_workers=1, batch_size=size, options=replace(options, resume=True))
     if options.tile // 2 >= SMALLEST_TILE:  # they do not: strips are rows of tiles
         options = replace(options, tile=options.tile // 2, resume=False)
         return replace(scene, options=options, plan=plan_scene(scene.pair, scene.sharpener, scene.survey, options))

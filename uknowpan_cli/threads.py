@@ -41,7 +41,8 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int, cores
             yield item, work(item)
         return
     late: deque[tuple[T, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(workers, initializer=share_cores, initargs=(cores // workers,))
+    share = cores // workers
+    before, pool = share_cores(share), ThreadPoolExecutor(workers, initializer=share_cores, initargs=(share,))
     try:
         for item in items:
             late.append((item, pool.submit(work, item)))
@@ -52,6 +53,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int, cores
             yield first, result.result()
     finally:
         pool.shutdown(cancel_futures=True)
+        share_cores(before)
 
 
 class Background:

@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_memory_shortage_backs_off(
         return whole(self, pan, *more)
 
     monkeypatch.setattr(StudentSharpener, "sharpen", short)
-    assert "batches of 1 and tiles of 64" in sharpen(pair, "--tile", 64, "--batch-size", 2).stderr
+    assert "tiles of 64 PAN pixels, 1 at once" in sharpen(pair, "--tile", 64, "--batch-size", 2).stderr
     # One batch of the first row went through; it was not made again: 3 rows of 2 tiles are left.
     assert sizes == [2, 2, 1, 1, 1, 1, 1, 1]
 
@@ -181,6 +182,23 @@ def test_memory_shortage_backs_off(
     before = listing(tmp_path)
     sharpen(pair, "--overwrite", "-q", code=6).fails(6, "tiles of 64 PAN pixels.*--bounds")
     assert listing(tmp_path) == before
+
+
+def test_short_memory_first_ends_the_work_side_by_side(
+    sharpen: Sharpen, make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind of fault: the tile was halved at once, and all finished strips were lost."""
+    pair, whole, alone = make_pair(ms_shape=(64, 32)), StudentSharpener.sharpen, []
+
+    def short(self: StudentSharpener, *arguments: object) -> object:
+        alone.append(current_thread() is main_thread())
+        if len(alone) > 6 and not alone[-1]:
+            raise MemoryError
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(StudentSharpener, "sharpen", short)
+    assert "tiles of 64 PAN pixels, 1 at once" in sharpen(pair, "--tile", 64, "-j", 2).stderr
+    assert 1 <= sum(alone) <= 4  # of 8 tiles
 
 
 def test_some_nan_and_inf(sharpen: Sharpen, make_pair: MakePair, tmp_path: Path) -> None:
