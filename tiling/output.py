@@ -307,7 +307,7 @@ class SceneWriter(AbstractContextManager["SceneWriter"]):
 
     def _flush(self) -> None:
         assert self._dataset is not None
-        buffer = np.concatenate(self._pending, axis=1)
+        buffer = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending, axis=1)
         n = buffer.shape[1]
         first = self._next - n
         if self._next < self._grid.height:

@@ -347,12 +347,16 @@ class StripStore:
     def _between(self, left: int, right: int, layer: str, first: int) -> AnyArray:
         """Columns left to right of the output, (C, n, right - left), in the row of strips that begins with `first`."""
         starts = enumerate(zip(self.columns, (*self.columns[1:], right), strict=True), first)
-        parts = [
-            self._strip(layer, index)[..., max(left - start, 0) : right - start]
-            for index, (start, end) in starts
-            if start < right and end > left
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        places = [(index, start) for index, (start, end) in starts if start < right and end > left]
+        rows = None
+        for index, start in places:
+            part = self._strip(layer, index)[..., max(left - start, 0) : right - start]
+            if len(places) == 1:
+                return part
+            rows = np.empty((*part.shape[:2], right - left), part.dtype) if rows is None else rows
+            rows[..., max(start - left, 0) :][..., : part.shape[2]] = part
+        assert rows is not None
+        return rows
 
     def commit(self, files: Mapping[str, Scratch]) -> None:
         """Note that complete files are about to get their names, so that a resumed run may replace them."""

@@ -25,7 +25,7 @@ from uknowpan.tiling.rpcs import Surface
 
 log = logging.getLogger("uknowpan")
 
-BYTES_OF_STRIP = 16
+BYTES_OF_STRIP = 14
 """Bytes per value of a strip: blended, kept, encoded and written."""
 
 STRIP_WIDTH = 8192

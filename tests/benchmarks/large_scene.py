@@ -6,7 +6,7 @@
 
 The scene is a sparse tiled BigTIFF: a drawn scene repeated over --data (PAN pixels), declared
 nodata 0 and no blocks on the disk elsewhere. MS at a quarter of it, 4 bands, uint16. The last rows
-of the table are 1024 PAN rows of all columns: memory follows the width, a full run takes as much.
+of the table are 1024 PAN rows of all columns: a full run takes as much memory.
 --whole runs all of the scene; a strip of results takes its uncompressed size on the disk, so mind
 the forecast. --heights compares the peaks of fully textured scenes. Every command is a process of
 its own, as in bench.py, and "beyond torch" means what it means there.
@@ -42,7 +42,7 @@ WIDTH_ROWS = 1024
 Area = tuple[int, int, int, int]
 """Row, column, rows and columns of the PAN."""
 Pair = tuple[Path, Path]
-HEADER = "| what | method | seconds | Mpx/s | peak MB beyond torch | `--dry-run` said |\n|---|---|---|---|---|---|"
+HEADER = "| what | method | seconds | Mpx/s | MB beyond torch | `--dry-run` said, in all |\n|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
