@@ -103,7 +103,7 @@ def load(model: str | os.PathLike[str] | None = None, **options: Any) -> Sharpen
 
     Args:
         model: name of a bundled model or a checkpoint file; None: the default model.
-        **options: method, softness, consistency, steps, seed, device, dtype, num_threads.
+        **options: method, softness, consistency, steps, seed, device, dtype, engine, num_threads.
 
     Raises:
         ModelError: no such model, or its file is damaged.

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import rasterio
 import torch
-from running import MakePair, Run, read, spawn, write_tiny_model
+from running import STOPPING, MakePair, Run, read, spawn, write_tiny_model
 
 from uknowpan import loading
 from uknowpan.models.checkpoints import find_checkpoint, load_model
@@ -107,3 +107,12 @@ def test_an_exported_model_gives_the_networks_answer(uknowpan: Run, tmp_path: Pa
     assert uknowpan(*words, "generic", "-o", file, "--overwrite").code == 0
     uknowpan(*words, "generic", "-o", tmp_path / "student.h5").fails(2, "name it .onnx")
     uknowpan(*words, tiny, "-o", tmp_path / "tiny.onnx").fails(5, "fsa-s-lite, and only fsa-s-streams has a graph")
+
+
+def test_a_run_is_resumed_by_the_engine_that_began_it(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
+    pair = make_pair(ms_shape=(32, 16))
+    words = ("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif", "--tile", 64)
+    before = STOPPING.format(strips=1, name="SIGTERM")
+    assert spawn(*words, "--engine", "torch", before=before).code == 130
+    uknowpan(*words, "--resume").fails(3, "made with other method")
+    assert uknowpan(*words, "--resume", "--engine", "torch").code == 0
