@@ -70,8 +70,10 @@ _FULL = re.compile(
     "(cublas|cudnn|cusolver|cufft)_status_alloc_failed|can't start new thread|failed to map segment from shared object"
 )
 """Words of NumPy, PyTorch, GDAL, HDF5, CUDA's libraries and the loader for memory that is full."""
-_REPORTING = {"CPLE_BaseError", "RasterioError", "RuntimeError", "ImportError", "SystemError", "OSError"}
-"""Classes whose text is looked at, by name, so that nothing is imported for them."""
+_REPORTING = {
+    "CPLE_BaseError", "RasterioError", "RuntimeError", "ImportError", "SystemError", "OSError", "RuntimeException",
+}  # fmt: skip
+"""Classes whose text is looked at, by name, so that nothing is imported for them; the last is ONNX Runtime's."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -95,6 +97,8 @@ def exit_code(error: BaseException) -> int:
         return MEMORY
     if isinstance(error, Error):
         return error.exit_code
+    if _needs_torch(error):
+        return USAGE
     if isinstance(error, RecursionError) or _is_name(error):
         return INPUT
     # rasterio lets some of GDAL's own errors through; both roots are recognised by name so that
@@ -103,6 +107,10 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, OSError) or roots & {"CPLE_BaseError", "RasterioError"}:
         return INPUT
     return INTERNAL
+
+
+def _needs_torch(error: BaseException) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name == "torch"
 
 
 def _is_name(error: BaseException) -> bool:
@@ -116,6 +124,8 @@ def sentence(error: BaseException) -> str:
         return "interrupted"
     if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
         return "Memory ran out; free some, or work on less at once (sharpen: --bounds or a smaller --tile)."
+    if _needs_torch(error):
+        return "This needs PyTorch, which is not installed; `pip install torch` brings it."
     if isinstance(error, RecursionError):
         return "A file is nested too deeply to be read; it is none of uknowpan's."
     if _is_name(error):

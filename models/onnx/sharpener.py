@@ -130,7 +130,9 @@ def load_student(
         raise ModelMismatch(f"--engine onnx takes one step, not {steps or card.steps}; use --engine torch.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # its errors are raised besides
     options.enable_mem_pattern = False  # one block for all of a window would take twice the memory
+    options.enable_cpu_mem_arena = False  # it would keep from NumPy what a smaller tile leaves
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves busy machines
     try:

@@ -43,9 +43,22 @@ def test_without_torch(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> No
 def test_what_needs_torch_names_it(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:
     pair = make_pair(ms_shape=(16, 16))
     words = ("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif")
-    spawn(*words, "--engine", "torch", before=WITHOUT_TORCH).fails(2, "pip install torch")
+    for needing in ((*words, "--engine", "torch"), ("models", "verify", "generic")):
+        spawn(*needing, before=WITHOUT_TORCH).fails(2, "pip install torch")
     uknowpan(*words, "--engine", "onnx", "--dtype", "bf16").fails(2, "fp32 on the CPU")
     uknowpan(*words, "--engine", "onnx", "--steps", 2).fails(5, "one step")
+
+
+def test_memory_that_is_full_is_no_damaged_model(
+    uknowpan: Run, make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair(ms_shape=(16, 16))
+
+    def full(*arguments: object, **options: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException("std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    uknowpan("sharpen", pair.pan, *pair.ms, "-o", tmp_path / "out.tif").fails(6, "Memory ran out")
 
 
 def test_an_archive_keeps_its_engine(uknowpan: Run, make_pair: MakePair, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_full_memory_ends_as_pytorchs_does():
     assert is_out_of_memory(caught.value)
 
 
+def test_the_runtime_prints_nothing_and_keeps_no_memory(capfd):
+    """Kinds of fault: coloured lines beside the error; memory of large tiles that NumPy lacked for smaller ones."""
+    for session in load_sharpener(None, engine="onnx").sessions:
+        odd = [np.zeros([5 if type(k) is str else k for k in x.shape], np.float32) for x in session.get_inputs()]
+        with pytest.raises(Exception, match="Non-zero status"):
+            session.run(None, {x.name: values for x, values in zip(session.get_inputs(), odd, strict=True)})
+        assert not session.get_session_options().enable_cpu_mem_arena
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_the_engine_cannot_run(small):
     lite = small(architecture="fsa-s-lite")
     for model, steps, text in (("generic", 2, "one step, not 2"), (lite, None, "fsa-s-lite")):
