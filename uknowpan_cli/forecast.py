@@ -103,8 +103,7 @@ def estimate(scene: Scene) -> Forecast:
     except (OSError, OutputError) as error:
         notes.append(f"writing is not in the time: {error}")
     height, width = (n * pair.ratio for n in (tile.height, tile.width))
-    at_once = min(scene.batch_size * scene.workers, plan.count)
-    memory += scene.tile_bytes * at_once + max(scene.bytes_across, GDAL_CACHE_BYTES)
+    memory += scene.tile_bytes * scene.at_once + max(scene.bytes_across, GDAL_CACHE_BYTES)
     memory += scene.area(plan.strips[0]) * pair.bands * BYTES_OF_STRIP * len(scene.layers)
     itemsize = np.dtype(scene.options.output_dtype or pair.meta.dtype).itemsize
     image = grid.width * grid.height * pair.bands * itemsize
@@ -134,7 +133,8 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
-    """Seconds for a tile, and the result of the piece that was timed: on a CPU a small one for a slow method.
+    """Seconds for a tile among those beside it, and the result of the piece that was timed: on a CPU a small one for a
+    slow method.
 
     The first call pays for the start and does not count.
     """
@@ -148,14 +148,15 @@ def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
         return row
 
     seconds, _ = _timed(lambda: sharpen(1))
-    batch = 1
+    at_once = scene.at_once
     if seconds < QUICK or scene.sharpener.device != "cpu":
-        piece, batch = tile, min(scene.batch_size, plan.count)
-        sharpen(batch)
-    seconds, row = _timed(lambda: sharpen(batch))
+        piece = tile
+        if scene.sharpener.device != "cpu":
+            sharpen(at_once)  # the shape is new to it
+    seconds, row = _timed(lambda: sharpen(at_once))
     rim = 2 * plan.margin
     larger = (tile.height + rim) * (tile.width + rim) / ((piece.height + rim) * (piece.width + rim))
-    return seconds / batch * larger, row
+    return seconds / at_once * larger, row
 
 
 def _passing_seconds(scene: Scene, data: _Data) -> float:

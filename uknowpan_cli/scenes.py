@@ -84,6 +84,11 @@ class Scene:
         return min(thread_count(self.options.num_threads), self.plan.count, self.most_workers)
 
     @property
+    def at_once(self) -> int:
+        """Tiles that are sharpened at one time."""
+        return min(self.batch_size * self.workers, self.plan.count)
+
+    @property
     def overlapped(self) -> bool:
         """Read, blend, encode and keep in threads, and fetch results late: a device, or another core, computes
         meanwhile."""
