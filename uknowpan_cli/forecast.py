@@ -151,8 +151,8 @@ def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
     at_once = scene.at_once
     if seconds < QUICK or scene.sharpener.device != "cpu":
         piece = tile
-        if scene.sharpener.device != "cpu":
-            sharpen(at_once)  # the shape is new to it
+        if plan.count > 1:  # the shape is new to the device, and memory to the process
+            sharpen(at_once)
     seconds, row = _timed(lambda: sharpen(at_once))
     rim = 2 * plan.margin
     larger = (tile.height + rim) * (tile.width + rim) / ((piece.height + rim) * (piece.width + rim))
