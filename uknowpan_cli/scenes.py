@@ -254,12 +254,12 @@ def check_uncertainty(sharpener: Sharpener, wanted: bool, coverage: int) -> None
     """Raise UsageError where a method has no uncertainty, or none that holds this percentage of the errors."""
     if not wanted and coverage != 68:
         raise UsageError(f"--coverage {coverage} is for --uncertainty; give both or none.")
-    if wanted and coverage == 90 and sharpener.sigmas_90 is None and sharpener.has_uncertainty:
-        raise UsageError(f"--coverage 90: the card of {sharpener.name} has no such width; leave it out.")
     if wanted and not sharpener.has_uncertainty:
         raise UsageError(
             f"--uncertainty: {sharpener.name} has none; use a model of the form fsa-s-lite, like the bundled one."
         )
+    if coverage == 90 and sharpener.sigmas_90 is None:
+        raise UsageError(f"--coverage 90: the card of {sharpener.name} has no such width; leave it out.")
 
 
 def plan_scene(pair: ScenePair, sharpener: Sharpener, survey: Survey, options: SharpenOptions) -> TilePlan:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -193,13 +193,15 @@ def sharpen_rows(
             answer = replace(answer, sigma=None)
         return _Fetched(answer, scene.survey.scale.ms)
 
-    batches = prefetched(_batches(scene, rows))
-    if scene.sharpener.device == "cpu":
-        results = side_by_side(sharpened, batches, scene.workers, thread_count(scene.options.num_threads))
-    else:
-        results = launched_ahead(sharpened, batches)
-    for batch, fetched in results:
-        yield from keep(batch, fetched)
+    on_cpu, cores = scene.sharpener.device == "cpu", thread_count(scene.options.num_threads)
+    with (
+        closing(prefetched(_batches(scene, rows))) as batches,
+        closing(
+            side_by_side(sharpened, batches, scene.workers, cores) if on_cpu else launched_ahead(sharpened, batches)
+        ) as results,
+    ):
+        for batch, fetched in results:
+            yield from keep(batch, fetched)
     yield from done
 
 

@@ -1,9 +1,9 @@
-"""Work in threads, whose results come in order."""
+"""Work in threads, whose results come in order. Threads end with the generator: close it."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetched(iterator: Iterator[T]) -> Iterator[T]:
+def prefetched(iterator: Iterator[T]) -> Generator[T]:
     """Read the next item in a thread while the present one is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, iterator, None)
@@ -22,7 +22,7 @@ def prefetched(iterator: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def launched_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+def launched_ahead(work: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R]]:
     """Launch work on a device, and hand on each item with its result once the next one is launched."""
     last: tuple[T, R] | None = None
     for item in items:
@@ -34,7 +34,7 @@ def launched_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple
         yield last
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int, cores: int) -> Iterator[tuple[T, R]]:
+def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int, cores: int) -> Generator[tuple[T, R]]:
     """Do work on items in so many threads, which share the cores; each item with its result, in order."""
     if workers == 1:
         for item in items:

@@ -1,9 +1,16 @@
 """Work in threads."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from running import MakePair
 
+import uknowpan
+from uknowpan.models.sharpeners import ClassicalSharpener, Sharpened
 from uknowpan.threads import side_by_side
 
 
@@ -19,3 +26,14 @@ def test_cores_are_shared_and_given_back() -> None:
     with ThreadPoolExecutor(1) as pool:
         assert (cores(), pool.submit(cores).result()) == (3, 3)
     torch.set_num_threads(before)
+
+
+def test_no_thread_outlives_an_error(make_pair: MakePair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind of fault: idle threads for as long as the caller kept the exception."""
+    pair, before = make_pair(ms_shape=(32, 32)), threading.active_count()
+    real = ClassicalSharpener.sharpen
+    for odd in (lambda *given: Sharpened(real(*given).hrms * np.nan), lambda *given: None):
+        monkeypatch.setattr(ClassicalSharpener, "sharpen", odd)
+        with pytest.raises((uknowpan.Error, TypeError, AttributeError)) as kept:
+            uknowpan.sharpen(pair.pan, pair.ms, tmp_path / "out.tif", method="bicubic", tile=32, num_threads=2)
+        assert threading.active_count() == before, kept
