@@ -368,8 +368,8 @@ class Span:
         return slice(self.start - self.halo, self.end - self.halo)
 
 
-def pieces(height: int, width: int, halo: int, rows: int | None = None) -> Iterator[tuple[Span, Span]]:
+def pieces(height: int, width: int, halo: int, rows: int = PIECE) -> Iterator[tuple[Span, Span]]:
     """The spans (down, across) that cover a window without its halo; sizes are multiples of 4."""
-    for top in range(halo, height - halo, rows or PIECE):
-        bottom = min(top + (rows or PIECE), height - halo)
+    for top in range(halo, height - halo, rows):
+        bottom = min(top + rows, height - halo)
         yield Span(top, bottom, height, halo), Span(halo, width - halo, width, halo)

@@ -34,7 +34,7 @@ from uknowpan.models.features import (
     StreamsConfig,
 )
 from uknowpan.models.network import PixelNorm, add_shared, band_mean, by_image, compress, time_features, to_grid
-from uknowpan.models.resample import pieces
+from uknowpan.models.resample import PIECE, pieces
 from uknowpan.models.types import Condition, Denoised
 
 
@@ -145,7 +145,7 @@ class StreamsStudent(nn.Module):
         joined, fine = self._streams(None, last, band, pan, scene)
         joined, size = by_image(joined, bands), (images, bands, height - 2 * halo, width - 2 * halo)
         x0, log_sigma = band.new_empty(size), band.new_empty(size)
-        rows, each = (None, 1) if band.device.type == "cpu" else (height, bands)
+        rows, each = (PIECE, 1) if band.device.type == "cpu" else (height, bands)
         for image, first, (down, across) in product(
             range(images), range(0, bands, each), pieces(height, width, halo, rows)
         ):

@@ -156,7 +156,7 @@ def _core(x: Array, margin: int) -> Array:
 
 @dataclass
 class TileRow:
-    """One row of tiles, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
+    """The tiles of a strip, sharpened: PAN-grid arrays per tile, None where nothing is valid."""
 
     hrms: list[Array | None]
     valid: list[Array | None]
@@ -171,7 +171,7 @@ class TileRow:
 def sharpen_rows(
     scene: Scene, rows: Sequence[Sequence[Tile]], on_area: Callable[[int], None] = lambda area: None
 ) -> Iterator[TileRow]:
-    """Read and sharpen rows of tiles in batches, in order; `on_area` gets the PAN pixels of each batch."""
+    """Read and sharpen strips' tiles in batches, in order; `on_area` gets the PAN pixels of each batch."""
     ratio, (top, left) = scene.pair.ratio, scene.pair.origin
     done = deque(map(TileRow.empty, rows))
     first = 0
