@@ -339,8 +339,8 @@ def test_a_nodata_that_the_output_cannot_hold(uknowpan: Run, make_pair: MakePair
     assert usable_nodata(-3.40282347e38, "float32") == -3.40282347e38
 
 
-def test_a_raster_larger_than_memory(uknowpan: Run, tmp_path: Path) -> None:
-    """Kind: a file of some kilobytes declares 1e6 x 1e6 pixels."""
+def test_blocks_larger_than_memory(uknowpan: Run, tmp_path: Path) -> None:
+    """Kind: a file of some kilobytes declares 1e6 x 1e6 pixels, in blocks of 8192 x 8192."""
     for name, side, step in (("pan", 10**6, 1), ("ms", 250_000, 4)):
         with rasterio.open(
             tmp_path / f"{name}.tif", "w", driver="GTiff", width=side, height=side, count=1, dtype="uint16", crs=UTM,
@@ -349,7 +349,7 @@ def test_a_raster_larger_than_memory(uknowpan: Run, tmp_path: Path) -> None:
         ):  # fmt: skip
             pass
     command = ("sharpen", tmp_path / "pan.tif", tmp_path / "ms.tif", "-o", tmp_path / "o.tif", *QUICK)
-    uknowpan(*command, "--max-memory", 1).fails(6, "more than the .*--max-memory")
+    uknowpan(*command, "--max-memory", 0.2).fails(6, "more than the .*--max-memory")
 
 
 def test_a_damaged_table_of_an_h5(uknowpan: Run, tmp_path: Path) -> None:
