@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _DRIVEN = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
 """Devices in /dev of NVIDIA's drivers (nvhost, nvgpu: Jetson), AMD's, and of Windows beneath a Linux."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+
+_caller = threading.local()
 
 
 def thread_count(threads: int | None = None) -> int:
@@ -75,6 +78,18 @@ def share_cores(threads: int) -> int:
     if torch is not None:
         torch.set_num_threads(threads)
     return before
+
+
+def take_share(threads: int) -> None:
+    """Make so many the threads that work of the calling one may take."""
+    _caller.threads = threads
+    share_cores(threads)
+
+
+def share_of_caller(threads: int) -> int:
+    """Threads that work of the calling one may take; those given, unless it took a share."""
+    share: int = getattr(_caller, "threads", threads)
+    return share
 
 
 def keep_memory() -> None:

@@ -147,12 +147,14 @@ def _sharpening_seconds(scene: Scene, tile: Tile) -> tuple[float, TileRow]:
         [row] = sharpen_rows(scene, [[piece] * count])
         return row
 
+    if plan.count == 1 and scene.sharpener.local:  # a quick one, whose start belongs to the run
+        piece = tile
+        return _timed(lambda: sharpen(1))
     seconds, _ = _timed(lambda: sharpen(1))
     at_once = scene.at_once
     if seconds < QUICK or scene.sharpener.device != "cpu":
         piece = tile
-        if plan.count > 1:  # the shape is new to the device, and memory to the process
-            sharpen(at_once)
+        sharpen(at_once)  # the shape is new to the device, and memory to the process
     seconds, row = _timed(lambda: sharpen(at_once))
     rim = 2 * plan.margin
     larger = (tile.height + rim) * (tile.width + rim) / ((piece.height + rim) * (piece.width + rim))

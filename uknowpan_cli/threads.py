@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from uknowpan.models.devices import share_cores
+from uknowpan.models.devices import share_cores, take_share
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +42,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int, cores
         return
     late: deque[tuple[T, Future[R]]] = deque()
     share = cores // workers
-    before, pool = share_cores(share), ThreadPoolExecutor(workers, initializer=share_cores, initargs=(share,))
+    before, pool = share_cores(share), ThreadPoolExecutor(workers, initializer=take_share, initargs=(share,))
     try:
         for item in items:
             late.append((item, pool.submit(work, item)))

@@ -1,6 +1,7 @@
 """The student as a sharpener that ONNX Runtime runs, on the CPU and in one step."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from uknowpan.models.checkpoints import (
     read_weights,
     sha256,
 )
+from uknowpan.models.devices import share_of_caller
 from uknowpan.models.errors import CheckpointError, ModelMismatch
 from uknowpan.models.features import StreamsConfig
 from uknowpan.models.geometry import Origins
@@ -38,10 +40,16 @@ class OnnxSharpener(StudentWindows):
     multiple = 4
 
     def __init__(
-        self, sessions: tuple[Any, Any], card: Card, config: StreamsConfig, softness: float | str | None, digest: str
+        self,
+        sessions: Callable[[int], tuple[Any, Any]],
+        threads: int,
+        card: Card,
+        config: StreamsConfig,
+        softness: float | str | None,
+        digest: str,
     ):
         super().__init__(card, None, softness, digest)
-        self.sessions, self.config = sessions, config
+        self.sessions, self.threads, self.config = sessions, threads, config
 
     @property
     def halo(self) -> int:
@@ -71,7 +79,7 @@ class OnnxSharpener(StudentWindows):
 
     def _answer(self, band: Array, pan: Array, scene: Array) -> Array:
         """x0 and log sigma (2, C, H, W) of the core of one window."""
-        (bands, _, height, width), (streams, maps) = band.shape, self.sessions
+        (bands, _, height, width), (streams, maps) = band.shape, self.sessions(share_of_caller(self.threads))
         own, shared = _run(streams, band=band, pan=pan, scene=scene)
         answer = np.empty((2, bands, height - 2 * self.halo, width - 2 * self.halo), np.float32)
         for k, (down, across) in product(range(bands), pieces(height, width, self.halo)):
@@ -113,7 +121,7 @@ def load_student(
         model: bundled name or path.
         steps: 1 or None.
         softness: as of `uknowpan.models.sharpeners.load_sharpener`.
-        threads: of the session.
+        threads: where the calling thread took no share of the cores.
 
     Raises:
         CheckpointError: no such model, or its file is damaged.
@@ -128,20 +136,26 @@ def load_student(
     card, parts = _made(path, student_parts)
     if (card.steps if steps is None else steps) != 1:
         raise ModelMismatch(f"--engine onnx takes one step, not {steps or card.steps}; use --engine torch.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its errors are raised besides
-    options.enable_mem_pattern = False  # one block for all of a window would take twice the memory
-    options.enable_cpu_mem_arena = False  # it would keep from NumPy what a smaller tile leaves
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves busy machines
-    try:
-        first, second = (
-            onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"]) for part in parts
-        )
-    except Exception as error:  # the runtime's errors have no base of their own
-        raise _misfit(path, error) from error
-    return OnnxSharpener((first, second), card, config_of(StreamsConfig, card.config), softness, sha256(path))
+
+    @lru_cache
+    def sessions(count: int) -> tuple[Any, Any]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = count
+        options.log_severity_level = 4  # its errors are raised besides
+        options.enable_mem_pattern = False  # one block for all of a window would take twice the memory
+        options.enable_cpu_mem_arena = False  # it would keep from NumPy what a smaller tile leaves
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves busy machines
+        try:
+            first, second = (
+                onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"]) for part in parts
+            )
+        except Exception as error:  # the runtime's errors have no base of their own
+            raise _misfit(path, error) from error
+        return first, second
+
+    sessions(threads)  # or a fault would show late
+    return OnnxSharpener(sessions, threads, card, config_of(StreamsConfig, card.config), softness, sha256(path))
 
 
 def student_file(path: Path) -> tuple[Card, bytes]:

@@ -84,7 +84,7 @@ def test_full_memory_ends_as_pytorchs_does():
         def run(self, *given):
             raise Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
 
-    sharpener.sessions = (Full(), Full())
+    sharpener.sessions = lambda threads: (Full(), Full())
     with pytest.raises(RuntimeError) as caught:
         sharpen_array(sharpener, pair.pan.numpy(), pair.ms.numpy())
     assert is_out_of_memory(caught.value)
@@ -92,7 +92,7 @@ def test_full_memory_ends_as_pytorchs_does():
 
 def test_the_runtime_prints_nothing_and_keeps_no_memory(capfd):
     """Kinds of fault: coloured lines beside the error; memory of large tiles that NumPy lacked for smaller ones."""
-    for session in load_sharpener(None, engine="onnx").sessions:
+    for session in load_sharpener(None, engine="onnx").sessions(1):
         odd = [np.zeros([5 if type(k) is str else k for k in x.shape], np.float32) for x in session.get_inputs()]
         with pytest.raises(Exception, match="Non-zero status"):
             session.run(None, {x.name: values for x, values in zip(session.get_inputs(), odd, strict=True)})
