@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uknowpan.models.architectures import TIMESTEPS
-from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, INJECTIONS, PAN_FEATURES, PLAIN_SCENE_FEATURES
+from uknowpan.models.features import BACK_PROJECTION, INJECTIONS, PAN_FEATURES, PLAIN_SCENE_FEATURES
 from uknowpan.models.types import Condition, Denoised
+
+LITE_MAPS = INJECTIONS + 2
+"""The injections' weights, the correction, the log-sigma."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,8 @@ class LiteConfig:
     """Residual blocks on the 4 x 4 grid."""
     timesteps: int = field(default=TIMESTEPS, metadata={"least": 1})
     """Length of the noise schedule (scales the time embedding)."""
-    back_projection: bool = False
-    """Whether the band feature of that name is an input, mixed into the result like an injection."""
     scene_features: int = PLAIN_SCENE_FEATURES
     """Number of the scene's numbers that are inputs."""
-
-    @property
-    def band_features(self) -> int:
-        """Number of band features that are inputs."""
-        return BAND_FEATURES if self.back_projection else BACK_PROJECTION
-
-    @property
-    def maps(self) -> int:
-        """The injections' weights, the correction, the log-sigma, the back-projection's weight."""
-        return INJECTIONS + 2 + int(self.back_projection)
 
 
 class PixelNorm(nn.Module):
@@ -120,7 +111,7 @@ class FSAStudentLite(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(32 + config.scene_features, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU()
         )
-        self.band_in = nn.Conv2d(4 * (config.band_features + 1), width, 3, padding=1)
+        self.band_in = nn.Conv2d(4 * (BACK_PROJECTION + 1), width, 3, padding=1)
         self.pan_in = nn.Conv2d(4 * PAN_FEATURES, width, 3, padding=1)
         self.head_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
         self.down = nn.Conv2d(width, deep, 2, stride=2)
@@ -128,7 +119,7 @@ class FSAStudentLite(nn.Module):
         self.up = nn.Conv2d(deep, 4 * width, 1)
         self.tail_blocks = nn.ModuleList(BandBlock(width, emb) for _ in range(config.blocks))
         self.norm_out = PixelNorm(width)
-        self.out = nn.Conv2d(width, 4 * config.maps, 3, padding=1)
+        self.out = nn.Conv2d(width, 4 * LITE_MAPS, 3, padding=1)
         self._start_as_local_injection()
 
     @property
@@ -147,7 +138,7 @@ class FSAStudentLite(nn.Module):
     def _start_as_local_injection(self) -> None:
         """Untrained, the network predicts the local injection (band feature 1)."""
         nn.init.zeros_(self.out.weight)
-        bias = torch.zeros(self.config.maps, 4)
+        bias = torch.zeros(LITE_MAPS, 4)
         bias[1] = 1.0
         self.out.bias = nn.Parameter(bias.flatten())
 
@@ -167,14 +158,10 @@ class FSAStudentLite(nn.Module):
         Raises:
             ValueError: H or W is no multiple of 4, or the condition has no features.
         """
-        _, bands, height, width = x_t.shape
-        if height % 4 or width % 4:
-            raise ValueError(f"the lite student needs windows of multiples of 4, not {height} x {width}")
-        band, pan, scene = condition.band_features, condition.pan_features, condition.scene
-        if band is None or pan is None or scene is None:
-            raise ValueError("the lite student needs the condition made by generic_condition")
+        bands = x_t.shape[1]
+        band, pan, scene = features_of(condition)
         injections = band[:, :, :INJECTIONS]
-        band = band[:, :, : self.config.band_features]
+        band = band[:, :, :BACK_PROJECTION]
         scene = scene[:, : self.config.scene_features]
         emb = self.embed(torch.cat([time_features(t, self.config.timesteps), scene], 1))
 
@@ -195,10 +182,19 @@ class FSAStudentLite(nn.Module):
         x0 = maps[:, :, INJECTIONS]
         for k in range(INJECTIONS):
             x0 = torch.addcmul(x0, maps[:, :, k], injections[:, :, k])
-        if self.config.back_projection:
-            x0 = torch.addcmul(x0, maps[:, :, INJECTIONS + 2], band[:, :, BACK_PROJECTION])
         log_sigma = maps[:, :, INJECTIONS + 1].clamp(-8.0, 6.0)
         return Denoised(x0=x0, log_sigma=log_sigma, features=features)
+
+
+def features_of(condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of bands, PAN and scene. Raises ValueError where the window or the condition is not fit."""
+    height, width = condition.lms.shape[-2:]
+    if height % 4 or width % 4:
+        raise ValueError(f"the student needs windows of multiples of 4, not {height} x {width}")
+    band, pan, scene = condition.band_features, condition.pan_features, condition.scene
+    if band is None or pan is None or scene is None:
+        raise ValueError("the student needs the condition made by generic_condition")
+    return band, pan, scene
 
 
 def compress(x: Tensor) -> Tensor:

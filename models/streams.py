@@ -33,7 +33,16 @@ from uknowpan.models.features import (
     PAN_FEATURES,
     StreamsConfig,
 )
-from uknowpan.models.network import PixelNorm, add_shared, band_mean, by_image, compress, time_features, to_grid
+from uknowpan.models.network import (
+    PixelNorm,
+    add_shared,
+    band_mean,
+    by_image,
+    compress,
+    features_of,
+    time_features,
+    to_grid,
+)
 from uknowpan.models.resample import PIECE, pieces
 from uknowpan.models.types import Condition, Denoised
 
@@ -119,7 +128,7 @@ class StreamsStudent(nn.Module):
         """
         if x_t is None:
             return self.at_end(condition)
-        band, pan, scene = _features(condition)
+        band, pan, scene = features_of(condition)
         bands = band.shape[1]
         at_end = (t == self.config.timesteps - 1).view(-1, 1, 1, 1)
         joined, fine = self._streams(x_t.masked_fill(at_end, 0.0), t, band, pan, scene)
@@ -139,7 +148,7 @@ class StreamsStudent(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        band, pan, scene = _features(condition)
+        band, pan, scene = features_of(condition)
         images, bands, _, height, width = band.shape
         last = torch.full((images,), self.config.timesteps - 1, device=band.device)
         joined, fine = self._streams(None, last, band, pan, scene)
@@ -185,17 +194,6 @@ class StreamsStudent(nn.Module):
         weight, bias = (part[: 4 * count] for part in self.out.parameters())
         maps = F.conv2d(F.silu(self.norm_out(head.flatten(0, 1))), weight, bias, padding=1)
         return by_image(F.pixel_shuffle(maps, 2).float(), head.shape[1])
-
-
-def _features(condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of bands, PAN and scene. Raises ValueError where the window or the condition is not fit."""
-    height, width = condition.lms.shape[-2:]
-    if height % 4 or width % 4:
-        raise ValueError(f"the student needs windows of multiples of 4, not {height} x {width}")
-    band, pan, scene = condition.band_features, condition.pan_features, condition.scene
-    if band is None or pan is None or scene is None:
-        raise ValueError("the student needs the condition made by generic_condition")
-    return band, pan, scene
 
 
 def _answer(maps: Tensor, band: Tensor) -> tuple[Tensor, Tensor]:

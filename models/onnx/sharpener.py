@@ -133,7 +133,7 @@ def load_student(
     except ImportError as error:
         raise ModelError("--engine onnx needs ONNX Runtime; `pip install onnxruntime` brings it.") from error
     path = find_checkpoint(model)
-    card, parts = _made(path, student_parts)
+    card, parts = _made(path, lambda _, weights, config: student_parts(weights, config))
     if (card.steps if steps is None else steps) != 1:
         raise ModelMismatch(f"--engine onnx takes one step, not {steps or card.steps}; use --engine torch.")
 
@@ -165,11 +165,11 @@ def student_file(path: Path) -> tuple[Card, bytes]:
         CheckpointError: the file is damaged.
         ModelMismatch: it has no graph.
     """
-    return _made(path, lambda weights, config: student_graph(weights, config, metadata_of(read_card(path))))
+    return _made(path, lambda card, weights, config: student_graph(weights, config, metadata_of(card)))
 
 
-def _made(path: Path, graph: Callable[[dict[str, Array], StreamsConfig], T]) -> tuple[Card, T]:
-    """The card of a checkpoint, and what is made of its weights and config. Raises as `student_file`."""
+def _made(path: Path, graph: Callable[[Card, dict[str, Array], StreamsConfig], T]) -> tuple[Card, T]:
+    """The card of a checkpoint, and what is made of it, the weights and the config. Raises as `student_file`."""
     card = read_card(path)
     if card.architecture != SERVED:
         raise ModelMismatch(
@@ -177,7 +177,7 @@ def _made(path: Path, graph: Callable[[dict[str, Array], StreamsConfig], T]) -> 
         )
     weights = read_weights(path)
     try:
-        return card, graph(weights, config_of(StreamsConfig, card.config))
+        return card, graph(card, weights, config_of(StreamsConfig, card.config))
     except (KeyError, ValueError) as error:
         raise _misfit(path, error) from error
 

@@ -42,7 +42,7 @@ LOOSE = ((0.60, 0.76), (0.80, 0.96))
 """The same for sensors that had no say in the widths."""
 SHARES = (0.50, *COVERAGES, 0.95, 0.99)
 DEGREES = 5
-"""Of freedom, of the Student t that the errors resemble."""
+"""Degrees of freedom of the Student t distribution that the errors resemble."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uknowpan.models.checkpoints import network_of
-from uknowpan.models.features import BACK_PROJECTION, BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, StreamsConfig
+from uknowpan.models.features import BAND_FEATURES, PAN_FEATURES, SCENE_FEATURES, StreamsConfig
 from uknowpan.models.network import LiteConfig, compress
 from uknowpan.models.types import Condition
 
@@ -175,17 +175,6 @@ def test_uncertainty_is_bounded(config):
         assert model(x_t, t, condition).log_sigma.max() == 6
         model.out.bias.mul_(-1)
         assert model(x_t, t, condition).log_sigma.min() == -8
-
-
-def test_back_projection_is_mixed_in_where_the_network_has_it():
-    model = student(replace(TINY, back_projection=True))
-    x_t, t, condition = inputs()
-    with torch.no_grad():
-        model.out.weight[-4:], model.out.bias[-4:] = 0.0, 0.0
-        without = model(x_t, t, condition).x0
-        model.out.bias[-4:] = 1.0
-        missing = condition.band_features[:, :, BACK_PROJECTION]
-        torch.testing.assert_close(model(x_t, t, condition).x0, without + missing)
 
 
 def test_only_the_configured_numbers_of_the_scene_are_seen():

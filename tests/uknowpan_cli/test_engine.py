@@ -85,7 +85,7 @@ def test_on_a_cpu_pytorch_is_not_imported(make_pair: MakePair, tmp_path: Path, m
 
 
 def test_who_runs_the_network_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only PyTorch can do is left to it: a GPU, bf16, more steps, other models."""
+    """PyTorch runs on GPUs, in bf16, with more steps and other models; ONNX Runtime runs the rest."""
 
     def engine(**options: object) -> str:
         return loading._engine(SharpenOptions(**options))  # type: ignore[arg-type]
